@@ -1,0 +1,186 @@
+"""What an analysis is: a pure function of tables, declared with what it reads, writes and is partitioned by."""
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow as pa
+
+from ndt_ray.errors import SpecError, did_you_mean
+from ndt_ray.store.schema import SCHEMA_VERSION, Table
+
+Per = Literal["trial", "checkpoint", "sweep"]
+KEYS: Mapping[Per, tuple[str, ...]] = {"trial": ("trial_id",), "checkpoint": ("trial_id", "step"), "sweep": ()}
+"""Columns that tell the partitions of an analysis apart."""
+
+_NOT_CODE = ("ndt_ray.errors", "ndt_ray.registry", "ndt_ray.store", "ndt_ray.analysis.api", "ndt_ray.analysis.runner")
+"""Modules that carry rows or messages, and decide no number: a change in them makes no result stale."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One unit of work: a trial, a checkpoint of a trial, or the whole sweep."""
+
+    trial_id: str | None = None
+    step: int | None = None
+
+    def __str__(self) -> str:
+        parts = [self.trial_id, None if self.step is None else f"step {self.step}"]
+        return " ".join(p for p in parts if p is not None) or "sweep"
+
+    @property
+    def key(self) -> dict[str, str | int]:
+        """Columns and their values, as rows of this partition carry them."""
+        both = {"trial_id": self.trial_id, "step": self.step}
+        return {k: v for k, v in both.items() if v is not None}
+
+
+@dataclass(frozen=True)
+class AnalysisInput:
+    """What an analysis is given: the rows of its declared tables that belong to one partition."""
+
+    sweep: str
+    partition: Partition
+    tables: Mapping[str, pa.Table]
+
+    def frame(self, table: str) -> pd.DataFrame:
+        """One table as a DataFrame; empty, without columns, where the store has no such table yet."""
+        if table not in self.tables:
+            raise SpecError(f"table '{table}' was not declared in reads{did_you_mean(table, self.tables)}")
+        return self.tables[table].to_pandas()
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A registered analysis; calling it checks its parameters and the tables it returns."""
+
+    name: str
+    reads: tuple[str, ...]
+    writes: tuple[Table, ...]
+    per: Per
+    function: Callable[..., Mapping[str, pd.DataFrame]]
+    defaults: Mapping[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.per not in KEYS:
+            raise SpecError(f"analysis '{self.name}': per must be one of {', '.join(KEYS)}, but got {self.per!r}")
+        keyword = [p for p in inspect.signature(self.function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        object.__setattr__(self, "defaults", {p.name: p.default for p in keyword})
+        object.__setattr__(self, "__doc__", self.function.__doc__)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By name where the name leads back here, so that a worker uses its own module; by value otherwise."""
+        module, name = self.function.__module__, self.function.__qualname__
+        if module.startswith("ndt_ray.") and _found(module, name) is self:
+            return _found, (module, name)
+        return Analysis, (self.name, self.reads, self.writes, self.per, self.function)
+
+    def parameters(self, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """All parameters, defaults filled in; SpecError for an unknown one or one that JSON cannot hold."""
+        for name in given or {}:
+            if name not in self.defaults:
+                raise SpecError(f"analysis '{self.name}' has no parameter '{name}'{did_you_mean(name, self.defaults)}")
+        merged = {**self.defaults, **(given or {})}
+        try:
+            json.dumps(merged, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise SpecError(f"analysis '{self.name}': parameters must be plain JSON values: {error}") from error
+        return merged
+
+    def __call__(self, data: AnalysisInput, **parameters: Any) -> dict[str, pa.Table]:
+        """Run it on one partition; the tables have exactly the declared names, columns and types."""
+        found = self.function(data, **self.parameters(parameters))
+        declared = {t.name: t for t in self.writes}
+        if set(found) != set(declared):
+            raise SpecError(f"analysis '{self.name}' declares {sorted(declared)} but returned {sorted(found)}")
+        return {name: conform(declared[name], frame) for name, frame in found.items()}
+
+    def code_hash(self) -> str:
+        """SHA-256 of its source and of every ndt_ray module it stands on; comments and layout do not count."""
+        digest = hashlib.sha256(f"schema {SCHEMA_VERSION}\n".encode())
+        source = inspect.getsourcefile(self.function)
+        if source is None or not Path(source).is_file():
+            digest.update(self.function.__code__.co_code + repr(self.function.__code__.co_consts).encode())
+            return digest.hexdigest()
+        for name, text in sorted(_sources(self.function.__module__, Path(source), {}).items()):
+            digest.update(f"{name}\n{text}\n".encode())
+        return digest.hexdigest()
+
+    def output_key(self, parameters: Mapping[str, Any], code: str, inputs: str) -> str:
+        """16 hex digits that name an output: what was asked, of which code, on which inputs."""
+        parts = [self.name, self.parameters(parameters), code, inputs]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def analysis(
+    *, name: str, reads: tuple[str, ...], writes: tuple[Table, ...], per: Per
+) -> Callable[[Callable[..., Mapping[str, pd.DataFrame]]], Analysis]:
+    """Declare a function `(AnalysisInput, *, parameters…) -> {table name: DataFrame}` an analysis.
+
+    Keyword-only arguments are its parameters; each needs a default that JSON can hold. The function must depend on
+    nothing else: no clock, no global state, randomness only from seeds among its inputs.
+    """
+
+    def declare(function: Callable[..., Mapping[str, pd.DataFrame]]) -> Analysis:
+        return Analysis(name, reads, writes, per, function)
+
+    return declare
+
+
+def conform(table: Table, frame: pd.DataFrame) -> pa.Table:
+    """The frame as an Arrow table of exactly this schema, sorted by its key; SpecError names what differs."""
+    wanted = [c.name for c in table.columns]
+    if frame.empty and not len(frame.columns):
+        return table.arrow().empty_table()
+    missing, extra = [c for c in wanted if c not in frame], [c for c in frame if c not in wanted]
+    if missing or extra:
+        raise SpecError(f"rows for table '{table.name}' lack {missing} and have unknown {extra}")
+    ordered = frame.sort_values(list(table.order), kind="stable")
+    try:
+        return pa.Table.from_pandas(ordered, schema=table.arrow(), preserve_index=False).replace_schema_metadata(
+            table.arrow().metadata
+        )
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise SpecError(f"rows for table '{table.name}' do not fit its types: {error}") from error
+
+
+def _found(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name, None)
+
+
+def _sources(module: str, path: Path, seen: dict[str, str]) -> dict[str, str]:
+    """Normalised source of a module and, following imports within ndt_ray, of what it stands on."""
+    if module in seen or module.startswith(_NOT_CODE):
+        return seen
+    tree = ast.parse(path.read_text())
+    seen[module] = ast.unparse(tree)
+    for name in _imported(tree):
+        spec = importlib.util.find_spec(name) if name.startswith("ndt_ray.") and _exists(name) else None
+        if spec is not None and spec.origin is not None:
+            _sources(name, Path(spec.origin), seen)
+    return seen
+
+
+def _exists(name: str) -> bool:
+    """Whether this is a module, and not a name inside one."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)

@@ -1,0 +1,40 @@
+"""What a trajectory's bits depend on besides the trial: set the same way everywhere, and written down."""
+
+import os
+import platform
+
+import numpy as np
+import torch
+
+
+def configure(device: torch.device, threads: int = 1) -> None:
+    """One thread, no reduced precision, deterministic kernels. Process-wide; call it before any engine is made.
+
+    Intra-op threads lose time on every shape measured, and with two of them results depend on the pack's size.
+    """
+    torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    if device.type == "cuda":
+        # cuBLAS is bitwise repeatable only with a workspace of fixed size.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def fingerprint(device: torch.device) -> str:
+    """Library versions, instruction set or GPU model, and threads: equal strings promise equal bits."""
+    if device.type == "cuda":
+        p = torch.cuda.get_device_properties(device)
+        where = f"{p.name} sm{p.major}{p.minor} {p.multi_processor_count}sm cuda{torch.version.cuda}"
+    else:
+        blas = "mkl" if torch.backends.mkl.is_available() else "blas"
+        cbwr = os.environ.get("MKL_CBWR", "auto")
+        where = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {blas}:{cbwr} threads{torch.get_num_threads()}"
+    return f"torch{torch.__version__} numpy{np.__version__} {where}"
+
+
+def pick_device(gpus: float) -> torch.device:
+    """The GPU that was asked for, else the CPU."""
+    return torch.device("cuda", 0) if gpus > 0 else torch.device("cpu")

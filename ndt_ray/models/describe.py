@@ -1,0 +1,136 @@
+"""What a plan needs to know of a network before anything is trained: its size, its layers, the shapes they give."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ndt_ray.errors import SpecError
+from ndt_ray.inputs import InputSpec
+from ndt_ray.models.build import Factory, build, is_builtin, seeded, sketch
+from ndt_ray.models.layers import Kind
+
+EXAMPLE_BATCH = 2
+KIND_OF_DIMS: dict[int, Kind] = {1: "units", 2: "tokens", 3: "positions"}
+"""Of a layer's output, by its number of dimensions without the batch."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a network is made of, as seen from outside; shapes are those of one sample."""
+
+    n_parameters: int
+    """Trained numbers."""
+    tracked: dict[str, Kind]
+    """The layers measured, by module path in forward order, with the kind of their output."""
+    shapes: dict[str, tuple[int, ...]]
+    """Output of each tracked layer: (F,), (T, D) or (C, H, W)."""
+    output: tuple[int, ...]
+    """(classes,)."""
+
+
+def outline(factory: Factory, inputs: InputSpec, params: Mapping[str, Any]) -> Description:
+    """`describe` for a factory, without allocating weights unless a user's code cannot do without."""
+    if is_builtin(factory):
+        return describe(sketch(factory, inputs, params), inputs)
+    try:
+        return describe(sketch(factory, inputs, params), inputs)
+    except Exception:  # whatever a user's code makes of meta tensors; what is truly wrong is raised again below
+        return describe(build(factory, inputs, params, seed=0), inputs)
+
+
+def describe(module: nn.Module, inputs: InputSpec) -> Description:
+    """Parameters, tracked layers and output of `module`, from one forward pass on the meta device where it can.
+
+    A module that does not say what is tracked has all its Linears and Conv2ds tracked, in the order of their calls.
+    Raises SpecError where the module does not take the data set's samples or gives anything but [batch, classes].
+    """
+    declared: dict[str, Kind] | None = getattr(module, "tracked", None)
+    shapes = _output_shapes(module, inputs, _measurable(module) if declared is None else list(declared))
+    output = shapes.pop("")
+    tracked = declared
+    if tracked is None:
+        tracked = {name: KIND_OF_DIMS[len(shape)] for name, shape in shapes.items() if len(shape) in KIND_OF_DIMS}
+    silent = [name for name in tracked if name not in shapes]
+    if silent:
+        raise SpecError(
+            f"{type(module).__name__}: a forward pass gets no tensor from {silent}: take them off `tracked`"
+        )
+    n_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return Description(n_parameters, tracked, {name: shapes[name] for name in tracked}, output)
+
+
+def _output_shapes(module: nn.Module, inputs: InputSpec, names: list[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes without the batch, in the order of the first calls; '' is the whole module's."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _inputs: Any, out: Any) -> None:
+            if isinstance(out, Tensor):
+                shapes.setdefault(name, tuple(out.shape[1:]))
+
+        return hook
+
+    modules = dict(module.named_modules())
+    unknown = [name for name in names if name not in modules]
+    if unknown:
+        raise SpecError(f"{type(module).__name__}.tracked names {unknown}, which are no modules of it")
+    handles = [modules[name].register_forward_hook(note(name)) for name in names]
+    try:
+        out = _forward(module, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {**shapes, "": tuple(out.shape[1:])}
+
+
+def _measurable(module: nn.Module) -> list[str]:
+    return [name for name, leaf in module.named_modules() if name and isinstance(leaf, nn.Linear | nn.Conv2d)]
+
+
+def _forward(module: nn.Module, inputs: InputSpec) -> Tensor:
+    """Logits of an empty batch: on the meta device, or computed where the module's code needs numbers."""
+    dtype = torch.float32 if inputs.kind == "image" else torch.int64
+    shape = (EXAMPLE_BATCH, *inputs.shape)
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    on_meta = any(tensor.is_meta for tensor in state.values())
+    device = next((tensor.device for tensor in state.values()), torch.device("cpu"))
+    with torch.no_grad(), _evaluating(module), seeded(0):
+        try:
+            meta = {name: tensor.to("meta") for name, tensor in state.items()}
+            out = torch.func.functional_call(module, meta, (torch.zeros(shape, dtype=dtype, device="meta"),))
+        except Exception as meta_error:
+            if on_meta:
+                raise _unfit(module, shape, dtype, meta_error) from meta_error
+            try:
+                out = module(torch.zeros(shape, dtype=dtype, device=device))
+            except Exception as error:
+                raise _unfit(module, shape, dtype, error) from error
+    if not isinstance(out, Tensor) or tuple(out.shape) != (EXAMPLE_BATCH, inputs.classes):
+        got = f"a tensor of shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+        raise SpecError(
+            f"{type(module).__name__} gives {got} for a batch of {EXAMPLE_BATCH}, but the data set has "
+            f"{inputs.classes} classes: return logits of shape {(EXAMPLE_BATCH, inputs.classes)}"
+        )
+    return out
+
+
+def _unfit(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, error: Exception) -> SpecError:
+    return SpecError(
+        f"{type(module).__name__} does not take the data set's samples, a {dtype} batch of shape {shape}: "
+        f"{type(error).__name__}: {error}"
+    )
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    training = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, was in training.items():
+            m.training = was

@@ -1,0 +1,106 @@
+"""Names to `module:function`: what a sweep file, the command line and the report may call by name.
+
+Strings, not functions, so that listing names imports neither torch nor pandas.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+from ndt_ray.errors import SpecError, did_you_mean
+
+Kind = Literal["model", "data", "measure", "analysis"]
+
+_M = "ndt_ray.models"
+_TABLE: dict[str, dict[str, str]] = {
+    "model": {
+        **{
+            name: f"{_M}.mlp:{name}"
+            for name in (
+                "mlp",
+                "mlp_shallow_2",
+                "mlp_medium_5",
+                "mlp_deep_10",
+                "mlp_verydeep_15",
+                "mlp_narrow",
+                "mlp_medium",
+                "mlp_wide",
+                "mlp_verywide",
+            )
+        },
+        **{name: f"{_M}.cnn:{name}" for name in ("cnn", "cnn_shallow", "cnn_medium", "cnn_deep")},
+        **{
+            name: f"{_M}.transformer:{name}"
+            for name in (
+                "transformer",
+                "transformer_shallow",
+                "transformer_medium",
+                "transformer_deep",
+                "transformer_narrow",
+                "transformer_wide",
+            )
+        },
+        "modular_transformer": f"{_M}.modular:modular_transformer",
+        "vit": f"{_M}.vit:vit",
+        "resnet18": f"{_M}.resnet:resnet18",
+    },
+    "data": {
+        "digits": "ndt_ray.data.digits:digits",
+        "modular_addition": "ndt_ray.data.modular:modular_addition",
+        "mnist": "ndt_ray.data.images:mnist",
+        "fashion_mnist": "ndt_ray.data.images:fashion_mnist",
+        "qmnist": "ndt_ray.data.images:qmnist",
+        "ag_news": "ndt_ray.data.text:ag_news",
+        "arrays": "ndt_ray.data.arrays:arrays",
+    },
+    "measure": {
+        name: f"ndt_ray.measures:{name}"
+        for name in (
+            "stable_rank",
+            "participation_ratio",
+            "participation_ratio_sv",
+            "energy_90",
+            "nuclear_norm_ratio",
+            "rankme",
+            "power_law_alpha",
+            "participation_ratio_corrected",
+        )
+    },
+    "analysis": {
+        "jumps": "ndt_ray.analysis.jumps:jumps",
+        "growth": "ndt_ray.analysis.growth:growth",
+    },
+}
+
+
+def kinds() -> tuple[str, ...]:
+    """The kinds of things that have names."""
+    return get_args(Kind)
+
+
+def names(kind: Kind) -> list[str]:
+    """Registered names of one kind, sorted."""
+    return sorted(_TABLE[kind])
+
+
+def register(kind: Kind, name: str, target: str) -> None:
+    """Add a name; a name that is taken by another target is refused with SpecError."""
+    if _TABLE[kind].get(name, target) != target:
+        raise SpecError(f"{kind} '{name}' is already registered as {_TABLE[kind][name]}, not {target}")
+    _TABLE[kind][name] = target
+
+
+def resolve(kind: Kind, name: str) -> Callable[..., Any]:
+    """The function behind a name; SpecError with the closest name where there is none."""
+    target = _TABLE[kind].get(name)
+    if target is None:
+        raise SpecError(f"unknown {kind} '{name}'{did_you_mean(name, _TABLE[kind])}")
+    module, _, attribute = target.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def summary(kind: Kind, name: str) -> str:
+    """First line of the docstring."""
+    return (inspect.getdoc(resolve(kind, name)) or "").partition("\n")[0]

@@ -1,0 +1,195 @@
+"""One trial, fully said: every choice that its numbers depend on, and nothing else.
+
+A `Trial` is the unit of identity: `trial_id` is a hash of all of it, defaults included. A sweep (`axes.py`) is a
+grid of trials; a pack (`plan.py`) is a set of trials that can train as lanes of one program.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ndt_ray.errors import did_you_mean
+
+SPEC_VERSION = 1
+"""Enters every trial id: raised when the meaning of a field changes."""
+
+
+class Strict(BaseModel):
+    """A model that refuses unknown keys and cannot be changed once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Named(Strict):
+    """A registered name with its parameters: `mlp_narrow`, or `{name: vit, depth: 4}`."""
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_short_forms(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, dict) and "name" in value and isinstance(value.get("params", {}), dict):
+            extra = {k: v for k, v in value.items() if k not in ("name", "params")}
+            return {"name": value["name"], "params": {**value.get("params", {}), **extra}}
+        return value
+
+
+class Schedule(Strict):
+    """Learning rate over steps, as a factor of `lr`: linear warm-up, then constant or half a cosine down to `final`."""
+
+    name: Literal["constant", "cosine"] = "constant"
+    warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
+    final: float = Field(default=0.0, ge=0, le=1, description="factor at the last step (cosine)")
+
+
+class Train(Strict):
+    steps: int = Field(gt=0, description="optimizer updates")
+    batch: Annotated[int, Field(gt=0)] | Literal["full"] = 64
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(default=1e-3, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="sgd only")
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    schedule: Schedule = Schedule()
+    loss_dtype: Literal["float32", "float64"] = "float32"
+    subset: Annotated[int, Field(gt=0)] | None = Field(
+        default=None, description="train on so many samples, drawn by seed.data"
+    )
+    label_noise: float = Field(default=0.0, ge=0, le=1, description="share of labels replaced, drawn by seed.data")
+
+
+VIEWS: dict[str, tuple[str, ...]] = {
+    "units": ("units",),
+    "positions": ("positions", "gap", "flat"),
+    "tokens": ("tokens", "mean"),
+}
+"""By kind of layer, how its activations may become a matrix; the first is the default.
+
+`positions` [B, C, H, W]: positions as samples over channels, the average over them (`gap`), or all in one row (`flat`).
+`tokens` [B, T, D]: tokens as samples, or the mean over them.
+"""
+
+
+class Measure(Strict):
+    every: int = Field(default=10, gt=0, description="steps between measurements; 0 and the last always")
+    dense_until: int = Field(default=0, ge=0, description="every step up to this one is measured too")
+    log: int = Field(default=0, ge=0, description="additional measurements at this many log-spaced steps")
+    probe: int = Field(default=256, gt=1, description="stimuli of the detect probe")
+    confirm: int | None = Field(default=None, gt=1, description="stimuli of the confirm probe; by default as `probe`")
+    probe_seed: int = Field(default=0, ge=0)
+    layers: tuple[str, ...] | None = Field(default=None, description="glob patterns; by default all tracked")
+    views: dict[str, str] = Field(default_factory=dict, description="view by kind of layer, see VIEWS")
+    spectra: Literal["full", "none"] | Annotated[int, Field(gt=0)] = Field(
+        default="full", description="eigenvalues kept a row"
+    )
+    velocity: bool = True
+    dynamics: bool = Field(default=True, description="per-layer norms of gradient, update and weights")
+    coarse: int | None = Field(default=None, gt=0, description="steps between weight spectra and curvature")
+
+    @field_validator("views")
+    @classmethod
+    def _views_exist(cls, value: dict[str, str]) -> dict[str, str]:
+        for kind, view in value.items():
+            if kind not in VIEWS:
+                raise ValueError(f"unknown kind of layer '{kind}'{did_you_mean(kind, VIEWS)}")
+            if view not in VIEWS[kind]:
+                raise ValueError(f"{kind}: unknown view '{view}'{did_you_mean(view, VIEWS[kind])}")
+        return value
+
+
+class Evaluate(Strict):
+    every: int | None = Field(default=None, gt=0, description="steps between; by default the first and the last")
+    size: int | None = Field(default=None, gt=0, description="held-out samples; by default all that no probe holds")
+
+
+class Checkpoint(Strict):
+    at: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    fractions: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
+    every: int | None = Field(default=None, gt=0)
+    log: int = Field(default=0, ge=0, description="this many log-spaced steps")
+
+    @field_validator("at", "fractions")
+    @classmethod
+    def _order_does_not_matter(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        """So that it does not change the trial's id either."""
+        return tuple(sorted(set(value)))
+
+
+SeedNumber = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Seeds(Strict):
+    """One number for all four sources of variation, or one each."""
+
+    init: SeedNumber = 0
+    order: SeedNumber = 0
+    dropout: SeedNumber = 0
+    data: SeedNumber = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_one_number(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return {"init": value, "order": value, "dropout": value, "data": value}
+        return value
+
+
+class Control(Strict):
+    """A lane that should show nothing (`lr0`), or a contrast: `shuffled_labels`, `frozen:LAYER`."""
+
+    kind: Literal["none", "lr0", "shuffled_labels", "frozen"] = "none"
+    layer: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            kind, _, layer = value.partition(":")
+            return {"kind": kind, "layer": layer or None}
+        return value
+
+    def __str__(self) -> str:
+        """As a sweep file says it: `none`, `lr0`, `frozen:LAYER`."""
+        return self.kind if self.layer is None else f"{self.kind}:{self.layer}"
+
+    @model_validator(mode="after")
+    def _layer_goes_with_frozen(self) -> "Control":
+        if (self.kind == "frozen") != (self.layer is not None):
+            raise ValueError(
+                f"a layer goes with 'frozen' and only there (frozen:LAYER), but got {self.kind!r}, {self.layer!r}"
+            )
+        return self
+
+
+class Trial(Strict):
+    """One training run: a cell × one seed. Everything its trajectory and its measurements depend on."""
+
+    model: Named
+    data: Named
+    train: Train
+    measure: Measure = Measure()
+    evaluate: Evaluate = Evaluate()
+    checkpoint: Checkpoint = Checkpoint()
+    seed: Seeds = Seeds()
+    control: Control = Control()
+    engine: Literal["auto", "loop", "stack"] = "auto"
+    width: int = Field(default=0, ge=0, description="lane width that the engine's kernels see; 0: none")
+    source: str | None = Field(default=None, description="SHA-256 of the user's own model file; filled in by the plan")
+
+    @property
+    def cell(self) -> str:
+        """`model/data`, with whatever else is not a default, is the plan's business; this is the short name."""
+        return f"{self.model.name}/{self.data.name}"
+
+    @property
+    def trial_id(self) -> str:
+        """First 16 hex digits of the SHA-256 of the canonical JSON of this trial and the spec version."""
+        payload = {"spec_version": SPEC_VERSION, **self.model_dump(mode="json")}
+        text = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""The Parquet store: written by packs through manifests, read through DuckDB."""

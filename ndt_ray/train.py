@@ -1,0 +1,144 @@
+"""The training loop: one pack of lanes from its first update to its last, everything it finds handed to a `Sink`.
+
+It knows no Ray and no disk, so the whole path runs in a test with a list for a sink.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ndt_ray.data import Dataset
+from ndt_ray.errors import CheckpointError
+from ndt_ray.lanes import Build, Engine, make_engine
+from ndt_ray.lanes.batches import Batches
+from ndt_ray.record import Recorder
+from ndt_ray.schedule import lr_factor
+from ndt_ray.spec import Trial
+
+Arrays = Mapping[str, np.ndarray]
+
+HEARTBEAT_SECONDS = 0.2
+"""Between heartbeats; each flushes the per-step losses, so that a commit holds every row up to its step."""
+
+
+class Sink(Protocol):
+    """Where a pack's results go."""
+
+    def rows(self, table: str, columns: Mapping[str, Any]) -> None:
+        """Rows of one table as equally long columns; names and types stand in `store.schema`."""
+
+    def checkpoint(self, trial_id: str, step: int, tensors: Arrays, reason: str) -> None:
+        """One lane's full state at a step."""
+
+    def heartbeat(self, step: int, state: Callable[[], Arrays], progress: Mapping[str, float]) -> bool:
+        """All rows up to `step` have been given; may commit, calling `state` for what a resume needs. True: stop now."""
+
+    def commit(self, step: int, state: Callable[[], Arrays], finished: bool) -> None:
+        """Make everything up to `step` durable now."""
+
+
+@dataclass(frozen=True)
+class Pack:
+    """What a pack trains: resolved trials of one computation, and how to make their models and data."""
+
+    trials: Sequence[Trial]
+    build: Build
+    data: Dataset
+    device: torch.device
+
+
+def train_pack(pack: Pack, sink: Sink, resume: tuple[int, Arrays] | None = None) -> bool:
+    """Trains a pack to its end, or until the sink says stop; returns whether it ended.
+
+    `resume` is (step, state) as a sink was given it. The rows of steps after it are exactly those of an
+    uninterrupted run.
+    """
+    run = _Run(pack, sink)
+    start = 0
+    if resume is None:
+        run.recorder.begin()
+        run.at_step(0, None)
+    else:
+        start = resume[0]
+        run.load(resume[1])
+    for update in range(start, run.train.steps):
+        run.update(update)
+        if run.heartbeat(update + 1):
+            return False
+        if not any(run.engine.alive):
+            break
+    run.recorder.end()
+    sink.commit(run.train.steps, run.state, finished=True)
+    return True
+
+
+class _Run:
+    def __init__(self, pack: Pack, sink: Sink) -> None:
+        self.trials, self.sink = list(pack.trials), sink
+        self.train = self.trials[0].train
+        self.engine = make_engine(pack.trials, pack.build, pack.device)
+        self.batches = Batches(pack.trials, pack.data, pack.device)
+        self.recorder = Recorder(self.engine, self.batches, pack.data, sink)
+        self.last_beat = time.monotonic()
+        self.began = time.monotonic()
+        self.done_here = 0
+
+    def update(self, update: int) -> None:
+        inputs, labels = self.batches.get(update)
+        before = self.engine.arena.weights.clone() if self.recorder.wants_update(update + 1) else None
+        losses = self.engine.step(inputs, labels, update, lr_factor(self.train.schedule, update, self.train.steps))
+        self.recorder.losses(update + 1, losses)
+        self.at_step(update + 1, before)
+        self.done_here += 1
+
+    def at_step(self, step: int, before: torch.Tensor | None) -> None:
+        self.recorder.measure(step, before)
+        self.recorder.evaluate(step)
+        self.recorder.checkpoint(step)
+
+    def heartbeat(self, step: int) -> bool:
+        now = time.monotonic()
+        if now - self.last_beat < HEARTBEAT_SECONDS and step < self.train.steps:
+            return False
+        self.last_beat = now
+        self.recorder.flush()
+        rate = self.done_here * len(self.trials) / max(now - self.began, 1e-9)
+        if step == self.train.steps:
+            return False
+        return self.sink.heartbeat(step, self.state, {"step": step, "steps": self.train.steps, "seed_steps_s": rate})
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything a resume needs: each lane's weights, moments and buffers, and what the recorder carries along."""
+        lanes = {f"lane{i}.{k}": v for i in range(len(self.trials)) for k, v in self.engine.lane_state(i).items()}
+        alive = np.array(self.engine.alive, dtype=np.uint8)
+        return {**lanes, "alive": alive, **{f"recorder.{k}": v for k, v in self.recorder.state().items()}}
+
+    def load(self, state: Arrays) -> None:
+        """The inverse of `state`; CheckpointError where the state is of another pack."""
+        try:
+            for i in range(len(self.trials)):
+                prefix = f"lane{i}."
+                self.engine.load_lane_state(i, {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
+            self.engine.alive = [bool(a) for a in state["alive"]]
+            self.recorder.load({k[9:]: v for k, v in state.items() if k.startswith("recorder.")})
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"the recovery state does not fit this pack ({error}): it was written by another model or version") from error
+
+
+def continue_trial(pack: Pack, lane_state: Arrays, step: int, until: int) -> Engine:
+    """Trains the one trial of a pack on from a checkpoint, to step `until`, recording nothing; bit for bit the
+    trajectory of the run that saved it. Returns the engine, whose lane 0 is the trial."""
+    engine = make_engine(pack.trials, pack.build, pack.device)
+    try:
+        engine.load_lane_state(0, lane_state)
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"this checkpoint is not of {pack.trials[0].cell}: {error}") from error
+    batches = Batches(pack.trials, pack.data, pack.device)
+    train = pack.trials[0].train
+    for update in range(step, until):
+        engine.step(*batches.get(update), update, lr_factor(train.schedule, update, train.steps))
+    return engine
