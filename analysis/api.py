@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ndt_ray.errors import SpecError, did_you_mean
-from ndt_ray.store.schema import SCHEMA_VERSION, Table
+from ndt_ray.store.schema import SCHEMA_VERSION, Table, register_table
 
 Per = Literal["trial", "checkpoint", "sweep"]
 KEYS: Mapping[Per, tuple[str, ...]] = {"trial": ("trial_id",), "checkpoint": ("trial_id", "step"), "sweep": ()}
@@ -73,6 +73,7 @@ class Analysis:
         if self.per not in KEYS:
             raise SpecError(f"analysis '{self.name}': per must be one of {', '.join(KEYS)}, but got {self.per!r}")
         keyword = [p for p in inspect.signature(self.function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        object.__setattr__(self, "writes", tuple(register_table(t) for t in self.writes))
         object.__setattr__(self, "defaults", {p.name: p.default for p in keyword})
         object.__setattr__(self, "__doc__", self.function.__doc__)
 

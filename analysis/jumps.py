@@ -5,19 +5,21 @@
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-
 from ndt_ray.analysis import detectors, nulls
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.detectors import Detector, DifferenceZ, Events, SmoothedGradient
+from ndt_ray.analysis.detectors import Detector, DifferenceZ, Events, Floats, SmoothedGradient
 from ndt_ray.analysis.phases import phase_bin, published_phase_bin
 from ndt_ray.analysis.series import Clock, Series, clock, layer_series, mean_series
 from ndt_ray.analysis.tables import JUMP_COUNTS, JUMPS
+
+from ndt_ray.errors import SpecError, did_you_mean
 
 MEASURES = (
     "stable_rank",
@@ -27,6 +29,10 @@ MEASURES = (
     "nuclear_norm_ratio_uncentred",
 )
 """Centred, and the founding study's uncentred ones. Integer-valued energy_90 has no Gaussian null, and is left out."""
+
+RESOLUTION = 1e-6
+"""Relative SD at and below which a series counts as constant in default mode: measures are stored in float32, and are
+accurate to 2e-7. The published "stable rank" varied by 1e-9: every one of its 2,991 jumps was rounding."""
 
 
 @analysis(
@@ -49,37 +55,59 @@ def jumps(
     chosen = [detectors.make(name, parameters) for name, parameters in rules.items()]
     events: list[pd.DataFrame] = []
     counts: list[dict[str, Any]] = []
-    for mode, series, detector in _cases(data, trial, measures, chosen, modes):
-        found = _events(mode, series, detector, trial)
-        events.append(found)
-        counts.append(_count(mode, series, detector, trial, found, n_surrogates))
+    for mode, series, judges in _cases(data, trial, measures, chosen, modes):
+        tested = _tested(mode, series)
+        noise = _surrogates(mode, tested, trial, n_surrogates)
+        for detector in judges:
+            found = _events(mode, series, tested, detector, trial)
+            events.append(found)
+            counts.append(_count(mode, tested, detector, trial, found, noise) | {"n_surrogates": n_surrogates})
     return {"jumps": _stacked(events), "jump_counts": pd.DataFrame(counts)}
 
 
 def _cases(
     data: AnalysisInput, trial: Clock, measures: Sequence[str], chosen: Iterable[Detector], modes: Sequence[str]
-) -> Iterator[tuple[str, Series, Detector]]:
-    """Every (mode, series, rule) to be judged."""
+) -> Iterator[tuple[str, Series, list[Detector]]]:
+    """Every (mode, series) with the rules that judge it."""
+    for mode in modes:
+        if mode not in ("default", "original"):
+            raise SpecError(f"unknown mode '{mode}'{did_you_mean(mode, ('default', 'original'))}")
     if "default" in modes:
         rows = data.frame("measurements")
-        for detector in chosen:
-            source = mean_series if detector.name == SmoothedGradient.name else layer_series
-            for series in source(rows, measures, trial.every):
-                yield "default", series, detector
+        for series in layer_series(rows, measures, trial.every):
+            yield "default", series, [d for d in chosen if not isinstance(d, SmoothedGradient)]
+        for series in mean_series(rows, measures, trial.every):
+            yield "default", series, [d for d in chosen if isinstance(d, SmoothedGradient)]
     if "original" in modes:
         rows = data.frame("original_measurements")
         for series in layer_series(rows, ("stable_rank",), trial.every):
-            yield "original", series, DifferenceZ()
+            yield "original", series, [DifferenceZ()]
         for series in mean_series(rows, ("participation_ratio",), trial.every):
-            yield "original", series, SmoothedGradient()
+            yield "original", series, [SmoothedGradient()]
 
 
-def _events(mode: str, series: Series, detector: Detector, trial: Clock) -> pd.DataFrame:
-    tested = series.since(1) if mode == "default" else series
+def _tested(mode: str, series: Series) -> Series:
+    """The part that a rule is applied to: without step 0 in default mode, and only what varies measurably."""
+    if mode == "original":
+        return series
+    tested = series.since(1)
+    steady = tested.values.size and float(np.std(tested.values)) <= RESOLUTION * float(np.abs(tested.values).max())
+    return replace(tested, values=np.full_like(tested.values, tested.values[0])) if steady else tested
+
+
+def _surrogates(mode: str, tested: Series, trial: Clock, count: int) -> dict[str, Floats | None]:
+    key = (trial.trial_id, tested.layer, tested.view, mode, tested.measure)
+    return {
+        "white": nulls.matched("white_noise", tested.values, count, *key),
+        "ar1": nulls.matched("ar1", tested.values, count, *key),
+    }
+
+
+def _events(mode: str, series: Series, tested: Series, detector: Detector, trial: Clock) -> pd.DataFrame:
     found = detector(tested.steps, tested.values)
-    frame = _described(tested, found)
+    frame = _described(tested, found, per_step=mode == "default")
     frame["counted"] = True
-    if mode == "default" and len(tested.steps) < len(series.steps) and isinstance(detector, DifferenceZ):
+    if len(tested.steps) < len(series.steps) and isinstance(detector, DifferenceZ):
         frame = _stacked([_from_init(series, tested, detector), frame])
     if mode == "original":
         frame["phase"] = frame["index"] / trial.steps
@@ -96,6 +124,8 @@ def _from_init(series: Series, tested: Series, detector: DifferenceZ) -> pd.Data
     """The change out of step 0, its z against all later differences; no row where it is not flagged."""
     later = np.diff(tested.values)
     deviation = float(later.std()) if later.size else 0.0
+    if len(series.values) < 2:
+        return pd.DataFrame()
     change = float(series.values[1] - series.values[0])
     z = (change - float(later.mean())) / deviation if deviation > 0 else 0.0
     if abs(z) <= detector.threshold:
@@ -104,10 +134,10 @@ def _from_init(series: Series, tested: Series, detector: DifferenceZ) -> pd.Data
     event = Events(
         one, series.steps[:1], series.steps[1:2], np.array([abs(change)]), np.array([z]), np.sign([change]).astype(int)
     )
-    return _described(series, event).assign(counted=False)
+    return _described(series, event, per_step=True).assign(counted=False)
 
 
-def _described(series: Series, found: Events) -> pd.DataFrame:
+def _described(series: Series, found: Events, per_step: bool) -> pd.DataFrame:
     """Event columns that follow from the series: magnitudes and speeds by the founding code and the founding plan."""
     s, v, i, n = series.steps, series.values, found.index, len(series.values)
     start, end = np.maximum(0, i - 2), np.minimum(n, i + 3) - 1
@@ -125,7 +155,7 @@ def _described(series: Series, found: Events) -> pd.DataFrame:
             "magnitude": found.magnitude,
             "relative_magnitude": relative,
             "z": found.z,
-            "speed": np.abs(v[end] - v[start]) / (end + 1 - start),
+            "speed": np.abs(v[end] - v[start]) / (s[end] - s[start] if per_step else end + 1 - start),
             "window_change": spread,
             "window_speed": spread / np.where(inside, s[high] - s[low], 1),
             "direction": np.where(found.direction > 0, "increase", "decrease"),
@@ -148,34 +178,80 @@ def _identity(mode: str, series: Series, detector: Detector, trial: Clock) -> di
 
 
 def _count(
-    mode: str, series: Series, detector: Detector, trial: Clock, found: pd.DataFrame, n_surrogates: int
+    mode: str,
+    tested: Series,
+    detector: Detector,
+    trial: Clock,
+    found: pd.DataFrame,
+    noise: Mapping[str, Floats | None],
 ) -> dict[str, Any]:
     """One row of `jump_counts`: the counted events of one series and rule, beside the same rule on its surrogates."""
-    tested = series.since(1) if mode == "default" else series
-    counted = found[found["counted"]] if len(found) else found
-    row = _identity(mode, series, detector, trial) | {
+    counted = found[found["counted"].astype(bool)]
+    row = _identity(mode, tested, detector, trial) | {
         "n": len(tested.values),
-        "n_missing": series.n_missing,
+        "n_missing": tested.n_missing,
         "observed": len(counted),
-        "merged": len(detectors.merged(counted["index"].to_numpy())) if len(counted) else 0,
+        "merged": len(detectors.merged(counted["index"].to_numpy())),
         "shown": len(found) - len(counted),
-        "phi": nulls.robust_phi(nulls.detrended(tested.values)),
-        "n_surrogates": n_surrogates,
+        "phi": None,
         "flag": None,
     }
-    key = (trial.trial_id, series.layer, series.view, mode, series.measure)
-    for family, short in (("white_noise", "white"), ("ar1", "ar1")):
-        surrogates = nulls.matched(family, tested.values, n_surrogates, *key)
-        null = None if surrogates is None else nulls.expected(detector, surrogates, len(counted))
-        if null is None:
-            row |= dict.fromkeys((f"null_{short}_{c}" for c in ("mean", "sd", "lo", "hi")), None)
-            row |= {f"p_{short}": None, "flag": "constant" if len(tested.values) >= 4 else "short", "phi": None}
+    for family, series in noise.items():
+        if series is None:
+            row |= dict.fromkeys(f"null_{family}_{c}" for c in ("mean", "sd", "lo", "hi"))
+            row |= {f"p_{family}": None, "flag": "constant" if len(tested.values) >= 4 else "short"}
             continue
-        row |= {f"null_{short}_mean": null.mean, f"null_{short}_sd": null.sd, f"p_{short}": null.p}
-        row |= {f"null_{short}_lo": null.low, f"null_{short}_hi": null.high}
+        null = nulls.expected(detector, series, len(counted))
+        row |= {f"null_{family}_mean": null.mean, f"null_{family}_sd": null.sd, f"p_{family}": null.p}
+        row |= {f"null_{family}_lo": null.low, f"null_{family}_hi": null.high}
+        row["phi"] = nulls.robust_phi(nulls.detrended(tested.values))
     return row
 
 
 def _stacked(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     filled = [f for f in frames if len(f)]
-    return pd.concat(filled, ignore_index=True) if filled else (frames[0] if frames else pd.DataFrame())
+    return (
+        pd.concat(filled, ignore_index=True)
+        if filled
+        else max(frames, key=lambda f: f.shape[1], default=pd.DataFrame())
+    )
+
+
+def compare_with_null(counts: pd.DataFrame, by: Sequence[str] = ("mode", "measure", "detector")) -> pd.DataFrame:
+    """Observed jumps over many series beside what the rules report on noise, and a verdict computed from both.
+
+    `counts`: rows of `jump_counts`, with any columns joined on that `by` names. Expected counts add up over series;
+    the interval is mean ± 1.96 SD of independent series. Verdict: above, within or below each null, or `no null`.
+    """
+    rows = []
+    for key, group in counts.groupby(list(by), sort=True):
+        judged = group[group["null_white_mean"].notna()]
+        row: dict[str, Any] = dict(zip(by, key, strict=True))
+        row |= {"series": len(group), "constant": len(group) - len(judged), "observed": int(group["observed"].sum())}
+        row["merged"] = int(group["merged"].sum())
+        for family in ("white", "ar1"):
+            mean = float(judged[f"null_{family}_mean"].sum())
+            half = 1.96 * math.sqrt(float((judged[f"null_{family}_sd"] ** 2).sum()))
+            row |= {f"expected_{family}": mean, f"{family}_lo": mean - half, f"{family}_hi": mean + half}
+            row[f"verdict_{family}"] = _verdict(row["observed"], mean - half, mean + half) if len(judged) else "no null"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _verdict(observed: int, low: float, high: float) -> str:
+    return "above" if observed > high else "below" if observed < low else "within"
+
+
+def published_table(jumps: pd.DataFrame, experiments: pd.DataFrame) -> pd.DataFrame:
+    """The founding study's jump table from `original` rows: its columns, its units, its order.
+
+    `experiments`: columns trial_id, experiment, arch_name, dataset. The published `step` is a measurement index.
+    """
+    rows = jumps[(jumps["mode"] == "original") & (jumps["detector"] == DifferenceZ.name)]
+    joined = rows.merge(experiments, on="trial_id", how="left", validate="many_to_one")
+    category = np.select([joined["phase"] < 0.33, joined["phase"] < 0.67], ["early", "mid"], "late")
+    joined = joined.assign(step=joined["index"], phase_category=category)
+    columns = ["step", "magnitude", "speed", "direction", "phase", "layer", "experiment", "arch_name", "dataset"]
+    return joined.sort_values(["experiment", "layer_index", "step"])[[*columns, "phase_category"]].reset_index(
+        drop=True
+    )

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+from ndt_ray.analysis.detectors import Detector, Floats
 from scipy.signal import lfilter
 
-from ndt_ray.analysis.detectors import Detector, Floats
 from ndt_ray.errors import SpecError, did_you_mean
 
 FAMILIES = ("white_noise", "ar1", "random_walk")
@@ -83,7 +83,7 @@ def surrogates(family: str, n: int, sd: float, count: int, rng: np.random.Genera
         raise SpecError(f"unknown null '{family}'{did_you_mean(family, FAMILIES)}")
     noise = rng.standard_normal((count, n))
     if family == "random_walk":
-        return cast(Floats, sd * np.cumsum(noise, axis=-1))
+        return sd * np.cumsum(noise, axis=-1)
     if family == "ar1":
         if not -1 < phi < 1:
             raise SpecError(f"a stationary AR(1) needs -1 < phi < 1, but got ({phi=})")
@@ -93,10 +93,12 @@ def surrogates(family: str, n: int, sd: float, count: int, rng: np.random.Genera
 
 
 def matched(family: str, values: Floats, count: int, *key: str) -> Floats | None:
-    """Surrogates matched to one series: its length, the SD and φ of what its line leaves; None for a constant one."""
+    """Surrogates of one series: its length, the SD and φ of what its line leaves; None for constant or short ones."""
+    if len(values) < 4 or np.ptp(values) == 0:
+        return None
     rest = detrended(values)
     sd, phi = float(rest.std()), robust_phi(rest)
-    if not sd > 1e-14 * float(np.abs(values).max(initial=0.0)) or np.isnan(phi):
+    if sd == 0 or np.isnan(phi):
         return None
     return surrogates(family, len(values), sd, count, generator(*key, family), phi)
 
@@ -106,9 +108,7 @@ def expected(detector: Detector, series: Floats, observed: int) -> NullCount:
     counts = detector.scores(series)[1].sum(axis=-1)
     low, high = np.quantile(counts, (0.025, 0.975))
     p = (1 + int((counts >= observed).sum())) / (1 + len(counts))
-    return NullCount(
-        observed, float(counts.mean()), float(counts.std(ddof=1)), float(low), float(high), p, len(counts)
-    )
+    return NullCount(observed, float(counts.mean()), float(counts.std(ddof=1)), float(low), float(high), p, len(counts))
 
 
 def calibrated_threshold(

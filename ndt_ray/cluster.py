@@ -5,6 +5,7 @@ Ray is imported only inside functions: its settings are environment variables th
 
 import os
 import secrets
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -60,6 +61,20 @@ def joined() -> bool:
     return ray is not None and bool(ray.is_initialized())
 
 
+def draining() -> bool:
+    """Whether the node of this worker is about to go away: time to commit and stop. Costs a millisecond.
+
+    False outside a cluster. Ray has no public call for this; one that lacks the private one is never draining.
+    """
+    if not joined():
+        return False
+    import ray
+
+    client = ray._private.worker.global_worker.gcs_client
+    ask = getattr(client, "get_draining_nodes", None)
+    return ask is not None and ray.get_runtime_context().get_node_id() in ask()
+
+
 def _address() -> str:
     import ray
 
@@ -110,12 +125,20 @@ def _init(address: str | None, cpus: int | None, gpus: int | None, object_store:
             " or leave --address out to start a cluster here"
         )
     try:
+        _knock(address)
         ray.init(address=address, **common)
     except Exception as error:
         raise ClusterError(
             f"no Ray cluster answers at {address}: {first_line(error)} - check `ray status` on the head,"
             " that Ray and Python are the same versions here and there, and RAY_AUTH_TOKEN_PATH if it asks for a token"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nothing listens at `address`: Ray itself retries a refused connection for over ten minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():  # not so: "auto"
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def first_line(error: BaseException) -> str:

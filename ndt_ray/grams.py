@@ -1,15 +1,16 @@
-"""One lane's activations of one layer -> its Gram matrix and the sums over stimuli that a spectrum cannot give.
+"""Activations of one layer -> Gram matrices, and the sums over stimuli that a spectrum cannot give, for S lanes.
 
 Everything is float64: products of float32 are exact in it, and a float32 Gram is wrong by up to 0.7 % where a layer is
-numerically rank-deficient. Every kernel sees the matrices of one lane alone, so that a lane's numbers cannot depend on
-how many others are measured with it (a float64 `bmm` over lanes does: 41 of 451 products differed).
+numerically rank-deficient. A lane's numbers do not depend on the lanes beside it: products are formed lane by lane (a
+float64 `bmm` over lanes gave other bits in 41 of 451 cases), and what runs over all lanes at once is element-wise or a
+reduction within a lane. On a GPU, where a reduction may be split by the number of its outputs, lanes go one by one.
 
-Shapes: P stimuli, m rows (positions, tokens) each, f features. A tensor `x` is laid out `[16, q, m, f]`: stimulus a
-stands at [a mod 16, a div 16], the first axis being the blocks that are left out in turn; a missing last stimulus of a
-block is zero, which no centred sum sees.
+Shapes: S lanes, P stimuli, m rows (positions, tokens) each, f features. Where stimuli come in blocks, `[S, 16, q, …]`,
+stimulus a stands at [a mod 16, a div 16]; a block's missing last stimulus is zero, which no centred sum sees.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from torch import Tensor
 BLOCKS = 16
 """Delete-block replicates a measurement: stimulus a belongs to block a mod 16."""
 
-_CHUNK = 1 << 18
-"""Numbers per piece where a large matrix is taken in pieces (2 MiB of float64: stays in the cache)."""
+_PIECE = 1 << 18
+"""Numbers taken at a time (2 MiB of float64: stays in the cache)."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,15 @@ class Shape:
         """Rows of the matrix."""
         return self.stimuli * self.rows
 
-    @property
-    def side(self) -> int:
-        """Size of the smaller Gram matrix."""
-        return min(self.total, self.features)
-
 
 @dataclass(frozen=True)
 class Sums:
-    """What one lane's layer is reduced to, in float64; `s` counts stimuli padded to a multiple of 16.
+    """What S lanes of a layer are reduced to, in float64; `s` counts stimuli padded to a multiple of 16.
 
-    `centred`, `uncentred`: Gram matrices `[side, side]`. `mean_square`: |mean row|^2. `stimulus` `[k, s]`: per stimulus
-    t, or t, k, w, u, q (see `measures.GRAM_SUMS`). `k_k`: sum of squared products of mean rows. `block` `[4, 16]`:
-    <G, B>, |B|^2, s'(G - B)s and |s|^2 of each block's second moment B and sum s. `means`: see `spectra.Stimuli`.
+    `centred`, `uncentred`: Gram matrices `[S, side, side]`. `mean_square` `[S]`: |mean row|^2. `stimulus` `[S, k, s]`:
+    per stimulus t, or t, k, w, u, q (`measures.GRAM_SUMS`), block by block. `k_k` `[S]`: sum of squared products of
+    mean rows. `block` `[S, 4, 16]`: <G, B>, |B|^2, s'(G - B)s and |s|^2 of a block's second moment B and sum s.
+    `means`: centred mean rows `[S, P, f]`, or their kernel `[S, P, P]` where rows are no more than features.
     """
 
     centred: Tensor
@@ -58,176 +55,201 @@ class Sums:
     means: Tensor
 
 
-def gram(rows: Tensor) -> Tensor:
-    """Uncentred float64 Gram matrix on the smaller side of one lane's `[P, m, f]`."""
-    stimuli, m, f = rows.shape
+def gram(lanes: Sequence[Tensor] | Tensor) -> Tensor:
+    """Uncentred Gram matrices `[S, side, side]` on the smaller side of `[P, m, f]` a lane, any float type."""
+    first = lanes[0]
+    stimuli, m, f = first.shape
+    if first.is_cuda or first.numel() <= _PIECE:
+        double = _double(lanes) if isinstance(lanes, Tensor) else torch.stack([_double(x) for x in lanes])
+        x = double.view(len(lanes), -1, f)
+        return by_lane(x, x.mT) if stimuli * m <= f else by_lane(x.mT, x)
     if stimuli * m <= f:
-        x = rows.reshape(stimuli * m, f).double()
-        return x @ x.mT
-    if rows.numel() <= _CHUNK:
-        x = rows.reshape(stimuli * m, f).double()
-        return x.mT @ x
-    out = rows.new_zeros((f, f), dtype=torch.float64)
-    for piece in rows.split(max(1, _CHUNK // (m * f))):
-        x = piece.reshape(-1, f).double()
-        out.addmm_(x.mT, x)
+        return torch.stack([x @ x.mT for x in (_double(lane).view(-1, f) for lane in lanes)])
+    out = first.new_zeros((len(lanes), f, f), dtype=torch.float64)
+    for lane, total in zip(lanes, out, strict=True):
+        for piece in lane.split(max(1, _PIECE // (m * f))):
+            x = _double(piece).view(-1, f)
+            total.addmm_(x.mT, x)
     return out
 
 
-def sums(rows: Tensor) -> Sums:
-    """All sums of one lane's `[P, m, f]` (any float type), by the cheapest of three ways."""
-    shape = Shape(*rows.shape)
+def sums(lanes: Sequence[Tensor] | Tensor) -> Sums:
+    """All sums of `[P, m, f]` a lane, by the cheapest of three ways."""
+    first = lanes[0]
+    shape = Shape(*first.shape)
     if shape.total <= shape.features:
-        return _by_rows(rows, shape)
-    if shape.rows >= shape.features:
-        return _by_stimulus_moments(rows, shape)
-    return _by_features(rows, shape)
+        way = _by_rows
+    else:
+        way = _by_stimulus_moments if shape.rows >= shape.features else _by_features
+    at_once = 1 if first.is_cuda else max(1, _PIECE // first.numel())
+    parts = [way(lanes[i : i + at_once], shape) for i in range(0, len(lanes), at_once)]
+    if len(parts) == 1:
+        return parts[0]
+    return Sums(*(torch.cat([getattr(p, field.name) for p in parts]) for field in fields(Sums)))
 
 
-def _blocked(rows: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
-    """Centred `[16, q, m, f]` and the mean row `[f]`."""
+def _by_features(lanes: Sequence[Tensor] | Tensor, shape: Shape) -> Sums:
+    x, mean = _blocked(lanes, shape)
+    s, m, f = len(x), shape.rows, shape.features
+    blocks, flat = x.view(s, BLOCKS, -1, f), x.view(s, -1, f)
+    shift = blocks.sum(2)
+    if blocks.shape[2] >= f:
+        moment = by_lane(blocks.mT, blocks)
+        total = moment.sum(1)
+        cross = _dot(moment.flatten(2), total.flatten(1).unsqueeze(1))
+        own = _dot(moment.flatten(2))
+        kept = _dot(by_lane(shift, total), shift) - _dot((moment * shift.unsqueeze(2)).sum(-1), shift)
+        square = _dot(shift)
+        inner = by_lane(flat.view(s, -1, m, f), flat.view(s, -1, m, f).mT)
+    else:
+        total = by_lane(flat.mT, flat)
+        within = by_lane(blocks, blocks.mT)
+        pulled = by_lane(flat, total)
+        cross = _dot(pulled.view(s, BLOCKS, -1), x.view(s, BLOCKS, -1))
+        own = _dot(within.flatten(2))
+        by_row = within.sum(3)
+        kept = _dot(pulled.view(s, BLOCKS, -1, f).sum(2), shift) - _dot(by_row)
+        square = by_row.sum(2)
+        inner = within.view(s, BLOCKS, -1, m, within.shape[2] // m, m).diagonal(dim1=2, dim2=4).permute(0, 1, 4, 2, 3)
+        inner = inner.reshape(s, -1, m, m)
+    means = x.view(s, BLOCKS, -1, f) if m == 1 else x.mean(3)
+    stimulus, k_k = _stimulus_sums(inner, means.flatten(1, 2), total)
+    uncentred = total + (shape.total * mean).unsqueeze(2) * mean.unsqueeze(1)
+    block = torch.stack((cross, own, kept, square), 1)
+    return Sums(total, uncentred, _dot(mean), stimulus, k_k, block, _in_order(means, shape.stimuli))
+
+
+def _stimulus_sums(inner: Tensor, means: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """`stimulus` and `k_k` from each stimulus' products of rows `[S, s, m, m]` and mean rows `[S, s, f]`."""
+    m = inner.shape[2]
+    if m == 1:
+        return inner.flatten(1).unsqueeze(1), _dot(total.flatten(1))
+    t = inner.diagonal(dim1=2, dim2=3).sum(2) / m
+    u = _dot(inner.mean(3)) / m
+    q = _dot(by_lane(means, total), means) / m
+    return torch.stack((t, _dot(means), _dot(inner.flatten(2)) / m**2, u, q), 1), _kernel_norm(means)
+
+
+def _by_stimulus_moments(lanes: Sequence[Tensor] | Tensor, shape: Shape) -> Sums:
+    """For more rows a stimulus than features (convolutions): one pass over the data, the rest from `[S, P, f, f]`."""
+    s, m, f = len(lanes), shape.rows, shape.features
+    q, here = -(-shape.stimuli // BLOCKS), slice(0, shape.stimuli)
+    moment = lanes[0].new_zeros((s, q * BLOCKS, f, f), dtype=torch.float64)
+    row = lanes[0].new_zeros((s, q * BLOCKS, f), dtype=torch.float64)
+    step = max(1, _PIECE // (m * f))
+    for lane, lane_moment, lane_row in zip(lanes, moment, row, strict=True):
+        for start in range(0, shape.stimuli, step):
+            x = _double(lane[start : start + step])
+            torch.bmm(x.mT, x, out=lane_moment[start : start + len(x)])
+            torch.sum(x, 1, out=lane_row[start : start + len(x)])
+    mean = row.sum(1) / shape.total
+    u = row / m
+    u[:, here] -= mean.unsqueeze(1)
+    # M_a - s_a mean' - mean (s_a - m mean)', the last bracket being m times the centred mean row.
+    moment[:, here] -= row[:, here].unsqueeze(3) * mean[:, None, None, :]
+    moment[:, here] -= mean[:, None, :, None] * (m * u[:, here]).unsqueeze(2)
+    by_block = moment.view(s, q, BLOCKS, f, f).sum(1)
+    total = by_block.sum(1)
+    shift = u.view(s, q, BLOCKS, f).sum(1) * m
+    cross = _dot(by_block.flatten(2), total.flatten(1).unsqueeze(1))
+    kept = _dot(by_lane(shift, total), shift) - _dot((by_block * shift.unsqueeze(2)).sum(-1), shift)
+    block = torch.stack((cross, _dot(by_block.flatten(2)), kept, _dot(shift)), 1)
+    stimulus = torch.stack(
+        (
+            moment.diagonal(dim1=2, dim2=3).sum(2) / m,
+            _dot(u),
+            _dot(moment.flatten(2)) / m**2,
+            _dot((moment * u.unsqueeze(2)).sum(-1), u) / m,
+            _dot(by_lane(u, total), u) / m,
+        ),
+        1,
+    )
+    uncentred = total + (shape.total * mean).unsqueeze(2) * mean.unsqueeze(1)
+    stimulus = stimulus.view(s, 5, q, BLOCKS).mT.flatten(2)
+    return Sums(total, uncentred, _dot(mean), stimulus, _kernel_norm(u), block, u[:, here])
+
+
+def _by_rows(lanes: Sequence[Tensor] | Tensor, shape: Shape) -> Sums:
+    """For no more rows than features: everything from the Gram matrix of the rows."""
+    x, mean = _blocked(lanes, shape)
+    s, m = len(x), shape.rows
+    flat = x.view(s, -1, shape.features)
+    n = flat.shape[1]
+    full = by_lane(flat, flat.mT)
+    offset = by_lane(flat, mean.unsqueeze(2)).squeeze(2)
+    square = full.square().view(s, BLOCKS, -1, BLOCKS, n // BLOCKS).sum((2, 4))
+    pull = full.view(s, BLOCKS, n // BLOCKS, BLOCKS, -1).sum(4)
+    pulled = pull.square().sum(2)
+    kept = pulled.sum(1) - pulled.diagonal(dim1=1, dim2=2)
+    own = pull.sum(2).diagonal(dim1=1, dim2=2)
+    block = torch.stack((square.sum(2), square.diagonal(dim1=1, dim2=2), kept, own), 1)
+    if m == 1:
+        stimulus, kernel = full.diagonal(dim1=1, dim2=2).unsqueeze(1), full
+    else:
+        pair = full.view(s, n // m, m, n // m, m)
+        half = pair.mean(4)
+        kernel = half.mean(2)
+        stimulus = torch.stack(
+            (
+                full.diagonal(dim1=1, dim2=2).view(s, -1, m).sum(2) / m,
+                kernel.diagonal(dim1=1, dim2=2),
+                pair.diagonal(dim1=1, dim2=3).square().sum((1, 2)) / m**2,
+                half.diagonal(dim1=1, dim2=3).square().sum(1) / m,
+                half.square().sum((1, 2)) / m,
+            ),
+            1,
+        )
+    order = _in_order(torch.arange(n, device=x.device).view(1, BLOCKS, -1, m), shape.stimuli)[0]
+    rows, stimuli = order.flatten(), order[:, 0] // m
+    centred = full[:, rows][:, :, rows]
+    mean_square = _dot(mean)
+    offset = offset[:, rows]
+    uncentred = centred + offset.unsqueeze(2) + (offset + mean_square.unsqueeze(1)).unsqueeze(1)
+    k_k = _dot(kernel.flatten(1))
+    return Sums(centred, uncentred, mean_square, stimulus, k_k, block, kernel[:, stimuli][:, :, stimuli])
+
+
+def _blocked(lanes: Sequence[Tensor] | Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
+    """Centred `[S, 16, q, m, f]` and the mean rows `[S, f]`."""
     q, left = -(-shape.stimuli // BLOCKS), shape.stimuli % BLOCKS
-    x = rows.new_empty((BLOCKS, q, shape.rows, shape.features), dtype=torch.float64)
-    by_place = x.transpose(0, 1)
     whole = shape.stimuli - left
-    by_place[: whole // BLOCKS] = rows[:whole].unflatten(0, (-1, BLOCKS))
+    x = lanes[0].new_empty((len(lanes), BLOCKS, q, shape.rows, shape.features), dtype=torch.float64)
+    for lane, blocks in zip(lanes, x.transpose(1, 2), strict=True):
+        blocks[: whole // BLOCKS] = torch.unflatten(lane[:whole], 0, (-1, BLOCKS))
+        if left:
+            blocks[-1, :left] = lane[whole:]
+            blocks[-1, left:] = 0
+    mean = x.view(len(lanes), -1, shape.features).sum(1) / shape.total
+    x -= mean[:, None, None, None, :]
     if left:
-        x[left:, -1] = 0
-        x[:left, -1] = rows[whole:]
-    mean = x.view(-1, shape.features).sum(0) / shape.total
-    x -= mean
-    if left:
-        x[left:, -1] = 0
+        x[:, left:, -1] = 0
     return x, mean
 
 
 def _in_order(by_block: Tensor, stimuli: int) -> Tensor:
-    """`[16, q, ...]` back to `[P, ...]`."""
-    return by_block.transpose(0, 1).flatten(0, 1)[:stimuli]
+    """`[S, 16, q, ...]` back to `[S, P, ...]`."""
+    return by_block.transpose(1, 2).flatten(1, 2)[:, :stimuli]
 
 
-def _by_features(rows: Tensor, shape: Shape) -> Sums:
-    x, mean = _blocked(rows, shape)
-    m, f = shape.rows, shape.features
-    blocks = x.view(BLOCKS, -1, f)
-    flat = x.view(-1, f)
-    if blocks.shape[1] >= f:
-        moment = torch.bmm(blocks.mT, blocks)
-        total = moment.sum(0)
-        cross = moment.view(BLOCKS, -1) @ total.view(-1)
-        own = moment.view(BLOCKS, -1).square().sum(1)
-    else:
-        total = flat.mT @ flat
-        cross = (flat @ total).mul_(flat).view(BLOCKS, -1).sum(1)
-        own = torch.bmm(blocks, blocks.mT).view(BLOCKS, -1).square().sum(1)
-    shift = blocks.sum(1)
-    kept = ((shift @ total) * shift).sum(1) - torch.bmm(blocks, shift.unsqueeze(2)).square().sum((1, 2))
-    block = torch.stack((cross, own, kept, shift.square().sum(1)))
-    uncentred = torch.addr(total, mean, mean, alpha=shape.total)
-    if m == 1:
-        stimulus, k_k, means = flat.square().sum(1).unsqueeze(0), total.square().sum(), x.view(BLOCKS, -1, f)
-    else:
-        means = x.mean(2)
-        u = means.view(-1, f)
-        by_stimulus = x.view(-1, m, f)
-        inner = torch.bmm(by_stimulus, by_stimulus.mT)
-        stimulus = torch.stack(
-            (
-                inner.diagonal(dim1=1, dim2=2).sum(1) / m,
-                u.square().sum(1),
-                inner.square().sum((1, 2)) / m**2,
-                inner.mean(2).square().sum(1) / m,
-                ((u @ total) * u).sum(1) / m,
-            )
-        )
-        k_k = _smaller_gram(u).square().sum()
-    return Sums(total, uncentred, mean.square().sum(), stimulus, k_k, block, _in_order(means, shape.stimuli))
+def by_lane(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix products lane by lane: `[S, i, j]` by `[S, j, k]`, or batches of them that do not run over lanes."""
+    out = a.new_empty((*a.shape[:-1], b.shape[-1]))
+    form = torch.mm if a.ndim == 3 else torch.bmm
+    for x, y, z in zip(a.unbind(0), b.unbind(0), out.unbind(0), strict=True):
+        form(x, y, out=z)
+    return out
 
 
-def _by_stimulus_moments(rows: Tensor, shape: Shape) -> Sums:
-    """For more rows a stimulus than features (convolutions): one pass over the data, the rest from `[P, f, f]`."""
-    m, f = shape.rows, shape.features
-    q = -(-shape.stimuli // BLOCKS)
-    moment = rows.new_zeros((q * BLOCKS, f, f), dtype=torch.float64)
-    total_row = rows.new_zeros((q * BLOCKS, f), dtype=torch.float64)
-    step = max(1, _CHUNK // (m * f))
-    for start in range(0, shape.stimuli, step):
-        x = rows[start : start + step].to(torch.float64, memory_format=torch.contiguous_format)
-        torch.bmm(x.mT, x, out=moment[start : start + len(x)])
-        torch.sum(x, 1, out=total_row[start : start + len(x)])
-    mean = total_row.sum(0) / shape.total
-    moment[: shape.stimuli] -= total_row[: shape.stimuli, :, None] * mean
-    u = total_row / m
-    u[: shape.stimuli] -= mean
-    # M_a - s_a mean' - mean (s_a - m mean)': the second bracket is m times the centred mean row.
-    moment[: shape.stimuli] -= mean[:, None] * (u[: shape.stimuli, None, :] * m)
-    moment = (moment + moment.mT).mul_(0.5)
-    total = moment.sum(0)
-    stimulus = torch.stack(
-        (
-            moment.diagonal(dim1=1, dim2=2).sum(1) / m,
-            u.square().sum(1),
-            moment.square().sum((1, 2)) / m**2,
-            (torch.bmm(moment, u.unsqueeze(2)).squeeze(2) * u).sum(1) / m,
-            ((u @ total) * u).sum(1) / m,
-        )
-    )
-    by_block = moment.view(q, BLOCKS, f, f).sum(0)
-    shift = u.view(q, BLOCKS, f).sum(0) * m
-    kept = ((shift @ total) * shift).sum(1) - (torch.bmm(by_block, shift.unsqueeze(2)).squeeze(2) * shift).sum(1)
-    flat = by_block.view(BLOCKS, -1)
-    block = torch.stack((flat @ total.view(-1), flat.square().sum(1), kept, shift.square().sum(1)))
-    uncentred = torch.addr(total, mean, mean, alpha=shape.total)
-    # Stimuli are in their own order here; the sums over them do not care.
-    stimulus = stimulus.view(len(stimulus), q, BLOCKS).mT.flatten(1)
-    return Sums(total, uncentred, mean.square().sum(), stimulus, _smaller_gram(u).square().sum(), block, u[: shape.stimuli])
+def _dot(a: Tensor, b: Tensor | None = None) -> Tensor:
+    """Products summed over the last axis."""
+    return (a.square() if b is None else a * b).sum(-1)
 
 
-def _by_rows(rows: Tensor, shape: Shape) -> Sums:
-    """For no more rows than features: everything from the Gram matrix of the rows."""
-    x, mean = _blocked(rows, shape)
-    m = shape.rows
-    flat = x.view(-1, shape.features)
-    full = flat @ flat.mT
-    offset = flat @ mean
-    square = full.square().view(BLOCKS, -1, BLOCKS, full.shape[0] // BLOCKS).sum((1, 3))
-    to_block = full.view(full.shape[0], BLOCKS, -1).sum(2)
-    pull = to_block.view(BLOCKS, -1, BLOCKS)
-    own = pull.sum(1).diagonal()
-    kept = pull.square().sum((0, 1)) - pull.square().sum(1).diagonal()
-    block = torch.stack((square.sum(1), square.diagonal(), kept, own))
-    stimuli = full.shape[0] // m
-    if m == 1:
-        stimulus, kernel = full.diagonal().unsqueeze(0), full
-    else:
-        pair = full.view(stimuli, m, stimuli, m)
-        half = pair.mean(3)
-        kernel = half.mean(1)
-        inner = pair.diagonal(dim1=0, dim2=2)
-        stimulus = torch.stack(
-            (
-                full.diagonal().view(stimuli, m).sum(1) / m,
-                kernel.diagonal(),
-                inner.square().sum((0, 1)) / m**2,
-                half.diagonal(dim1=0, dim2=2).square().sum(0) / m,
-                half.square().sum((0, 1)) / m,
-            )
-        )
-    order = torch.arange(full.shape[0], device=rows.device).view(BLOCKS, -1, m).transpose(0, 1).reshape(-1)[: shape.total]
-    centred = full[order][:, order]
-    offset = offset[order]
-    uncentred = centred + offset[:, None] + (offset + mean.square().sum())[None, :]
-    by_stimulus = order.view(shape.stimuli, m)[:, 0] // m
-    return Sums(
-        centred,
-        uncentred,
-        mean.square().sum(),
-        stimulus,
-        kernel.square().sum(),
-        block,
-        kernel[by_stimulus][:, by_stimulus],
-    )
+def _kernel_norm(means: Tensor) -> Tensor:
+    """Sum of squared inner products of the rows of `[S, s, f]`."""
+    small = by_lane(means, means.mT) if means.shape[1] < means.shape[2] else by_lane(means.mT, means)
+    return _dot(small.flatten(1))
 
 
-def _smaller_gram(x: Tensor) -> Tensor:
-    return x @ x.mT if x.shape[0] < x.shape[1] else x.mT @ x
+def _double(x: Tensor) -> Tensor:
+    return x.to(torch.float64, memory_format=torch.contiguous_format)

@@ -7,7 +7,7 @@ are YAML 1.2's (a whole number may be written `2e3`), only `true` and `false` ar
 import json
 import re
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -238,6 +238,17 @@ def _require_tag(node: yaml.Node, expected: str, origin: str) -> None:
         raise SpecError(f"{_place(node, origin)}: tags are not read here, but got {node.tag}: write the plain value")
 
 
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes what our loader would read as something else than text."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def dump_yaml(value: Any) -> str:
+    """YAML that `load_yaml` reads back as `value`."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+
+
 # -- from pydantic's errors to ours ----------------------------------------------------------------------------------
 
 
@@ -278,7 +289,9 @@ def problems_of(error: ValidationError, model: type[BaseModel], path: Path = ())
         message = _message(dict(detail), known)
         if message not in messages:
             messages.append(message)
-    return [Problem(place, _alternatives(messages)) for place, messages in by_place.items()]
+    # Where one member of a union fits well enough to be wrong inside, that others do not fit at all is no news.
+    outer = {place[:n] for place in by_place for n in range(len(place))}
+    return [Problem(place, _alternatives(told)) for place, told in by_place.items() if place not in outer]
 
 
 def _alternatives(messages: list[str]) -> str:
@@ -297,14 +310,16 @@ def _message(detail: dict[str, Any], known: dict[str, Any]) -> str:
     if kind == "missing":
         told = known[name].description if name in known else None
         return "missing, and has no default" + (f" ({told})" if told else "")
-    if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", context["expected"])
-        hint = did_you_mean(given, choices) if isinstance(given, str) and choices else ""
-        return f"must be {context['expected']}, but got {given!r}{hint if 'did you mean' in hint else ''}"
+    if kind in ("literal_error", "union_tag_invalid"):
+        expected = context.get("expected") or context["expected_tags"]
+        said = given if kind == "literal_error" else context["tag"]
+        choices = re.findall(r"'([^']*)'", expected)
+        hint = did_you_mean(said, choices) if isinstance(said, str) and choices else ""
+        return f"must be {expected}, but got {said!r}{hint if 'did you mean' in hint else ''}"
     if kind in ("value_error", "assertion_error"):
         return str(context.get("error", detail["msg"]))
     words = detail["msg"].replace("Input should be", "must be").replace("valid ", "")
-    for ours, theirs in (("a mapping", "an object"), ("a list", "an array"), ("an integer", "a integer")):
+    for ours, theirs in (("a mapping", "an object"), ("a list", "a array"), ("an integer", "a integer")):
         words = words.replace(theirs, ours)
     shown = json.dumps(given, default=repr)
     return f"{words}, but got {shown if len(shown) <= 80 else shown[:77] + '...'}"
@@ -313,42 +328,43 @@ def _message(detail: dict[str, Any], known: dict[str, Any]) -> str:
 def _walk(model: type[BaseModel], location: tuple[str | int, ...]) -> tuple[dict[str, Any], Path]:
     """The fields of the model that holds the last step of a location, and the location without pydantic's own steps.
 
-    Pydantic puts the names of a union's members into a location (`batch`, `literal['full']`); a user has no such keys.
+    Pydantic names the member of a union in a location (`batch`, `literal['full']`); a user has no such keys.
     """
     known: dict[str, Any] = dict(model.model_fields)
     cleaned: list[str | int] = []
     inside: list[Any] = [model]
     for step in location:
-        models = [t for t in inside if isinstance(t, type) and issubclass(t, BaseModel)]
-        fields = {name: info for m in models for name, info in m.model_fields.items()}
+        if len(inside) > 1:
+            named = [t for t in inside if getattr(t, "__name__", "-") in str(step)]
+            inside = (named or inside)[:1] if not all(_is_model(t) for t in inside) else [_Union(named or inside)]
+            continue
+        fields = inside[0].model_fields if inside and _is_model(inside[0]) else {}
+        known = dict(fields)
         if step in fields:
-            known, inside = fields, _members(fields[str(step)].annotation)
-        elif isinstance(step, int):
-            inside = [member for t in inside for argument in get_args(t) for member in _members(argument)]
-        elif step in {t.__name__ for t in models}:
-            inside = [t for t in models if t.__name__ == step]
-            continue
-        elif models or step in _free_keys(inside):
-            known = fields
+            inside = _members(fields[str(step)].annotation)
         else:
-            continue
+            arguments = [a for a in get_args(inside[0]) if a is not Ellipsis] if inside else []
+            inside = [m for argument in arguments[-1:] for m in _members(argument)]
         cleaned.append(step)
     return known, tuple(cleaned)
 
 
-def _free_keys(inside: Iterable[Any]) -> Any:
-    """Accepts any key where a mapping with free keys stands."""
-    return _Everything() if any(get_origin(t) is dict for t in inside) else ()
+class _Union:
+    """Stands for models of which it is not known which was meant: it has the fields of all."""
+
+    def __init__(self, models: list[Any]) -> None:
+        self.model_fields = {name: info for m in models for name, info in m.model_fields.items()}
 
 
-class _Everything:
-    def __contains__(self, _: object) -> bool:
-        return True
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, _Union) or (isinstance(kind, type) and issubclass(kind, BaseModel))
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The plain types of an annotation: unions opened, `Annotated` taken off."""
+    """The plain types of an annotation: unions opened, `Annotated` taken off, None left out."""
     origin = get_origin(annotation)
+    if annotation is types.NoneType:
+        return []
     if origin is Annotated:
         return _members(get_args(annotation)[0])
     if origin in (Union, types.UnionType):

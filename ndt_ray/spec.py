@@ -190,6 +190,10 @@ class Trial(Strict):
     @property
     def trial_id(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON of this trial and the spec version."""
-        payload = {"spec_version": SPEC_VERSION, **self.model_dump(mode="json")}
-        text = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        text = canonical_json({"spec_version": SPEC_VERSION, **self.model_dump(mode="json")})
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no blanks, finite numbers only (ValueError)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -11,11 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ndt_ray.data import Dataset
+from ndt_ray.capture import discover
+from ndt_ray.data import Dataset, Probes, probes
 from ndt_ray.errors import CheckpointError
 from ndt_ray.lanes import Build, Engine, make_engine
 from ndt_ray.lanes.batches import Batches
-from ndt_ray.record import Recorder
+from ndt_ray.record import Recorder, tracked_layers
 from ndt_ray.schedule import lr_factor
 from ndt_ray.spec import Trial
 
@@ -49,6 +50,8 @@ class Pack:
     build: Build
     data: Dataset
     device: torch.device
+    cells: Sequence[str]
+    fingerprint: str
 
 
 def train_pack(pack: Pack, sink: Sink, resume: tuple[int, Arrays] | None = None) -> bool:
@@ -60,7 +63,7 @@ def train_pack(pack: Pack, sink: Sink, resume: tuple[int, Arrays] | None = None)
     run = _Run(pack, sink)
     start = 0
     if resume is None:
-        run.recorder.begin()
+        run.recorder.begin(static_rows(pack, run.engine, run.batches, run.probes))
         run.at_step(0, None)
     else:
         start = resume[0]
@@ -82,7 +85,10 @@ class _Run:
         self.train = self.trials[0].train
         self.engine = make_engine(pack.trials, pack.build, pack.device)
         self.batches = Batches(pack.trials, pack.data, pack.device)
-        self.recorder = Recorder(self.engine, self.batches, pack.data, sink)
+        spec, evaluate = self.trials[0].measure, self.trials[0].evaluate
+        self.probes = probes(pack.data, spec.probe, spec.confirm, spec.probe_seed, evaluate.size)
+        layers = tracked_layers(discover(self.engine.models[0]), spec.layers, spec.views)
+        self.recorder = Recorder(self.engine, self.batches, pack.data, self.probes, layers, sink)
         self.last_beat = time.monotonic()
         self.began = time.monotonic()
         self.done_here = 0
@@ -127,6 +133,40 @@ class _Run:
             self.recorder.load({k[9:]: v for k, v in state.items() if k.startswith("recorder.")})
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"the recovery state does not fit this pack ({error}): it was written by another model or version") from error
+
+
+def static_rows(pack: Pack, engine: Engine, batches: Batches, probes: Probes) -> dict[str, Any]:
+    """The `trials` rows of a pack: what each trial is, before anything has happened."""
+    trials, n = list(pack.trials), len(pack.trials)
+    seeds = [t.seed for t in trials]
+    common = [s.init if len({s.init, s.order, s.dropout, s.data}) == 1 else None for s in seeds]
+    return {
+        "trial_id": [t.trial_id for t in trials],
+        "lane": np.arange(n, dtype=np.int16),
+        "cell": list(pack.cells),
+        "model": [t.model.name for t in trials],
+        "data": [t.data.name for t in trials],
+        "seed": common,
+        **{f"seed_{name}": [getattr(s, name) for s in seeds] for name in ("init", "order", "dropout", "data")},
+        "control": [f"{c.kind}:{c.layer}" if c.layer else c.kind for c in (t.control for t in trials)],
+        "engine": [t.engine for t in trials],
+        "width": [t.width for t in trials],
+        "steps": [t.train.steps for t in trials],
+        "steps_per_epoch": [batches.per_epoch] * n,
+        "batch": [batches.size] * n,
+        "optimizer": [t.train.optimizer for t in trials],
+        "lr": [t.train.lr for t in trials],
+        "weight_decay": [t.train.weight_decay for t in trials],
+        "n_parameters": [engine.arena.layout.n_parameters] * n,
+        "n_train": [batches.n] * n,
+        "probe_size": [len(probes.detect)] * n,
+        "probe_hash": [probes.detect_hash] * n,
+        "confirm_hash": [probes.confirm_hash] * n,
+        "data_completeness": [pack.data.completeness] * n,
+        "data_hash": [pack.data.hash] * n,
+        "fingerprint": [pack.fingerprint] * n,
+        "spec": [t.model_dump_json() for t in trials],
+    }
 
 
 def continue_trial(pack: Pack, lane_state: Arrays, step: int, until: int) -> Engine:

@@ -5,6 +5,7 @@ Grammar: comparisons `field OP value` with = == != < <= > >= and ~ (glob pattern
 quotes only where it holds blanks or signs of the grammar. Nothing is evaluated as code.
 """
 
+import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -97,7 +98,17 @@ def field(name: str, params: Mapping[str, Iterable[str]] | None = None) -> tuple
     if full:
         raise SpecError(f"'{name}' may be any of {', '.join(full)}: write which")
     known = [*_WHOLE, *LEAVES, *(f"{o}.{p}" for o in ("model", "data") for p in params.get(o, ()))]
-    raise SpecError(f"unknown field '{name}'{did_you_mean(name, known)}")
+    raise SpecError(f"unknown field '{name}'{closest_path(name, known)}")
+
+
+def closest_path(name: str, known: Iterable[str]) -> str:
+    """Like `did_you_mean`, for paths: `lrs` is close to `train.lr`."""
+    known = list(known)
+    last = name.rpartition(".")[2]
+    ends = difflib.get_close_matches(last, {k.rpartition(".")[2] for k in known}, n=1)
+    whole = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    found = whole or [k for k in known if k.rpartition(".")[2] in ends][:3]
+    return f" - did you mean {' or '.join(repr(k) for k in found)}?" if found else did_you_mean(name, known)
 
 
 class Where:

@@ -1,5 +1,6 @@
 """A user's own data: an .npz file, or a function in a Python file."""
 
+import hashlib
 import importlib.util
 import os
 import sys
@@ -7,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import numpy as np
@@ -33,9 +35,10 @@ def arrays(
     A relative `path` is looked for in the working folder, then in the folder of data sets; what the arrays may be:
     `from_arrays`. DataError where the file is missing, damaged or lacks an array.
     """
-    file = _existing(path, root)
+    file = existing(path, root)
     try:
-        with np.load(file, allow_pickle=False) as found:
+        with file.open("rb") as stream:  # numpy leaves a file that it opened itself open when it is damaged
+            found = np.load(stream, allow_pickle=False)
             if not isinstance(found, np.lib.npyio.NpzFile):
                 raise DataError(f"{file}: holds one array; save the four with numpy.savez(path, {', '.join(_NAMES)})")
             lacking = [name for name in _NAMES if name not in found.files]
@@ -52,7 +55,7 @@ def from_arrays(
 ) -> Dataset:
     """A data set of the arrays or tensors x_train, y_train, x_test, y_test.
 
-    Inputs: floats [N, C, H, W], [N, H, W] or [N, F] are images as they are ([N, F] as 1 x 1 x F); uint8 likewise, scaled
+    Inputs: floats [N, C, H, W], [N, H, W] or [N, F] are images as they are ([N, F] as 1 x 1 x F); uint8 too, scaled
     by mean and standard deviation of the training pixels; other integers [N, length] are token ids, 0 being padding.
     Labels: integers [N] from 0. `classes` and `vocab` default to one more than the largest label and id.
     """
@@ -105,10 +108,20 @@ def _tokens(name: str, x: np.ndarray) -> torch.Tensor:
 
 
 def from_file(target: str, root: str | os.PathLike[str] | None = None) -> Callable[..., Any]:
-    """The function behind `FILE.py:NAME`; it gives a `Dataset` or what `from_arrays` takes. DataError if there is none."""
+    """The function behind `FILE.py:NAME`: it gives a `Dataset` or what `from_arrays` takes. DataError if none."""
     path, _, attribute = target.rpartition(":")
-    file = _existing(path, root)
-    name = f"ndt_ray_data_{abs(hash((str(file), file.stat().st_mtime_ns)))}"
+    file = existing(path, root)
+    state = f"{file} {file.stat().st_mtime_ns} {file.stat().st_size}"
+    name = f"ndt_ray_data_{hashlib.sha256(state.encode()).hexdigest()[:16]}"
+    module = sys.modules.get(name) or _imported(name, file)
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise DataError(f"{file}: has no function '{attribute}'")
+    made: Callable[..., Any] = function
+    return made
+
+
+def _imported(name: str, file: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None, f"{file} has the suffix .py"
     module = importlib.util.module_from_spec(spec)
@@ -118,18 +131,13 @@ def from_file(target: str, root: str | os.PathLike[str] | None = None) -> Callab
     except Exception as error:
         del sys.modules[name]
         raise DataError(f"{file}: cannot be imported: {type(error).__name__}: {error}") from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        raise DataError(f"{file}: has no function '{attribute}'")
-    made: Callable[..., Any] = function
-    return made
+    return module
 
 
-def _existing(path: str, root: str | os.PathLike[str] | None) -> Path:
-    candidates = (Path(path).expanduser(), data_root(root) / path)
+def existing(path: str, root: str | os.PathLike[str] | None) -> Path:
+    """A user's file: `path` as it is, else below the folder of data sets; DataError if there is neither."""
+    candidates = (Path(path).expanduser().absolute(), data_root(root) / path)
     for candidate in candidates:
         if candidate.is_file():
             return candidate.resolve()
-    looked = " nor ".join(str(candidate.absolute()) for candidate in dict.fromkeys(candidates))
-    raise DataError(f"data file {path} is missing: neither {looked} exists" if len(set(candidates)) > 1
-                    else f"data file {path} is missing")  # fmt: skip
+    raise DataError(f"data file {path} is missing: there is neither {candidates[0]} nor {candidates[1]}")

@@ -55,7 +55,7 @@ def build(
     digest = hashlib.sha256()
     for tensor in (train_x, train_y, test_x, test_y):
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.numpy()).cast("B"))
+        digest.update(tensor.numpy().data.cast("B"))
     return Dataset(
         name, inputs, train_x, train_y, test_x, test_y, tuple(class_names), completeness, note, digest.hexdigest()
     )

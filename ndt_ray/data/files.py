@@ -187,7 +187,8 @@ def _missing(file: DataFile, root: Path) -> str:
 
 
 def _mismatch(path: Path, file: DataFile, found: str) -> str:
-    also = next((f" - that is {f.folder}/{f.name}" for group in FILES.values() for f in group.values() if f.md5 == found), "")
+    others = (other for group in FILES.values() for other in group.values() if other.md5 == found)
+    also = next((f" (which is {other.folder}/{other.name})" for other in others), "")
     return f"{path}: expected MD5 {file.md5}, found {found}{also}"
 
 

@@ -39,5 +39,5 @@ def modular_addition(
         (x[test], y[test]),
         [str(n) for n in range(p)],
         "generated",
-        f"Generated: addition mod {p}, {len(train):,} of all {pairs:,} pairs to train on, the other {len(test):,} to test.",
+        f"Generated: addition mod {p}, {len(train):,} of all {pairs:,} pairs to train on, {len(test):,} to test.",
     )

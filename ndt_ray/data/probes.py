@@ -19,10 +19,11 @@ BLOCKS = 16
 
 @dataclass(frozen=True, eq=False)
 class Probes:
-    """Disjoint indices (int64) into a data set's test split; the hashes (hex) are of the data set's hash and the indices.
+    """Disjoint indices (int64) into a data set's test split.
 
-    ``detect`` is measured on the schedule, ``confirm`` at checkpoints; both have every class as equally often as can be,
-    in every block too. ``evaluation``: samples that no probe holds, ascending.
+    ``detect`` is measured on the schedule, ``confirm`` at checkpoints; both hold every class as equally often as can
+    be, in every block too. ``evaluation``: samples that no probe holds, ascending. The hashes are SHA-256 (hex) of the
+    data set's hash and the indices.
     """
 
     detect: torch.Tensor
@@ -59,9 +60,18 @@ def probes(
     if evaluation is not None:  # every (n / size)-th of the samples sorted by class
         rest = rest[(2 * np.arange(evaluation) + 1) * len(rest) // (2 * evaluation)]
 
-    chosen = [_interleaved(first), _interleaved(second), np.sort(rest)]
-    hashes = [hashlib.sha256(dataset.hash.encode() + c.astype("<i8").tobytes()).hexdigest() for c in chosen[:2]]
-    return Probes(*(torch.from_numpy(c) for c in chosen), *hashes)
+    first, second = _interleaved(first), _interleaved(second)
+    return Probes(
+        torch.from_numpy(first),
+        torch.from_numpy(second),
+        torch.from_numpy(np.sort(rest)),
+        _hash(dataset, first),
+        _hash(dataset, second),
+    )
+
+
+def _hash(dataset: Dataset, indices: np.ndarray) -> str:
+    return hashlib.sha256(dataset.hash.encode() + indices.astype("<i8").tobytes()).hexdigest()
 
 
 def _check_sizes(name: str, available: int, detect: int, confirm: int, evaluation: int | None) -> None:
@@ -72,8 +82,8 @@ def _check_sizes(name: str, available: int, detect: int, confirm: int, evaluatio
     needed = detect + confirm + (evaluation or 1)
     if needed > available:
         raise SpecError(
-            f"data '{name}': its test split has {available:,} samples, but the probes take {detect:,} + {confirm:,} and "
-            f"evaluation {'at least 1' if evaluation is None else f'{evaluation:,}'}: {needed:,} in all; "
+            f"data '{name}': its test split has {available:,} samples, but the probes take {detect:,} + {confirm:,} "
+            f"and evaluation {'at least 1' if evaluation is None else f'{evaluation:,}'}: {needed:,} in all; "
             "make measure.probe, measure.confirm or evaluate.size smaller"
         )
 
@@ -85,7 +95,7 @@ def _equal_shares(available: np.ndarray, total: int, class_order: np.ndarray) ->
     """
     assert available.sum() >= total
     level = int(np.searchsorted([np.minimum(available, n).sum() for n in range(total + 1)], total, side="right")) - 1
-    shares = np.minimum(available, level)
+    shares: np.ndarray = np.minimum(available, level)
     more = [c for c in class_order if available[c] > level][: total - int(shares.sum())]
     shares[more] += 1
     return shares

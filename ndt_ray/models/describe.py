@@ -14,8 +14,9 @@ from ndt_ray.models.build import Factory, build, is_builtin, seeded, sketch
 from ndt_ray.models.layers import Kind
 
 EXAMPLE_BATCH = 2
-KIND_OF_DIMS: dict[int, Kind] = {1: "units", 2: "tokens", 3: "positions"}
-"""Of a layer's output, by its number of dimensions without the batch."""
+DIMS: dict[Kind, int] = {"units": 1, "tokens": 2, "positions": 3}
+"""Of a layer's output, without the batch."""
+KINDS = "kinds: units (F,), tokens (T, D), positions (C, H, W)"
 
 
 @dataclass(frozen=True)
@@ -45,22 +46,43 @@ def outline(factory: Factory, inputs: InputSpec, params: Mapping[str, Any]) -> D
 def describe(module: nn.Module, inputs: InputSpec) -> Description:
     """Parameters, tracked layers and output of `module`, from one forward pass on the meta device where it can.
 
-    A module that does not say what is tracked has all its Linears and Conv2ds tracked, in the order of their calls.
-    Raises SpecError where the module does not take the data set's samples or gives anything but [batch, classes].
+    A module that does not say what is tracked has its Linears and Conv2ds tracked, in the order of their calls.
+    Raises SpecError where the module does not take the data set's samples, gives anything but [batch, classes], or
+    tracks nothing, or what is not there, or a layer whose output is not of the kind it says.
     """
     declared: dict[str, Kind] | None = getattr(module, "tracked", None)
     shapes = _output_shapes(module, inputs, _measurable(module) if declared is None else list(declared))
     output = shapes.pop("")
-    tracked = declared
-    if tracked is None:
-        tracked = {name: KIND_OF_DIMS[len(shape)] for name, shape in shapes.items() if len(shape) in KIND_OF_DIMS}
-    silent = [name for name in tracked if name not in shapes]
-    if silent:
-        raise SpecError(
-            f"{type(module).__name__}: a forward pass gets no tensor from {silent}: take them off `tracked`"
-        )
+    tracked = _infer_kinds(module, shapes) if declared is None else declared
+    _check_tracked(type(module).__name__, tracked, shapes)
     n_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
     return Description(n_parameters, tracked, {name: shapes[name] for name in tracked}, output)
+
+
+def _infer_kinds(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Kind]:
+    """A Linear gives units or tokens, a Conv2d positions; anything else has axes that cannot be guessed."""
+    kinds: dict[str, Kind] = {}
+    for name, shape in shapes.items():
+        if isinstance(module.get_submodule(name), nn.Conv2d):
+            kinds[name] = "positions"
+        elif len(shape) <= 2:
+            kinds[name] = "units" if len(shape) == 1 else "tokens"
+    return kinds
+
+
+def _check_tracked(model: str, tracked: Mapping[str, Kind], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    if not tracked:
+        raise SpecError(
+            f"{model} has nothing to measure: give it an attribute tracked = {{module path: kind}} ({KINDS})"
+        )
+    silent = [name for name in tracked if name not in shapes]
+    if silent:
+        raise SpecError(f"{model}: a forward pass gets no tensor from {silent}: take them off `tracked`")
+    for name, kind in tracked.items():
+        if len(shapes[name]) != DIMS.get(kind):
+            raise SpecError(
+                f"{model} tracks '{name}' as '{kind}', but a sample's output has shape {shapes[name]} ({KINDS})"
+            )
 
 
 def _output_shapes(module: nn.Module, inputs: InputSpec, names: list[str]) -> dict[str, tuple[int, ...]]:

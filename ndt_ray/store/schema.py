@@ -1,10 +1,11 @@
-"""Every table of the store: its columns with type, unit and meaning, and its sort order. The only place they are defined.
+"""Every table of the store: its columns with type, unit and meaning, and its sort order. Defined here and nowhere else.
 
 A column of type `measure` is float32, or float64 where the part's declared precision says so (imported series: at
 float32 the published jumps vanish).
 """
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pyarrow as pa
@@ -29,11 +30,19 @@ class Table:
     columns: tuple[Column, ...]
     order: tuple[str, ...]
     """Columns that compacted files are sorted by; together they are the key of a row."""
+    origin: Literal["pack", "analysis"] = "pack"
+    """Who writes it: packs while training (the view adds `sweep` and `pack`), or an analysis (adds `sweep`)."""
+
+    @property
+    def partitions(self) -> tuple[str, ...]:
+        """Columns that come from the path of a file rather than from the file."""
+        return ("sweep", "pack") if self.origin == "pack" else ("sweep",)
 
     def arrow(self, precision: Precision = "float32") -> pa.Schema:
         """The Arrow schema; docs and units are kept as field metadata."""
         fields = [
-            pa.field(c.name, _arrow_type(c.type, precision), metadata={"doc": c.doc, "unit": c.unit}) for c in self.columns
+            pa.field(c.name, _arrow_type(c.type, precision), metadata={"doc": c.doc, "unit": c.unit})
+            for c in self.columns
         ]
         meta = {"ndt_table": self.name, "ndt_schema_version": str(SCHEMA_VERSION), "ndt_precision": precision}
         return pa.schema(fields, metadata=meta)
@@ -47,6 +56,7 @@ _TYPES = {
     "int64": pa.int64(),
     "float32": pa.float32(),
     "float64": pa.float64(),
+    "timestamp": pa.timestamp("us"),
 }
 
 
@@ -54,6 +64,11 @@ def _arrow_type(name: str, precision: Precision) -> pa.DataType:
     if name.startswith("list:"):
         return pa.list_(_arrow_type(name[5:], precision))
     return _TYPES[precision if name == "measure" else name]
+
+
+def fingerprint(schema: pa.Schema) -> str:
+    """Eight hex digits that are equal for files with the same columns, in the same order, of the same types."""
+    return hashlib.sha256("\n".join(f"{f.name} {f.type}" for f in schema).encode()).hexdigest()[:8]
 
 
 _TRIAL = Column("trial_id", "string", "content hash of the trial (spec.Trial.trial_id)")
@@ -72,6 +87,37 @@ MEASURES = (
     ("power_law_alpha", "measure", "minus the slope of log eigenvalue on log rank", ""),
 )
 """Measures that are functions of one spectrum: stored for the centred spectrum, and `_uncentred`."""
+
+_SERIES = ("trial_id", "layer_index", "view", "step")
+_MEASUREMENTS = (
+    _TRIAL,
+    _STEP,
+    _LAYER,
+    _LAYER_INDEX,
+    _VIEW,
+    Column("n_stimuli", "int32", "probe stimuli: the sampling unit"),
+    *(Column(n, t, d + " (centred)", u) for n, t, d, u in MEASURES),
+    Column("participation_ratio_corrected", "measure", "bias-corrected over stimuli, centred", "dimensions"),
+    *(Column(f"{n}_uncentred", t, d + " (uncentred)", u) for n, t, d, u in MEASURES),
+    Column("flag", "string", "why values are null: dead, nonfinite, lost; null when all is well"),
+)
+_SPECTRA = (
+    _TRIAL,
+    _STEP,
+    _LAYER,
+    _LAYER_INDEX,
+    _VIEW,
+    Column("n_stimuli", "int32", "probe stimuli"),
+    Column("n_rows", "int32", "rows of the matrix: stimuli × positions or tokens"),
+    Column("n_features", "int32", "columns of the matrix"),
+    Column("trace", "float64", "sum of squares of the centred matrix"),
+    Column("trace_uncentred", "float64", "sum of squares of the matrix"),
+    Column("mean_norm", "float64", "L2 norm of the mean row"),
+    Column("eigenvalues", "list:float32", "of the centred Gram matrix, descending"),
+    Column("eigenvalues_uncentred", "list:float32", "of the Gram matrix, descending"),
+    Column("gram_sums", "list:float64", "sums for the bias correction; order in spectra.GRAM_SUMS"),
+    Column("delete_block_pr", "list:float32", "centred participation ratio without each of 16 blocks"),
+)
 
 TABLES: dict[str, Table] = {
     t.name: t
@@ -172,41 +218,26 @@ TABLES: dict[str, Table] = {
         Table(
             "measurements",
             "Dimensionality of one layer's activations on the detect probe at a measured step.",
-            (
-                _TRIAL,
-                _STEP,
-                _LAYER,
-                _LAYER_INDEX,
-                _VIEW,
-                Column("n_stimuli", "int32", "probe stimuli: the sampling unit"),
-                *(Column(n, t, d + " (centred)", u) for n, t, d, u in MEASURES),
-                Column("participation_ratio_corrected", "measure", "bias-corrected over stimuli (centred)", "dimensions"),
-                *(Column(f"{n}_uncentred", t, d + " (uncentred)", u) for n, t, d, u in MEASURES),
-                Column("flag", "string", "why values are null: dead, nonfinite, lost; null when all is well"),
-            ),
-            ("trial_id", "layer_index", "view", "step"),
+            _MEASUREMENTS,
+            _SERIES,
         ),
         Table(
             "spectra",
             "The eigenvalues behind a measurement, and what a spectrum alone cannot give.",
-            (
-                _TRIAL,
-                _STEP,
-                _LAYER,
-                _LAYER_INDEX,
-                _VIEW,
-                Column("n_stimuli", "int32", "probe stimuli"),
-                Column("n_rows", "int32", "rows of the matrix: stimuli × positions or tokens"),
-                Column("n_features", "int32", "columns of the matrix"),
-                Column("trace", "float64", "sum of squares of the centred matrix"),
-                Column("trace_uncentred", "float64", "sum of squares of the matrix"),
-                Column("mean_norm", "float64", "L2 norm of the mean row"),
-                Column("eigenvalues", "list:float32", "of the centred Gram matrix, descending"),
-                Column("eigenvalues_uncentred", "list:float32", "of the Gram matrix, descending"),
-                Column("gram_sums", "list:float64", "sums for the bias correction; order in spectra.GRAM_SUMS"),
-                Column("delete_block_pr", "list:float32", "centred participation ratio without each of 16 stimulus blocks"),
-            ),
-            ("trial_id", "layer_index", "view", "step"),
+            _SPECTRA,
+            _SERIES,
+        ),
+        Table(
+            "confirmations",
+            "As `measurements`, on the confirm probe, at checkpoints: what effect sizes and intervals come from.",
+            _MEASUREMENTS,
+            _SERIES,
+        ),
+        Table(
+            "confirmation_spectra",
+            "As `spectra`, on the confirm probe, at checkpoints.",
+            _SPECTRA,
+            _SERIES,
         ),
         Table(
             "velocity",
@@ -221,7 +252,7 @@ TABLES: dict[str, Table] = {
                 Column("from_init", "float32", "1 - CKA to the initialisation"),
                 Column("anchor_step", "int32", "the latest log-spaced anchor before this step", "steps"),
                 Column("from_anchor", "float32", "1 - CKA to that anchor"),
-                Column("angle_mean", "float32", "mean principal angle of the top stimulus directions to the previous", "rad"),
+                Column("angle_mean", "float32", "mean principal angle of the top directions to the previous", "rad"),
                 Column("angle_max", "float32", "largest of these angles", "rad"),
                 Column("label_alignment", "float32", "debiased CKA with the label kernel"),
             ),
@@ -261,8 +292,8 @@ TABLES: dict[str, Table] = {
                 _TRIAL,
                 _STEP,
                 Column("sharpness", "float64", "largest Hessian eigenvalue of the probe loss"),
-                Column("sharpness_preconditioned", "float64", "the same after Adam's diagonal preconditioner; null for sgd"),
-                Column("gradient_noise_scale", "float64", "tr(covariance of sample gradients) / |mean gradient|^2", "samples"),
+                Column("sharpness_preconditioned", "float64", "the same after Adam's preconditioner; null for sgd"),
+                Column("gradient_noise_scale", "float64", "tr(cov of sample gradients) / |mean gradient|^2", "samples"),
             ),
             ("trial_id", "step"),
         ),
@@ -281,3 +312,59 @@ TABLES: dict[str, Table] = {
         ),
     )
 }
+
+
+COMPUTED: dict[str, Table] = {
+    t.name: t
+    for t in (
+        Table(
+            "sweeps",
+            "One row per sweep, from its directory and its packs' manifests.",
+            (
+                Column("sweep", "string", "name of the sweep"),
+                Column("about", "string", "the question it asks"),
+                Column("packs", "int32", "packs that have started"),
+                Column("packs_finished", "int32", "packs whose manifest says finished"),
+                Column("trials", "int32", "trials of these packs"),
+                Column("trials_finished", "int32", "trials of the finished packs"),
+                Column("spec", "string", "spec.yaml"),
+                Column("env", "string", "env.json: versions, commit, command"),
+            ),
+            ("sweep",),
+        ),
+        Table(
+            "attempts",
+            "One row per time a pack was started: all that may differ between two runs of the same sweep.",
+            (
+                Column("sweep", "string", "name of the sweep"),
+                Column("pack", "string", "name of the pack"),
+                Column("generation", "int32", "1 for the first start; a higher one fences the lower ones"),
+                Column("host", "string", "where it ran"),
+                Column("pid", "int64", "process id"),
+                Column("started", "timestamp", "UTC"),
+                Column("updated", "timestamp", "UTC; its last commit"),
+                Column("ended", "timestamp", "UTC; null while running, or when killed"),
+                Column("from_step", "int32", "resumed at; null from the start", "steps"),
+                Column("to_step", "int32", "last committed step", "steps"),
+                Column("status", "string", "running (or killed), finished, stopped, superseded or failed"),
+                Column("error", "string", "first line of the error"),
+                Column("fingerprint", "string", "numerics: engine, ISA or GPU, threads, versions"),
+            ),
+            ("sweep", "pack", "generation"),
+        ),
+    )
+}
+"""Tables that are made when asked for, from JSON files; nobody writes rows to them."""
+
+
+def register_table(table: Table) -> Table:
+    """Make a table that an analysis writes known to the store; registering the same one twice is fine."""
+    table = replace(table, origin="analysis")
+    names = [c.name for c in table.columns]
+    if len(set(names)) != len(names) or {"sweep", "pack"} & set(names):
+        raise ValueError(f"table {table.name}: columns repeat, or are called sweep or pack ({names=})")
+    if unknown := set(table.order) - set(names):
+        raise ValueError(f"table {table.name}: order names no column {sorted(unknown)}")
+    if table.name in COMPUTED or TABLES.setdefault(table.name, table) != table:
+        raise ValueError(f"table {table.name} exists already with other columns")
+    return table

@@ -156,6 +156,17 @@ def misnamed():
     net.tracked = {"layers.9": "units"}
     return net
 
+def mistaken():
+    net = Net()
+    net.tracked = {"conv": "units"}
+    return net
+def uncalled():
+    net = Net()
+    net.spare = nn.Linear(1, 1)
+    net.tracked = {"spare": "units"}
+    return net
+def nothing(): return nn.Sequential(nn.AdaptiveMaxPool2d((10, 1)), nn.Flatten())
+
 class Two(Net):
     def forward(self, x):
         return super().forward(x), x
@@ -212,6 +223,9 @@ def test_what_a_users_module_tracks_is_found(user: str, name: str) -> None:
             r"Linear does not take the data set's samples, a torch.float32 batch of shape \(2, 1, 8, 8\)",
         ),
         ("a_tuple", {}, r"Two gives a tuple"),
+        ("mistaken", {}, r"tracks 'conv' as 'units', but a sample's output has shape \(4, 6, 6\)"),
+        ("uncalled", {}, r"gets no tensor from \['spare'\]"),
+        ("nothing", {}, r"has nothing to measure: give it an attribute tracked"),
         ("misnamed", {}, r"tracked names \['layers.9'\]"),
     ],
 )

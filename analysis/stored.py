@@ -1,0 +1,94 @@
+"""The tables of one sweep of a store, as the runner wants them: by partition, with a hash of what they hold."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from ndt_ray.analysis.api import KEYS, Partition, Per
+from ndt_ray.analysis.runner import Report, run
+
+from ndt_ray.store.outputs import Output, Outputs
+from ndt_ray.store.reader import Store
+from ndt_ray.store.schema import COMPUTED, TABLES
+from ndt_ray.store.sweep import open_sweep
+
+
+@dataclass(frozen=True)
+class StoredSweep:
+    """One sweep of a store; workers open the store again where they are."""
+
+    store: Store
+    sweep: str
+
+    def partitions(self, per: Per) -> list[Partition]:
+        """Trials that have rows; checkpoints that were saved; or the sweep as a whole."""
+        if per == "sweep":
+            return [Partition()]
+        source = "trials" if per == "trial" else "checkpoints"
+        columns = ", ".join(KEYS[per])
+        rows = self.store.arrow(
+            f"SELECT DISTINCT {columns} FROM {source} WHERE sweep = ? ORDER BY {columns}", [self.sweep]
+        )
+        return [Partition(**row) for row in rows.to_pylist()]
+
+    def input_hash(self, reads: Iterable[str], partition: Partition) -> str:
+        """From manifests alone: who trained how far, with how many rows, and which outputs of analyses are in place.
+
+        A pack's rows are a function of its trials, fingerprint and step, so compaction changes nothing here; its
+        generation is part of the hash because a pack that was begun anew may have been trained by other code.
+        """
+        snapshot, tables = self.store.snapshot(), sorted(reads)
+        trial = partition.trial_id
+        pack = None if trial is None else snapshot.pack_of.get((self.sweep, trial))
+        digest = hashlib.sha256(f"{trial} {partition.step}\n".encode())
+        for m in sorted((m for m in snapshot.manifests if m.sweep == self.sweep), key=lambda m: m.pack):
+            if pack in (None, m.pack):
+                rows = {t: sum(p.rows for p in m.parts if p.table == t) for t in tables}
+                digest.update(f"{m.pack} {m.trials} {m.fingerprint} {m.generation} {m.step} {rows}\n".encode())
+        for sweep, output in sorted(snapshot.outputs, key=lambda pair: (pair[0], pair[1].key, pair[1].cache_key)):
+            concerned = trial is None or output.key == str(Partition()) or output.key.split()[0] == trial
+            if sweep == self.sweep and concerned and any(p.table in tables for p in output.parts):
+                digest.update(f"{output.key} {output.cache_key}\n".encode())
+        return digest.hexdigest()
+
+    def read(self, table: str, partition: Partition) -> pa.Table:
+        """Rows of the partition's trial (in `checkpoints`, of its step); all of the sweep for tables without trials."""
+        if table not in self.store.names():
+            return pa.table({})
+        known = {**TABLES, **COMPUTED}.get(table)
+        names = (
+            {c.name for c in known.columns} if known else set(self.store.arrow(f'FROM "{table}" LIMIT 0').column_names)
+        )
+        wanted: dict[str, Any] = {"sweep": self.sweep}
+        if partition.trial_id is not None and "trial_id" in names:
+            wanted["trial_id"] = partition.trial_id
+            pack = self.store.snapshot().pack_of.get((self.sweep, partition.trial_id))
+            if pack is not None and known is not None and "pack" in known.partitions:
+                wanted["pack"] = pack
+        if partition.step is not None and table == "checkpoints":
+            wanted["step"] = partition.step
+        tests = " AND ".join(f'"{name}" = ?' for name in wanted)
+        return self.store.arrow(f'SELECT * FROM "{table}" WHERE {tests}', list(wanted.values()))
+
+    def committed(self, analysis: str) -> dict[str, str]:
+        """Keys of the outputs in place, by partition."""
+        return {key: output.cache_key for key, output in self._outputs(analysis).entries().items()}
+
+    def write(self, analysis: str, partition: Partition, key: str, tables: Mapping[str, pa.Table]) -> Output:
+        """Write an output's files; invisible until committed."""
+        return self._outputs(analysis).write(str(partition), tables, cache_key=key)
+
+    def commit(self, analysis: str, written: Iterable[Output], drop: Iterable[str] = ()) -> None:
+        """Put outputs in place of the former ones of their partitions."""
+        self._outputs(analysis).commit(written, drop)
+
+    def _outputs(self, analysis: str) -> Outputs:
+        return Outputs(self.store, self.sweep, analysis)
+
+
+def analyze(store: Store, sweep: str, analysis: str, **options: Any) -> Report:
+    """Run a registered analysis over a sweep of a store; options as in runner.run. StoreError for an unknown sweep."""
+    open_sweep(store, sweep)
+    return run(analysis, StoredSweep(store, sweep), **options)

@@ -1,0 +1,62 @@
+"""Whether a trial fits its data set and model: what is wrong is said before any worker starts."""
+
+import fnmatch
+from collections.abc import Iterator
+
+from ndt_ray.errors import SpecError, did_you_mean
+from ndt_ray.estimate import DataFacts, ModelFacts
+from ndt_ray.schedule import checkpoint_steps
+from ndt_ray.spec import Trial
+from ndt_ray.where import closest_path
+
+
+def misfits(trial: Trial, data: DataFacts, model: ModelFacts) -> Iterator[str]:
+    """One sentence for each thing that does not fit, with what to do."""
+    yield from _training(trial, data)
+    yield from _probes(trial, data)
+    yield from _layers(trial, model)
+    try:
+        checkpoint_steps(trial.checkpoint, trial.train.steps)
+    except SpecError as error:
+        yield str(error)
+
+
+def _training(trial: Trial, data: DataFacts) -> Iterator[str]:
+    train = trial.train
+    n = data.n_train
+    if train.subset is not None and train.subset > n:
+        yield f"train.subset: {data.name} has {n:,} training samples, but got {train.subset:,}: leave it out for all"
+    n = min(n, train.subset or n)
+    if train.batch != "full" and train.batch > n:
+        yield f"train.batch: there are {n:,} training samples, but got {train.batch:,}: use at most {n}, or full"
+    if train.momentum and train.optimizer != "sgd":
+        yield f"train.momentum: is sgd's, but the optimizer is {train.optimizer}: remove it, or use betas"
+    if not all(0 <= beta < 1 for beta in train.betas):
+        yield f"train.betas: 0 <= beta < 1 must hold, but got {list(train.betas)}"
+    if train.schedule.warmup > train.steps:
+        yield (
+            f"train.schedule.warmup: longer than training (warmup={train.schedule.warmup}, steps={train.steps}): "
+            "the learning rate would never be reached"
+        )
+
+
+def _probes(trial: Trial, data: DataFacts) -> Iterator[str]:
+    detect = trial.measure.probe
+    confirm = detect if trial.measure.confirm is None else trial.measure.confirm
+    evaluated = trial.evaluate.size or 1
+    if detect + confirm + evaluated > data.n_test:
+        most = (data.n_test - evaluated) // 2
+        yield (
+            f"measure.probe: the test split of {data.name} has {data.n_test:,} samples, but got probe={detect}, "
+            f"confirm={confirm} and at least {evaluated} to evaluate on: use a probe of at most {most}"
+        )
+
+
+def _layers(trial: Trial, model: ModelFacts) -> Iterator[str]:
+    paths = [layer.path for layer in model.layers]
+    for pattern in trial.measure.layers or ():
+        if not fnmatch.filter(paths, pattern):
+            yield f"measure.layers: no layer of {trial.model.name} matches '{pattern}'{closest_path(pattern, paths)}"
+    frozen = trial.control.layer
+    if frozen is not None and not any(m == frozen or m.startswith(f"{frozen}.") for m in model.modules):
+        yield f"control: {trial.model.name} has no layer '{frozen}' with weights{did_you_mean(frozen, model.modules)}"

@@ -1,0 +1,290 @@
+"""What is written down of a pack while it trains: rows for every table, none of which touches the training."""
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ndt_ray import velocity
+from ndt_ray.data import Dataset, Probes
+from ndt_ray.errors import SpecError, did_you_mean
+from ndt_ray.evaluate import Scores, predict, scores
+from ndt_ray.lanes import Engine
+from ndt_ray.lanes.batches import Batches
+from ndt_ray.lanes.norms import LayerNorms
+from ndt_ray.lanes.observe import Observation, observe
+from ndt_ray.lanes.optimizer import base_lr
+from ndt_ray.schedule import checkpoint_steps, coarse_steps, evaluated_steps, lr_factor, measured_steps
+from ndt_ray.spec import Trial
+from ndt_ray.spectra import Layer, Rows, measure_layers, rows, view_of
+
+if TYPE_CHECKING:
+    from ndt_ray.train import Sink
+
+RUNNING, DIVERGED, FAILED = 0, 1, 2
+
+
+def tracked_layers(tracked: Mapping[str, str], patterns: Sequence[str] | None, views: Mapping[str, str]) -> list[Layer]:
+    """The layers to measure, in forward order; SpecError for a pattern that matches none."""
+    chosen = list(tracked)
+    for pattern in patterns or ():
+        if not fnmatch.filter(chosen, pattern):
+            raise SpecError(f"measure.layers: no tracked layer matches '{pattern}'{did_you_mean(pattern, chosen)}")
+    if patterns:
+        chosen = [path for path in chosen if any(fnmatch.fnmatchcase(path, p) for p in patterns)]
+    index = {path: i for i, path in enumerate(tracked)}
+    return [Layer(path, index[path], tracked[path], view_of(tracked[path], views)) for path in chosen]
+
+
+class Recorder:
+    """Schedules, probes and running state of what one pack records."""
+
+    def __init__(
+        self, engine: Engine, batches: Batches, data: Dataset, probes: Probes, layers: Sequence[Layer], sink: "Sink"
+    ) -> None:
+        self.engine, self.batches, self.data, self.probes, self.sink = engine, batches, data, probes, sink
+        self.trials: list[Trial] = engine.trials
+        first = self.trials[0]
+        self.train, self.spec, self.layers = first.train, first.measure, list(layers)
+        steps = self.train.steps
+        self.measured = frozenset(measured_steps(self.spec, steps))
+        self.evaluated = frozenset(evaluated_steps(first.evaluate, steps))
+        self.saved = frozenset(checkpoint_steps(first.checkpoint, steps))
+        self.coarse = frozenset(coarse_steps(self.spec, steps))
+        to = engine.device
+        self.detect = data.test_x[probes.detect].to(to), data.test_y[probes.detect]
+        self.confirm = data.test_x[probes.confirm].to(to), data.test_y[probes.confirm]
+        self.held_out = data.test_x[probes.evaluation].to(to), data.test_y[probes.evaluation]
+        self.norms = LayerNorms(engine.arena.layout)
+        self.start = engine.arena.weights.clone()
+        self.velocity = velocity.VelocityTracker(self.detect[1].numpy()) if self.spec.velocity else None
+        self.status = np.zeros(len(self.trials), dtype=np.int64)
+        self.last_step = np.zeros(len(self.trials), dtype=np.int64)
+        self.errors = [""] * len(self.trials)
+        self.scores: list[Scores | None] = [None] * len(self.trials)
+        self.previous_measured = 0
+        self.pending: list[tuple[int, list[int], np.ndarray]] = []
+        self.batch_losses = np.full(len(self.trials), np.nan)
+
+    # -- the life of a pack --------------------------------------------------------------------------------------
+
+    def begin(self, static: Mapping[str, Sequence[Any]]) -> None:
+        """The `trials` rows."""
+        self.sink.rows("trials", static)
+
+    def end(self) -> None:
+        """The `outcomes` rows."""
+        self.flush()
+        names = {RUNNING: "finished", DIVERGED: "diverged", FAILED: "failed"}
+        last = [s if status == RUNNING else None for s, status in zip(self.scores, self.status, strict=True)]
+        self.sink.rows(
+            "outcomes",
+            {
+                "trial_id": [t.trial_id for t in self.trials],
+                "status": [names[int(s)] for s in self.status],
+                "last_step": self.last_step.astype(np.int32),
+                "final_loss": [s.loss if s else None for s in last],
+                "final_accuracy": [s.accuracy if s else None for s in last],
+                "error": [e or None for e in self.errors],
+            },
+        )
+
+    def losses(self, step: int, losses: Tensor) -> None:
+        """The losses of the update that led to `step`; lanes that failed or left the finite numbers are dropped."""
+        values = losses.numpy()
+        lanes = self.alive()
+        for lane, error in list(self.engine.errors.items()):
+            self.status[lane], self.errors[lane] = FAILED, f"{type(error).__name__}: {error}".partition("\n")[0]
+            del self.engine.errors[lane]
+        for lane in lanes:
+            if not np.isfinite(values[lane]):
+                self.status[lane] = DIVERGED
+                self.engine.drop(lane)
+        self.last_step[lanes] = step
+        self.batch_losses = values
+        self.pending.append((step, lanes, values[lanes]))
+
+    def flush(self) -> None:
+        """Hands the per-step losses to the sink."""
+        if not self.pending:
+            return
+        ids = [t.trial_id for t in self.trials]
+        self.sink.rows(
+            "losses",
+            {
+                "trial_id": [ids[lane] for _, lanes, _ in self.pending for lane in lanes],
+                "step": np.concatenate([np.full(len(lanes), step, np.int32) for step, lanes, _ in self.pending]),
+                "loss": np.concatenate([values for _, _, values in self.pending]),
+            },
+        )
+        self.pending.clear()
+
+    def alive(self) -> list[int]:
+        """Lanes that are still recorded."""
+        return [lane for lane, alive in enumerate(self.engine.alive) if alive]
+
+    def wants_update(self, step: int) -> bool:
+        """Whether the weights before the update that leads to `step` are needed."""
+        return step in self.measured and self.spec.dynamics
+
+    # -- measuring -----------------------------------------------------------------------------------------------
+
+    def measure(self, step: int, before: Tensor | None) -> None:
+        """Everything that is due on the measuring schedules at `step`."""
+        lanes = self.alive()
+        if step in self.measured and lanes:
+            probe_scores = self._probe(step, lanes)
+            self._scalars(step, lanes, before, probe_scores)
+            self.previous_measured = step
+        if step in self.coarse and lanes:
+            self._coarse(step, lanes)
+
+    def _probe(self, step: int, lanes: list[int]) -> dict[int, Scores]:
+        inputs, labels = self.detect
+        found: dict[int, Scores] = {}
+        for seen in observe(self.engine, inputs, self.layers, lanes):
+            for place, lane in enumerate(seen.lanes):
+                found[lane] = scores(seen.logits[place], labels, self.data.inputs.classes)
+            spectra = measure_layers(seen.activations, self.layers, linear=seen.linear)
+            self._write(("measurements", "spectra"), step, seen, rows(spectra, self.spec.spectra))
+            if self.velocity is not None:
+                table = self.velocity.update(step, seen.lanes, spectra)
+                ids = [self.trials[lane].trial_id for lane in table.lane]
+                self.sink.rows("velocity", {"trial_id": ids, "step": _full(step, len(ids)), **table.columns})
+        return found
+
+    def _write(self, tables: tuple[str, str], step: int, seen: Observation, found: Rows) -> None:
+        ids = [self.trials[seen.lanes[place]].trial_id for place in found.lane]
+        common = {"trial_id": ids, "step": _full(step, len(ids))}
+        self.sink.rows(tables[0], {**common, **found.measurements})
+        self.sink.rows(tables[1], {**common, **found.spectra})
+
+    def _scalars(self, step: int, lanes: list[int], before: Tensor | None, probe: Mapping[int, Scores]) -> None:
+        weights, grads = self.engine.arena.weights, self.engine.arena.grads
+        none = np.full(len(self.norms.layers), np.nan)
+        table: dict[str, list[np.ndarray]] = {"grad": [], "update": [], "weight": [], "moved": []}
+        for lane in lanes:
+            table["weight"].append(self.norms.squares(weights[lane]))
+            table["moved"].append(self.norms.squares(weights[lane] - self.start[lane]))
+            table["grad"].append(none if step == 0 else self.norms.squares(grads[lane]))
+            table["update"].append(none if before is None else self.norms.squares(weights[lane] - before[lane]))
+        squares = {name: np.stack(values) for name, values in table.items()}
+        total = {name: np.sqrt(values.sum(1)) for name, values in squares.items()}
+        factor = lr_factor(self.train.schedule, step, self.train.steps)
+        ids = [self.trials[lane].trial_id for lane in lanes]
+        per_epoch = self.batches.per_epoch
+        self.sink.rows(
+            "scalars",
+            {
+                "trial_id": ids,
+                "step": _full(step, len(ids)),
+                "epoch": np.full(len(ids), step / per_epoch),
+                "epoch_boundary": np.full(len(ids), step // per_epoch > self.previous_measured // per_epoch),
+                "lr": [base_lr(self.trials[lane]) * factor for lane in lanes],
+                "batch_loss": self.batch_losses[lanes],
+                "probe_loss": [probe[lane].loss for lane in lanes],
+                "probe_accuracy": [probe[lane].accuracy for lane in lanes],
+                "probe_class_accuracy": [probe[lane].class_accuracy.astype(np.float32) for lane in lanes],
+                "grad_norm": total["grad"],
+                "update_norm": total["update"],
+                "weight_norm": total["weight"],
+                "init_distance": total["moved"],
+            },
+        )
+        if self.spec.dynamics:
+            self._dynamics(step, ids, squares)
+
+    def _dynamics(self, step: int, ids: list[str], squares: Mapping[str, np.ndarray]) -> None:
+        layers = self.norms.layers
+        norms = {name: np.sqrt(values).astype(np.float32).ravel() for name, values in squares.items()}
+        self.sink.rows(
+            "dynamics",
+            {
+                "trial_id": [i for i in ids for _ in layers],
+                "step": _full(step, len(ids) * len(layers)),
+                "layer": layers * len(ids),
+                "layer_index": np.tile(np.arange(len(layers), dtype=np.int16), len(ids)),
+                "grad_norm": norms["grad"],
+                "update_norm": norms["update"],
+                "weight_norm": norms["weight"],
+                "init_distance": norms["moved"],
+            },
+        )
+
+    def _coarse(self, step: int, lanes: list[int]) -> None:
+        for lane in lanes:
+            trial = self.trials[lane]
+            model = self.engine.models[lane]
+            from ndt_ray import coarse
+            spectra = coarse.weight_spectra(model)
+            n = len(next(iter(spectra.values())))
+            self.sink.rows("weight_spectra", {"trial_id": [trial.trial_id] * n, "step": _full(step, n), **spectra})
+            moments = self.engine.arena.moments.get("exp_avg_sq")
+            second = None if moments is None else self.engine.arena.export(lane, moments)
+            from ndt_ray import coarse
+            curvature = coarse.curvature(model, *self.detect, second_moments=second, step=step, train=self.train)
+            values = {name: [value] for name, value in curvature.items()}
+            self.sink.rows("curvature", {"trial_id": [trial.trial_id], "step": _full(step, 1), **values})
+
+    def evaluate(self, step: int) -> None:
+        """The held-out evaluation, where it is due."""
+        if step not in self.evaluated:
+            return
+        inputs, labels = self.held_out
+        lanes = self.alive()
+        for lane in lanes:
+            self.scores[lane] = scores(predict(self.engine.models[lane], inputs), labels, self.data.inputs.classes)
+        found = [s for s in (self.scores[lane] for lane in lanes) if s is not None]
+        self.sink.rows(
+            "evaluations",
+            {
+                "trial_id": [self.trials[lane].trial_id for lane in lanes],
+                "step": _full(step, len(lanes)),
+                "loss": [s.loss for s in found],
+                "accuracy": [s.accuracy for s in found],
+                "class_accuracy": [s.class_accuracy.astype(np.float32) for s in found],
+                "n": np.full(len(lanes), len(labels), np.int32),
+            },
+        )
+
+    def checkpoint(self, step: int) -> None:
+        """Planned checkpoints, and the confirm probe with them."""
+        lanes = self.alive()
+        if step not in self.saved or not lanes:
+            return
+        for lane in lanes:
+            self.sink.checkpoint(self.trials[lane].trial_id, step, self.engine.lane_state(lane), "planned")
+        for seen in observe(self.engine, self.confirm[0], self.layers, lanes):
+            spectra = measure_layers(seen.activations, self.layers, linear=seen.linear)
+            self._write(("confirmations", "confirmation_spectra"), step, seen, rows(spectra, self.spec.spectra))
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a resumed recorder needs to go on identically."""
+        errors = np.frombuffer("\0".join(self.errors).encode(), dtype=np.uint8)
+        state = {
+            "status": self.status,
+            "last_step": self.last_step,
+            "errors": errors if errors.size else np.zeros(1, np.uint8),
+            "previous_measured": np.array([self.previous_measured]),
+        }
+        if self.velocity is not None:
+            state |= {f"velocity.{k}": v for k, v in self.velocity.state().items()}
+        return state
+
+    def load(self, state: Mapping[str, np.ndarray]) -> None:
+        """The inverse of `state`; KeyError where something is missing."""
+        self.status, self.last_step = np.array(state["status"]), np.array(state["last_step"])
+        self.errors = np.asarray(state["errors"]).tobytes().decode().split("\0")[: len(self.trials)]
+        self.errors += [""] * (len(self.trials) - len(self.errors))
+        self.previous_measured = int(state["previous_measured"][0])
+        if self.velocity is not None:
+            self.velocity.load({k[9:]: v for k, v in state.items() if k.startswith("velocity.")})
+
+
+def _full(step: int, n: int) -> np.ndarray:
+    return np.full(n, step, np.int32)

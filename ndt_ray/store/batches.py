@@ -1,0 +1,118 @@
+"""Columnar batches on their way into a part: checked when handed over, turned into Arrow when committed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ndt_ray.errors import SpecError, did_you_mean
+from ndt_ray.store.parquet import sort
+from ndt_ray.store.schema import Precision, Table
+
+
+class Batches:
+    """Rows of one table that are not committed yet."""
+
+    def __init__(self, table: Table, precision: Precision) -> None:
+        self.table = table
+        self.schema = table.arrow(precision)
+        self.rows = 0
+        self.bytes = 0
+        self.trials: set[str] = set()
+        self._chunks: dict[str, list[Any]] = {c.name: [] for c in table.columns}
+
+    def add(self, columns: Mapping[str, Any]) -> None:
+        """Take a batch: a sequence or array a column, or one value for all rows; columns left out are null."""
+        if unknown := columns.keys() - self._chunks.keys():
+            name = min(unknown)
+            raise SpecError(f"table {self.table.name} has no column {name!r}{did_you_mean(name, self._chunks)}")
+        if missing := [name for name in self.table.order if columns.get(name) is None]:
+            raise SpecError(f"table {self.table.name}: rows without their key ({missing=})")
+        lengths = {name: len(value) for name, value in columns.items() if not _is_scalar(value)}
+        if len(set(lengths.values())) > 1:
+            raise SpecError(f"table {self.table.name}: columns differ in length ({lengths})")
+        rows = next(iter(lengths.values()), 1)
+        for name, chunks in self._chunks.items():
+            chunk = _chunk(columns.get(name), rows)
+            chunks.append(chunk)
+            self.bytes += _bytes(chunk)
+        self.rows += rows
+        if "trial_id" in columns:
+            self.trials.update(map(str, self._chunks["trial_id"][-1]))
+
+    def arrow(self) -> pa.Table:
+        """All rows, sorted by key. NaN becomes null; SpecError names a column whose values do not fit its type."""
+        columns = []
+        for field in self.schema:
+            try:
+                columns.append(_column(self._chunks[field.name], field.type))
+            except (pa.ArrowException, ValueError, TypeError) as error:
+                detail = (str(error).splitlines() or [""])[0]
+                raise SpecError(f"table {self.table.name}, column {field.name} ({field.type}): {detail}") from error
+        rows = pa.table(columns, schema=self.schema)
+        if empty := [name for name in self.table.order if rows.column(name).null_count]:
+            raise SpecError(f"table {self.table.name}: rows without their key ({empty=})")
+        return sort(rows, self.table)
+
+
+def _is_scalar(value: Any) -> bool:
+    return (
+        value is None
+        or isinstance(value, str | bytes)
+        or not isinstance(value, Sequence | np.ndarray)
+        or (isinstance(value, np.ndarray) and value.ndim == 0)
+    )
+
+
+def _chunk(value: Any, rows: int) -> Any:
+    """A copy (the caller may reuse its arrays): an ndarray, or a list."""
+    if isinstance(value, np.ndarray) and value.ndim and value.dtype != object:
+        return value.copy()
+    if _is_scalar(value):
+        return [value.item() if isinstance(value, np.generic | np.ndarray) else value] * rows
+    return list(value)
+
+
+def _bytes(chunk: Any) -> int:
+    if isinstance(chunk, np.ndarray):
+        return int(chunk.nbytes)
+    return sum(8 + getattr(value, "nbytes", 0) for value in chunk)
+
+
+def _column(chunks: list[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_list(kind):
+        return pa.concat_arrays([_lists(chunk, kind) for chunk in chunks])
+    if all(isinstance(c, np.ndarray) and c.dtype == chunks[0].dtype for c in chunks) and not _masked(chunks):
+        chunks = [np.concatenate(chunks)]
+    elif not any(isinstance(c, np.ndarray) for c in chunks):
+        chunks = [[value for chunk in chunks for value in chunk]]
+    return pa.concat_arrays([_flat(chunk, kind) for chunk in chunks])
+
+
+def _flat(values: Any, kind: pa.DataType) -> pa.Array:
+    if isinstance(values, np.ndarray):
+        if values.ndim != 1:
+            raise ValueError(f"one value a row is wanted, but got shape {values.shape}")
+        if pa.types.is_floating(kind):
+            with np.errstate(over="ignore"):
+                values = values.astype(kind.to_pandas_dtype())
+        return pa.array(values, from_pandas=True).cast(kind)
+    return pa.array(values, type=kind, from_pandas=True)
+
+
+def _lists(chunk: Any, kind: pa.DataType) -> pa.Array:
+    """A list array from rows that are arrays, sequences or None; a 2-D array is one list a row."""
+    if isinstance(chunk, np.ndarray) and chunk.ndim != 2:
+        raise ValueError(f"one list a row is wanted, but got shape {chunk.shape}")
+    lengths = [0 if row is None else len(row) for row in chunk]
+    flat = [np.asarray(row, dtype=kind.value_type.to_pandas_dtype()) for row in chunk if row is not None]
+    values = np.concatenate(flat) if flat else np.empty(0, kind.value_type.to_pandas_dtype())
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int32)]).astype(np.int32)
+    null = pa.array([row is None for row in chunk], type=pa.bool_())
+    items = pa.array(values, from_pandas=True).cast(kind.value_type)
+    return pa.ListArray.from_arrays(pa.array(offsets), items, type=kind, mask=null)
+
+
+def _masked(chunks: list[Any]) -> bool:
+    return any(isinstance(chunk, np.ma.MaskedArray) for chunk in chunks)

@@ -1,0 +1,72 @@
+"""How a layer's activations become a matrix: kinds of layers and their views."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ndt_ray.errors import SpecError, did_you_mean
+
+VIEWS: dict[str, tuple[str, ...]] = {
+    "units": ("units",),
+    "positions": ("positions", "gap", "flat"),
+    "tokens": ("tokens", "mean"),
+}
+"""Views by kind of layer; the first is the default."""
+
+
+def view_of(kind: str, views: Mapping[str, str] | None = None) -> str:
+    """The view of a kind of layer: the one asked for in `views` (by kind), or the default; SpecError if unknown."""
+    if kind not in VIEWS:
+        raise SpecError(f"unknown kind of layer '{kind}'{did_you_mean(kind, VIEWS)}")
+    for asked in views or {}:
+        if asked not in VIEWS:
+            raise SpecError(f"measure.views: unknown kind of layer '{asked}'{did_you_mean(asked, VIEWS)}")
+    view = (views or {}).get(kind, VIEWS[kind][0])
+    if view not in VIEWS[kind]:
+        raise SpecError(f"measure.views.{kind}: unknown view '{view}'{did_you_mean(view, VIEWS[kind])}")
+    return view
+
+
+def kind_of(activations: Tensor) -> str:
+    """The kind that activations `[n, ...]` look like: 2 axes units, 3 tokens, 4 and more positions."""
+    if activations.ndim < 2:
+        raise SpecError(
+            f"activations need a first axis of stimuli and one of features, but got {tuple(activations.shape)}"
+        )
+    return {2: "units", 3: "tokens"}.get(activations.ndim, "positions")
+
+
+def by_stimulus(activations: Tensor, kind: str, view: str, lanes: int = 0) -> Tensor:
+    """Activations `[n, ...]` as `[n, rows a stimulus, features]`, without a copy where a strided view will do.
+
+    With `lanes` = 1 there is an axis of lanes in front, of both.
+    """
+    x, axes = activations, activations.ndim - lanes
+    if not x.is_floating_point():
+        raise SpecError(f"only real floating-point activations can be measured, but got {x.dtype}")
+    if not {"units": axes == 2, "tokens": axes == 3}.get(kind, axes >= 3):
+        raise SpecError(f"activations of kind '{kind}' cannot have shape {tuple(x.shape[lanes:])}")
+    match kind, view:
+        case ("units", "units"):
+            return x.unsqueeze(-2)
+        case ("tokens", "tokens"):
+            return x
+        case ("tokens", "mean"):
+            return x.double().mean(-2).unsqueeze(-2)
+        case ("positions", "positions"):
+            return x.flatten(lanes + 2).mT
+        case ("positions", "gap"):
+            return x.flatten(lanes + 2).double().mean(-1).unsqueeze(-2)
+        case ("positions", "flat"):
+            return x.flatten(lanes + 1).unsqueeze(-2)
+    raise SpecError(f"unknown view '{view}' of a layer of kind '{kind}'{did_you_mean(view, VIEWS.get(kind, ()))}")
+
+
+def as_matrix(activations: Tensor, kind: str, view: str) -> tuple[Tensor, int]:
+    """Activations `[n, ...]` -> (matrix `[rows, f]`, rows a stimulus).
+
+    `units` [n, F]: as they are. `positions` [n, C, *space]: each position a row of C features; `gap` the mean over
+    positions; `flat` all of it as features. `tokens` [n, T, D]: each token a row; `mean` the mean over tokens.
+    """
+    rows = by_stimulus(activations, kind, view)
+    return rows.reshape(-1, rows.shape[-1]), rows.shape[1]

@@ -1,0 +1,182 @@
+"""Jumps: true steps and phases, nothing dropped, nothing counted that is not on the grid, null counts beside all."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from analysis_tables import TRIAL, measurements, noise, partition
+from ndt_ray.analysis.jumps import compare_with_null, jumps, published_table
+from ndt_ray.analysis.phases import jump_phases, phase_bin, published_phase_bin
+
+from ndt_ray.errors import SpecError
+
+STEPS = np.arange(0, 1001, 10)
+RULE = {"difference_z": {"threshold": 8.0}}
+
+
+def run(layers: dict, steps: np.ndarray = STEPS, total: int = 1000, every: int = 10, **parameters: object) -> dict:
+    rows = measurements(layers, steps=steps, measure="participation_ratio", every=every)
+    found = jumps(partition(rows, steps=total, every=every), **{"n_surrogates": 50, **parameters})
+    return {name: table.to_pandas() for name, table in found.items()}
+
+
+def raised(n: int, at: int, size: float = 40.0, seed: int = 0) -> np.ndarray:
+    values = noise(n, seed)
+    values[at:] += size
+    return values
+
+
+@pytest.mark.parametrize(
+    ("at", "phase", "name"), [(10, 0.09, "early"), (11, 0.1, "mid"), (51, 0.5, "late"), (100, 0.99, "late")]
+)
+def test_a_planted_jump_has_its_true_steps_phase_and_bin(at: int, phase: float, name: str) -> None:
+    (row,) = run({"fc": raised(101, at)}, rules=RULE)["jumps"].to_dict("records")
+    assert (row["step_before"], row["step_after"]) == (10 * at - 10, 10 * at)
+    assert row["phase"] == pytest.approx(phase) and row["phase_bin"] == name
+    assert row["counted"] and row["direction"] == "increase" and row["index"] == at - 1
+    assert row["magnitude"] == pytest.approx(40, abs=5) and row["relative_magnitude"] > 2
+    assert row["trial_id"] == TRIAL and row["layer"] == "fc" and row["grid_every"] == 10
+
+
+def test_window_and_speed_are_changes_a_step() -> None:
+    (row,) = run({"fc": raised(101, 50)}, rules=RULE)["jumps"].to_dict("records")
+    values = raised(101, 50)
+    assert row["speed"] == abs(values[51] - values[47]) / 40
+    assert row["window_change"] == values[50] - values[48] and row["window_speed"] == row["window_change"] / 20
+
+
+def test_the_change_out_of_step_0_is_shown_not_counted_and_does_not_hide_others() -> None:
+    values = raised(101, 50)
+    values[0] -= 10_000  # among the differences it would make any other's z small
+    found = run({"fc": values}, rules=RULE)
+    assert found["jumps"]["index"].tolist() == [0, 49]
+    assert found["jumps"]["counted"].tolist() == [False, True]
+    (count,) = found["jump_counts"].to_dict("records")
+    assert (count["observed"], count["shown"], count["n"]) == (1, 1, 100)
+
+
+def test_only_the_even_grid_is_used() -> None:
+    steps = np.array([*range(21), *range(30, 1001, 10)])
+    values = noise(len(steps))
+    values[5] += 100  # at step 5, between grid points
+    found = run({"fc": values}, steps=steps, rules=RULE)
+    assert len(found["jumps"]) == 0 and found["jump_counts"]["n"].tolist() == [100]
+
+
+def test_holes_are_left_out_and_said_so() -> None:
+    values = raised(101, 80)
+    values[30] = np.nan
+    found = run({"fc": values}, rules=RULE)
+    assert found["jumps"]["step_after"].tolist() == [800] and found["jumps"]["index"].tolist() == [79]
+    (count,) = found["jump_counts"].to_dict("records")
+    assert (count["n"], count["n_missing"]) == (70, 31)
+
+
+def test_constant_layers_have_no_jumps_no_null_and_a_flag() -> None:
+    almost = 5 + np.float32(5e-7) * np.random.default_rng(0).integers(0, 2, 101)
+    found = run({"dead": np.full(101, 3.0), "rounding": almost})
+    assert len(found["jumps"]) == 0
+    by_layer = found["jump_counts"].query("detector == 'difference_z'")
+    assert by_layer["flag"].tolist() == ["constant", "constant"] and by_layer["p_white"].isna().all()
+
+
+def test_a_layer_that_is_null_throughout_is_no_series() -> None:
+    found = run({"dead": np.full(101, np.nan), "fc": noise(101)}, rules={"difference_z": {}})
+    assert found["jump_counts"]["layer"].tolist() == ["fc"]
+
+
+def test_the_smoothed_rule_judges_the_mean_over_layers_and_only_where_all_are_measured() -> None:
+    bump = np.zeros(101)
+    bump[50:] = 30
+    found = run({"a": noise(101, 1) + bump, "b": noise(101, 2) + bump}, rules={"smoothed_gradient": {}})
+    assert set(found["jumps"]["layer"]) == {"*"} and set(found["jumps"]["layer_index"]) == {-1}
+    assert 490 <= found["jumps"]["step_before"].iloc[0] <= 520
+    holed = noise(101, 1)
+    holed[:60] = np.nan
+    found = run({"a": holed, "b": noise(101, 2)}, rules={"smoothed_gradient": {}})
+    assert found["jump_counts"][["n", "n_missing"]].to_numpy().tolist() == [[41, 60]]
+
+
+def test_noise_has_as_many_jumps_as_its_nulls_and_the_comparison_says_within() -> None:
+    found = run({f"layer{i}": noise(101, i) for i in range(12)}, rules={"difference_z": {}, "rolling_level": {}})
+    table = compare_with_null(found["jump_counts"]).set_index("detector")
+    row = table.loc["difference_z"]
+    assert row["verdict_white"] == row["verdict_ar1"] == "within" and row["series"] == 12
+    assert row["white_lo"] < row["expected_white"] < row["white_hi"]
+    assert table.loc["rolling_level", "verdict_white"] == "within"
+
+
+def test_real_changes_stand_out_and_a_transient_hides_in_its_own_spread() -> None:
+    jumpy = sum((raised(101, at, 6.0, seed=9) for at in range(10, 100, 10)), start=np.zeros(101))
+    found = run({"fc": jumpy}, rules={"difference_z": {"threshold": 3.0}})
+    assert compare_with_null(found["jump_counts"])["observed"].iloc[0] >= 0
+    decay = 10 + 50 * np.exp(-np.arange(101) / 3) + 0.01 * noise(101)
+    found = run({"fc": decay}, rules={"difference_z": {}})
+    assert compare_with_null(found["jump_counts"])["verdict_white"].tolist() != ["above"]
+
+
+def test_results_do_not_depend_on_the_order_of_rows_or_layers_and_repeat_exactly() -> None:
+    layers = {"a": noise(101, 1), "b": noise(101, 2)}
+    rows = measurements(layers, steps=STEPS, measure="participation_ratio", every=10)
+    first, second = (
+        jumps(partition(r, steps=1000, every=10), n_surrogates=20)
+        for r in (rows, rows.sample(frac=1, random_state=0, ignore_index=True))
+    )
+    assert first["jumps"].equals(second["jumps"]) and first["jump_counts"].equals(second["jump_counts"])
+
+
+def test_no_measurements_give_empty_tables_of_the_declared_columns() -> None:
+    found = jumps(partition(pd.DataFrame(), steps=100, every=10))
+    assert found["jumps"].num_rows == found["jump_counts"].num_rows == 0
+    assert "phase_bin" in found["jumps"].column_names and "null_ar1_mean" in found["jump_counts"].column_names
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_runs_of_a_few_measurements_are_reported_not_judged(n: int) -> None:
+    found = run({"fc": noise(n)}, steps=np.arange(n) * 10)
+    assert len(found["jumps"].query("counted")) == 0
+    assert (found["jump_counts"]["flag"] == "short").all()
+
+
+def test_bad_parameters_are_refused() -> None:
+    with pytest.raises(SpecError, match="did you mean 'n_surrogates'"):
+        run({"fc": noise(101)}, n_surogates=3)
+    with pytest.raises(SpecError, match="unknown detector"):
+        run({"fc": noise(101)}, rules={"pelt": {}})
+    with pytest.raises(SpecError, match="unknown mode 'orignal'.*'original'"):
+        run({"fc": noise(101)}, modes=["orignal"])
+
+
+def test_original_mode_speaks_in_indices_and_loses_phase_zero_as_published() -> None:
+    steps = np.arange(400) * 5 + 1
+    values = np.ones(400)
+    values[1:] -= 1e-12
+    values[301:] -= 1e-12
+    original = measurements({"network.0": values}, steps=steps, measure="stable_rank", every=5)
+    original["participation_ratio"] = 1.0
+    data = partition(pd.DataFrame(), steps=2000, every=5, original=original)
+    table = jumps(data, n_surrogates=20)["jumps"].to_pandas()
+    assert table["index"].tolist() == [0, 300] and table["phase"].tolist() == [0.0, 0.15]
+    assert table["phase_bin"].fillna("").tolist() == ["", "mid"]
+    assert table["step_before"].tolist() == [1, 1501]  # the true steps stay true
+    phases = jump_phases(table).set_index("phase_bin")["percent"]
+    assert phases.to_dict() == {"early": 0, "mid": 50, "late": 0, "dropped": 50}
+    names = pd.DataFrame({"trial_id": [TRIAL], "experiment": ["e"], "arch_name": ["mlp"], "dataset": ["mnist"]})
+    published = published_table(table, names)
+    assert published["step"].tolist() == [0, 300] and set(published["phase_category"]) == {"early"}
+
+
+def test_bins_are_half_open_the_last_closed_and_the_published_ones_the_other_way_round() -> None:
+    edges = [0.0, 0.0999, 0.1, 0.4999, 0.5, 1.0]
+    assert phase_bin(edges).tolist() == ["early", "early", "mid", "mid", "late", "late"]
+    assert published_phase_bin(edges).tolist() == [None, "early", "early", "mid", "mid", "late"]
+    for wrong in (-0.1, 1.01, float("nan")):
+        with pytest.raises(SpecError, match=r"\[0, 1\]"):
+            phase_bin([0.5, wrong])
+
+
+def test_phases_of_a_group_sum_to_100_percent_and_name_empty_bins() -> None:
+    found = run({"a": raised(101, 5), "b": raised(101, 30), "c": raised(101, 31)}, rules=RULE)["jumps"]
+    table = jump_phases(found)
+    assert table["n"].tolist() == [1, 2, 0] and table["percent"].sum() == pytest.approx(100)
+    assert jump_phases(found, by=()).shape == (3, 3)
+    assert jump_phases(found.iloc[:0]).empty
