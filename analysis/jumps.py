@@ -18,6 +18,7 @@ from ndt_ray.analysis.detectors import Detector, DifferenceZ, Events, Floats, Sm
 from ndt_ray.analysis.phases import phase_bin, published_phase_bin
 from ndt_ray.analysis.series import Clock, Series, clock, layer_series, mean_series
 from ndt_ray.analysis.tables import JUMP_COUNTS, JUMPS
+from numpy.typing import NDArray
 
 from ndt_ray.errors import SpecError, did_you_mean
 
@@ -29,6 +30,8 @@ MEASURES = (
     "nuclear_norm_ratio_uncentred",
 )
 """Centred, and the founding study's uncentred ones. Integer-valued energy_90 has no Gaussian null, and is left out."""
+
+Columns = dict[str, NDArray[Any]]
 
 RESOLUTION = 1e-6
 """Relative SD at and below which a series counts as constant in default mode: measures are stored in float32, and are
@@ -53,7 +56,7 @@ def jumps(
     """
     trial = clock(data.frame("trials"))
     chosen = [detectors.make(name, parameters) for name, parameters in rules.items()]
-    events: list[pd.DataFrame] = []
+    events: list[Columns] = []
     counts: list[dict[str, Any]] = []
     for mode, series, judges in _cases(data, trial, measures, chosen, modes):
         tested = _tested(mode, series)
@@ -62,7 +65,7 @@ def jumps(
             found = _events(mode, series, tested, detector, trial)
             events.append(found)
             counts.append(_count(mode, tested, detector, trial, found, noise) | {"n_surrogates": n_surrogates})
-    return {"jumps": _stacked(events), "jump_counts": pd.DataFrame(counts)}
+    return {"jumps": pd.DataFrame(_stacked(events)), "jump_counts": pd.DataFrame(counts)}
 
 
 def _cases(
@@ -103,41 +106,36 @@ def _surrogates(mode: str, tested: Series, trial: Clock, count: int) -> dict[str
     }
 
 
-def _events(mode: str, series: Series, tested: Series, detector: Detector, trial: Clock) -> pd.DataFrame:
+def _events(mode: str, series: Series, tested: Series, detector: Detector, trial: Clock) -> Columns:
     found = detector(tested.steps, tested.values)
-    frame = _described(tested, found, per_step=mode == "default")
-    frame["counted"] = True
+    columns = _described(tested, found, per_step=mode == "default") | {"counted": np.full(len(found), True)}
     if len(tested.steps) < len(series.steps) and isinstance(detector, DifferenceZ):
-        frame = _stacked([_from_init(series, tested, detector), frame])
+        columns = _stacked([*_from_init(series, tested, detector), columns])
     if mode == "original":
-        frame["phase"] = frame["index"] / trial.steps
-        frame["phase_bin"] = published_phase_bin(frame["phase"])
+        phase = columns["index"] / trial.steps
+        columns |= {"phase": phase, "phase_bin": published_phase_bin(phase)}
     else:
-        frame["phase"] = frame["step_before"] / trial.steps
-        frame["phase_bin"] = phase_bin(frame["phase"])
-    for name, value in _identity(mode, series, detector, trial).items():
-        frame[name] = value
-    return frame
+        phase = columns["step_before"] / trial.steps
+        columns |= {"phase": phase, "phase_bin": phase_bin(phase)}
+    identity = _identity(mode, series, detector, trial)
+    return columns | {name: np.full(len(phase), value, dtype=object) for name, value in identity.items()}
 
 
-def _from_init(series: Series, tested: Series, detector: DifferenceZ) -> pd.DataFrame:
-    """The change out of step 0, its z against all later differences; no row where it is not flagged."""
+def _from_init(series: Series, tested: Series, detector: DifferenceZ) -> Iterator[Columns]:
+    """The change out of step 0, its z against all later differences; nothing where it is not flagged."""
     later = np.diff(tested.values)
     deviation = float(later.std()) if later.size else 0.0
-    if len(series.values) < 2:
-        return pd.DataFrame()
+    if deviation == 0 or len(series.values) < 2:
+        return
     change = float(series.values[1] - series.values[0])
-    z = (change - float(later.mean())) / deviation if deviation > 0 else 0.0
-    if abs(z) <= detector.threshold:
-        return pd.DataFrame()
-    one = np.array([0])
-    event = Events(
-        one, series.steps[:1], series.steps[1:2], np.array([abs(change)]), np.array([z]), np.sign([change]).astype(int)
-    )
-    return _described(series, event, per_step=True).assign(counted=False)
+    z = (change - float(later.mean())) / deviation
+    if abs(z) > detector.threshold:
+        size, sign = np.array([abs(change)]), np.array([1 if change > 0 else -1])
+        event = Events(np.array([0]), series.steps[:1], series.steps[1:2], size, np.array([z]), sign)
+        yield _described(series, event, per_step=True) | {"counted": np.array([False])}
 
 
-def _described(series: Series, found: Events, per_step: bool) -> pd.DataFrame:
+def _described(series: Series, found: Events, per_step: bool) -> Columns:
     """Event columns that follow from the series: magnitudes and speeds by the founding code and the founding plan."""
     s, v, i, n = series.steps, series.values, found.index, len(series.values)
     start, end = np.maximum(0, i - 2), np.minimum(n, i + 3) - 1
@@ -147,20 +145,18 @@ def _described(series: Series, found: Events, per_step: bool) -> pd.DataFrame:
     spread = np.where(inside, v[high] - v[low], np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):  # a level of 0 has no relative change: null
         relative = np.where(level > 0, found.magnitude / level, np.nan)
-    return pd.DataFrame(
-        {
-            "index": i + series.first,
-            "step_before": found.step_before,
-            "step_after": found.step_after,
-            "magnitude": found.magnitude,
-            "relative_magnitude": relative,
-            "z": found.z,
-            "speed": np.abs(v[end] - v[start]) / (s[end] - s[start] if per_step else end + 1 - start),
-            "window_change": spread,
-            "window_speed": spread / np.where(inside, s[high] - s[low], 1),
-            "direction": np.where(found.direction > 0, "increase", "decrease"),
-        }
-    )
+    return {
+        "index": i + series.first,
+        "step_before": found.step_before,
+        "step_after": found.step_after,
+        "magnitude": found.magnitude,
+        "relative_magnitude": relative,
+        "z": found.z,
+        "speed": np.abs(v[end] - v[start]) / (s[end] - s[start] if per_step else end + 1 - start),
+        "window_change": spread,
+        "window_speed": spread / np.where(inside, s[high] - s[low], 1),
+        "direction": np.where(found.direction > 0, "increase", "decrease").astype(object),
+    }
 
 
 def _identity(mode: str, series: Series, detector: Detector, trial: Clock) -> dict[str, Any]:
@@ -178,21 +174,16 @@ def _identity(mode: str, series: Series, detector: Detector, trial: Clock) -> di
 
 
 def _count(
-    mode: str,
-    tested: Series,
-    detector: Detector,
-    trial: Clock,
-    found: pd.DataFrame,
-    noise: Mapping[str, Floats | None],
+    mode: str, tested: Series, detector: Detector, trial: Clock, found: Columns, noise: Mapping[str, Floats | None]
 ) -> dict[str, Any]:
     """One row of `jump_counts`: the counted events of one series and rule, beside the same rule on its surrogates."""
-    counted = found[found["counted"].astype(bool)]
+    counted = found["index"][found["counted"]]
     row = _identity(mode, tested, detector, trial) | {
         "n": len(tested.values),
         "n_missing": tested.n_missing,
         "observed": len(counted),
-        "merged": len(detectors.merged(counted["index"].to_numpy())),
-        "shown": len(found) - len(counted),
+        "merged": len(detectors.merged(counted)),
+        "shown": len(found["index"]) - len(counted),
         "phi": None,
         "flag": None,
     }
@@ -208,13 +199,8 @@ def _count(
     return row
 
 
-def _stacked(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    filled = [f for f in frames if len(f)]
-    return (
-        pd.concat(filled, ignore_index=True)
-        if filled
-        else max(frames, key=lambda f: f.shape[1], default=pd.DataFrame())
-    )
+def _stacked(parts: Sequence[Columns]) -> Columns:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
 def compare_with_null(counts: pd.DataFrame, by: Sequence[str] = ("mode", "measure", "detector")) -> pd.DataFrame:

@@ -232,8 +232,9 @@ def memory_bytes(trial: Trial, lanes: int, model: ModelFacts, data: DataFacts) -
     # weights, gradients, moments; the start and one copy before an update for norms and distances
     weights = 4.0 * lanes * model.n_parameters * (2 + MOMENTS[trial.train.optimizer] + 2)
     wide = lanes if trial.engine == "stack" else 1
-    activations = 4.0 * 2 * model.activations * max(batch * wide, 2 * trial.measure.probe)
     n = trial.measure.probe
+    # Training keeps what its backward pass needs; a probe's forward pass only what the next layer does.
+    activations = 4.0 * model.activations * max(1.5 * batch * wide, 0.5 * n)
     probe = sum(8.0 * _product(layer.matrix(view_of(trial.measure, layer), n)) for layer in model.layers)
     kernels = 8.0 * 4 * n**2 * len(model.layers) * lanes if trial.measure.velocity else 0.0
     return WORKER_BYTES + 1.2 * data.nbytes + weights + activations + probe + kernels

@@ -24,7 +24,48 @@ def write_plan(plan: Plan, file: TextIO) -> None:
 
 def plan_lines(plan: Plan) -> Iterator[str]:
     """The lines of the document, each with its end."""
-    head = {
+    yield json.dumps(_head(plan))[:-1] + _PACKS + "\n"
+    packs = [*((pack, False) for pack in plan.packs), *((pack, True) for pack in plan.outside)]
+    for i, (pack, outside) in enumerate(packs):
+        yield json.dumps(_packed(pack, outside)) + (",\n" if i + 1 < len(packs) else "\n")
+    yield "]}\n"
+
+
+def plan_value(plan: Plan) -> dict[str, Any]:
+    """The document as one value: for plans that are not large."""
+    packs = [*((pack, False) for pack in plan.packs), *((pack, True) for pack in plan.outside)]
+    return {**_head(plan), "packs": [_packed(pack, outside) for pack, outside in packs]}
+
+
+def read_plan(lines: Iterable[str], origin: str = "plan.json") -> Plan:
+    """The plan from the lines of its document (an open file will do), one pack at a time if it is laid out so.
+
+    StoreError where it is not one, is cut short or damaged, or was written by a version whose trials have other ids.
+    """
+    rows = iter(lines)
+    first = next(rows, "")
+    try:
+        if not first.rstrip().endswith(_PACKS):
+            return plan_from_value(json.loads("".join([first, *rows])), origin)
+        head = json.loads(first.rstrip().removesuffix(_PACKS) + "}")
+    except (ValueError, TypeError) as error:
+        raise _damaged(origin, error) from error
+    return _plan(head, _packs(rows, origin), origin)
+
+
+def plan_from_value(value: Any, origin: str = "plan.json") -> Plan:
+    """The inverse of `plan_value`; StoreError as `read_plan`."""
+    packs = value.get("packs") if isinstance(value, dict) else None
+    if not isinstance(packs, list):
+        raise _damaged(origin, ValueError("no packs"))
+    return _plan(value, packs, origin)
+
+
+_PACKS = ', "packs": ['
+
+
+def _head(plan: Plan) -> dict[str, Any]:
+    return {
         "format": FORMAT,
         "spec_version": SPEC_VERSION,
         "sweep": plan.sweep.model_dump(mode="json", exclude_defaults=True),
@@ -32,21 +73,19 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         "device": plan.device,
         "notices": list(plan.notices),
     }
-    yield json.dumps(head)[:-1] + ', "packs": [\n'
-    packs = [*((pack, False) for pack in plan.packs), *((pack, True) for pack in plan.outside)]
-    for i, (pack, outside) in enumerate(packs):
-        yield json.dumps(_packed(pack, outside)) + (",\n" if i + 1 < len(packs) else "\n")
-    yield "]}\n"
 
 
-def read_plan(lines: Iterable[str], origin: str = "plan.json") -> Plan:
-    """The plan from the lines of its document (an open file will do).
+def _packs(rows: Iterable[str], origin: str) -> Iterator[Any]:
+    for row in rows:
+        text = row.strip()
+        if text == "]}":
+            return
+        yield json.loads(text.removesuffix(","))
+    raise StoreError(f"{origin}: cut short: plan again")
 
-    StoreError where it is not one, is cut short or damaged, or was written by a version whose trials have other ids.
-    """
-    rows = iter(lines)
+
+def _plan(head: dict[str, Any], values: Iterable[Any], origin: str) -> Plan:
     try:
-        head = json.loads(next(rows, "").strip().removesuffix('"packs": [').rstrip(", ") + "}")
         if head["format"] != FORMAT or head["spec_version"] != SPEC_VERSION:
             raise StoreError(
                 f"{origin}: written by another version (format {head['format']}, spec {head['spec_version']}; this one "
@@ -54,21 +93,17 @@ def read_plan(lines: Iterable[str], origin: str = "plan.json") -> Plan:
             )
         packs: list[Pack] = []
         outside: list[Pack] = []
-        ended = False
-        for row in rows:
-            text = row.strip()
-            if text == "]}":
-                ended = True
-                break
-            value = json.loads(text.removesuffix(","))
+        for value in values:
             (outside if value["outside"] else packs).append(_unpacked(value, origin))
-        if not ended:
-            raise StoreError(f"{origin}: cut short after {len(packs)} packs: plan again")
         sweep = Sweep.model_validate_json(json.dumps(head["sweep"]))
         notices = tuple(head["notices"])
         return Plan(sweep, tuple(packs), head["workers"], head["device"], notices, tuple(outside))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{origin}: not a plan, or damaged ({type(error).__name__}: {error}): plan again") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise _damaged(origin, error) from error
+
+
+def _damaged(origin: str, error: Exception) -> StoreError:
+    return StoreError(f"{origin}: not a plan, or damaged ({type(error).__name__}: {error}): plan again")
 
 
 def _packed(pack: Pack, outside: bool) -> dict[str, Any]:

@@ -177,28 +177,34 @@ def _uncentred_only(layers: Sequence[Layer], taken: list[tuple[Lanes, int]]) -> 
     return out
 
 
-class _Solved(NamedTuple):
+class Solved(NamedTuple):
+    """Eigenvalues `[k, n]`, descending and not negative; trace `[k]`; whether the solver failed its check `[k]`."""
+
     values: Floats
     trace: Floats
     failed: NDArray[np.bool_]
 
 
-def _solve(matrices: list[Floats]) -> list[_Solved]:
+def _solve(matrices: list[Floats]) -> list[Solved]:
     """Descending eigenvalues, trace, and whether the solver failed its check; matrices of one size in one call."""
-    out: list[_Solved | None] = [None] * len(matrices)
+    out: list[Solved | None] = [None] * len(matrices)
     for side in sorted({m.shape[-1] for m in matrices}):
         places = [i for i, m in enumerate(matrices) if m.shape[-1] == side]
         stacked = np.concatenate([matrices[i] for i in places]) if len(places) > 1 else matrices[places[0]]
         start = 0
-        solution = _eigenvalues(stacked)
+        solution = eigenvalues(stacked)
         for i in places:
             stop = start + len(matrices[i])
-            out[i] = _Solved(solution.values[start:stop], solution.trace[start:stop], solution.failed[start:stop])
+            out[i] = Solved(solution.values[start:stop], solution.trace[start:stop], solution.failed[start:stop])
             start = stop
     return [s for s in out if s is not None]
 
 
-def _eigenvalues(matrices: Floats) -> _Solved:
+def eigenvalues(matrices: Floats) -> Solved:
+    """Spectra of symmetric non-negative matrices `[k, n, n]`, each solved by itself, on the host.
+
+    The sum and sum of squares of the eigenvalues are checked against the matrix; what is not finite, or fails, is NaN.
+    """
     trace = np.trace(matrices, axis1=1, axis2=2)
     finite = np.isfinite(trace)
     if not finite.all():
@@ -212,7 +218,7 @@ def _eigenvalues(matrices: Floats) -> _Solved:
         off |= np.abs((values * values).sum(1) - norm) > SOLVED * norm
     failed = off & finite
     values = np.where((finite & ~failed)[:, None], np.clip(values, 0.0, None), np.nan)
-    return _Solved(values, trace, failed)
+    return Solved(values, trace, failed)
 
 
 def _squares(x: Floats, y: Floats | None = None) -> Floats:
@@ -229,7 +235,7 @@ def _flags(trace: Floats, dead: NDArray[np.bool_], failed: NDArray[np.bool_]) ->
     )
 
 
-def _spectrum(layer: Layer, shape: Shape, found: _Found, plain: _Solved, raw: _Solved, extras: bool) -> Spectrum:
+def _spectrum(layer: Layer, shape: Shape, found: _Found, plain: Solved, raw: Solved, extras: bool) -> Spectrum:
     dead = plain.trace <= DEAD * raw.trace
     # A dead layer's spectrum is zero, not the round-off that is left of it; its measures are then null.
     values = np.where(dead[:, None], 0.0, plain.values)

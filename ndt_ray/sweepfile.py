@@ -14,6 +14,8 @@ from ndt_ray.loader import MAX_BYTES, Document, dump_yaml, load_yaml, parse_valu
 from ndt_ray.spec import Named
 
 SUFFIXES = (".yaml", ".yml")
+READS_FILES = ("arrays",)
+"""Registered data sets whose parameters name a file."""
 
 
 def packaged_sweeps() -> list[str]:
@@ -69,12 +71,15 @@ def _read(path: Path) -> str:
 
 
 def _refuse_files(sweep: Sweep, origin: str) -> None:
-    values = [sweep.base.get("model"), *(v for axis in sweep.axes if axis.path == "model" for v in axis.points())]
-    values += [v for axis in sweep.axes if axis.path == "model.name" for v in axis.points()]
-    for value in values:
+    named = [(part, sweep.base.get(part)) for part in ("model", "data")]
+    for axis in sweep.axes:
+        part = axis.path.partition(".")[0]
+        if axis.path in ("model", "data", "model.name", "data.name"):
+            named += [(part, value) for value in axis.points()]
+    for part, value in named:
         name = value.get("name") if isinstance(value, dict) else value
-        if isinstance(name, str) and ":" in name:
-            raise SpecError(f"{origin}: model '{name}' names a file, which only a sweep that is itself a file may do")
+        if isinstance(name, str) and (":" in name or name in READS_FILES):
+            raise SpecError(f"{origin}: {part} '{name}' names a file, which only a sweep that is itself a file may do")
 
 
 # -- checkpoint plans ------------------------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ and L of n stimuli with diagonals k and l, n(n-3) HSIC = sum_{i≠j} K L + tr K 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from ndt_ray.grams import by_lane
 from ndt_ray.measures import RANK_FLOOR
@@ -49,7 +50,7 @@ class VelocityTracker:
 
     def __init__(self, labels: ArrayLike | None = None) -> None:
         """`labels` `[P]` of the probe's stimuli, in order; without them there is no label alignment."""
-        self._labels = None if labels is None else _one_hot(np.asarray(labels))
+        self._labels = None if labels is None else _Labels.of(np.asarray(labels))
         self._layers: dict[str, _Layer] = {}
         self._steps: dict[int, tuple[int, int]] = {}
 
@@ -79,9 +80,7 @@ class VelocityTracker:
         state: dict[str, NDArray[Any]] = {"steps": known}
         for path, layer in self._layers.items():
             for lane, kept in layer.kept.items():
-                state[f"{path}/{lane}/held"] = kept.held
-                state[f"{path}/{lane}/norms"] = kept.norms
-                state[f"{path}/{lane}/directions"] = kept.directions
+                state |= {f"{path}/{lane}/{field.name}": getattr(kept, field.name) for field in fields(_Kept)}
         return state
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -92,7 +91,7 @@ class VelocityTracker:
             whose, _, part = key.rpartition("/")
             if part == "held":
                 path, _, lane = whose.rpartition("/")
-                parts = (np.array(state[f"{whose}/{name}"]) for name in ("held", "norms", "directions"))
+                parts = (np.array(state[f"{whose}/{field.name}"]) for field in fields(_Kept))
                 self._layers.setdefault(path, _Layer(self._labels)).kept[int(lane)] = _Kept(*parts)
 
     def _layer(self, spectrum: Spectrum) -> "_Layer":
@@ -106,16 +105,36 @@ _COLUMNS = ("velocity", "from_init", "from_anchor", "angle_mean", "angle_max", "
 class _Kept:
     """One lane of one layer, of the previous measurement, the initialisation and the anchor.
 
-    `held` float32 `[3, ...]`, and n (n-3) HSIC of each with itself, `[3]`; the previous one's `directions` `[P, 5]`.
+    `held` float32 `[3, ...]`, n (n-3) HSIC of each with itself `[3]`, the diagonals of their kernels `[3, P]`; the
+    previous one's `directions` `[P, 5]`.
     """
 
     held: NDArray[np.float32]
     norms: Floats
+    diagonals: Floats
     directions: Floats
 
 
+@dataclass(frozen=True)
+class _Labels:
+    """The label kernel: centred indicators `[C, P]` of the classes that occur, its packed form, diagonal, HSIC."""
+
+    indicators: Floats
+    packed: Floats
+    diagonal: Floats
+    norm: Floats
+
+    @classmethod
+    def of(cls, labels: NDArray[Any]) -> "_Labels":
+        found = (labels[None, :] == np.unique(labels)[:, None]).astype(np.float64)
+        centred = torch.from_numpy(found - found.mean(1, keepdims=True))
+        diagonal = centred.square().sum(0).numpy()
+        norm = _hsic(np.asarray((centred @ centred.mT).square().sum().item()), diagonal, diagonal)
+        return cls(centred.numpy(), _pack((centred.mT @ centred).unsqueeze(0))[0], diagonal, norm)
+
+
 class _Layer:
-    def __init__(self, labels: Floats | None) -> None:
+    def __init__(self, labels: _Labels | None) -> None:
         self.labels = labels
         self.kept: dict[int, _Kept] = {}
 
@@ -126,18 +145,24 @@ class _Layer:
         for i, lane in enumerate(lanes):
             if lane not in self.kept:
                 nothing = np.zeros((3, *now.shape[1:]), np.float32)
-                self.kept[lane] = _Kept(nothing, np.zeros(3), np.zeros_like(directions[i]))
+                diagonals = np.zeros((3, directions.shape[1]))
+                self.kept[lane] = _Kept(nothing, np.zeros(3), diagonals, np.zeros_like(directions[i]))
         kept = [self.kept[lane] for lane in lanes]
-        hsic = _hsic(*_products(np.stack([k.held for k in kept]), now, self.labels))
+        inner, diagonal = (_feature_products if now.ndim == 3 else _kernel_products)(kept, now, self.labels)
+        labelled = (
+            np.zeros_like(diagonal) if self.labels is None else np.broadcast_to(self.labels.diagonal, diagonal.shape)
+        )
+        diagonals = np.concatenate((np.stack([k.diagonals for k in kept]), diagonal[:, None], labelled[:, None]), 1)
+        hsic = _hsic(inner, diagonals, diagonal[:, None])
         norms = np.stack([k.norms for k in kept])
         own = hsic[:, 3:4]
         change = 1 - _ratio(hsic[:, :3], norms, own)
         change = np.where(np.abs(change) < RESOLUTION, 0.0, change)
         mean, largest = _angles(np.stack([k.directions for k in kept]), directions)
-        aligned = _ratio(hsic[:, 4], _label_norm(self.labels), own[:, 0])
+        aligned = _ratio(hsic[:, 4], 0.0 if self.labels is None else self.labels.norm, own[:, 0])
         for i, lane_kept in enumerate(kept):
             places = [_PREVIOUS] + [_INIT] * (step == 0) + [_ANCHOR] * _is_anchor(step, before[i])
-            lane_kept.held[places], lane_kept.norms[places] = now[i], own[i]
+            lane_kept.held[places], lane_kept.norms[places], lane_kept.diagonals[places] = now[i], own[i], diagonal[i]
             lane_kept.directions = directions[i].copy()
         if step == 0:
             change[:, _INIT] = np.where(own[:, 0] > 0, 0.0, np.nan)
@@ -162,12 +187,6 @@ def _is_anchor(step: int, before: tuple[int, int] | None) -> bool:
     return before is None or step.bit_length() > before[1].bit_length()
 
 
-def _one_hot(labels: NDArray[Any]) -> Floats:
-    """Centred indicators `[C, P]` of the classes that occur."""
-    indicator = (labels[None, :] == np.unique(labels)[:, None]).astype(np.float64)
-    return np.asarray(indicator - indicator.mean(1, keepdims=True))
-
-
 def _stimuli(spectrum: Spectrum) -> Stimuli:
     """The stimuli of a spectrum; 0 for lanes that are dead or not finite, which has no kernel and gives null."""
     assert spectrum.stimuli is not None, "velocity needs spectra measured with extras"
@@ -185,46 +204,46 @@ def _compact(stimuli: Stimuli) -> NDArray[np.float32]:
         return np.ascontiguousarray(stimuli.values.transpose(0, 2, 1), dtype=np.float32)
     values = torch.from_numpy(stimuli.values)
     kernels = by_lane(values, values.mT) if stimuli.form == "features" else values
-    upper = torch.triu_indices(n, n, 1)
-    packed = torch.cat((kernels.diagonal(dim1=1, dim2=2), kernels[:, upper[0], upper[1]]), 1)
-    return np.asarray(packed.float().numpy())
+    return _pack(kernels).astype(np.float32)
 
 
-def _products(
-    held: NDArray[np.float32], now: NDArray[np.float32], labels: Floats | None
-) -> tuple[Floats, Floats, Floats]:
-    """Inner products `[S, 5]` of the kernels held, of now, and of the labels, with the kernel of now; and the
-    diagonals of both sides, `[S, 5, P]` and `[S, 1, P]`."""
-    lanes = len(now)
-    if now.ndim == 2:
-        return _kernel_products(held, now, labels)
-    d, n = now.shape[1:]
-    target = np.zeros((1, n)) if labels is None else labels
-    targets = np.broadcast_to(target, (lanes, *target.shape))
-    stacked = np.concatenate((held.reshape(lanes, 3 * d, n), now, targets), axis=1, dtype=np.float64)
-    # With features X and Y the inner product of their kernels is |X'Y|_F^2.
-    current = torch.from_numpy(np.ascontiguousarray(stacked[:, 3 * d : 4 * d]))
-    crossed = by_lane(torch.from_numpy(stacked), current.mT).numpy() ** 2
-    inner = [crossed[:, : 4 * d].reshape(lanes, 4, -1).sum(2), crossed[:, 4 * d :].reshape(lanes, 1, -1).sum(2)]
-    diagonal = (stacked[:, : 4 * d] ** 2).reshape(lanes, 4, d, n).sum(2)
-    label_diagonal = np.broadcast_to((target**2).sum(0), (lanes, 1, n))
-    return np.concatenate(inner, 1), np.concatenate((diagonal, label_diagonal), 1), diagonal[:, 3:]
+def _pack(kernels: Tensor) -> Floats:
+    """Diagonal, then strict upper triangle, of `[S, P, P]`."""
+    upper = torch.triu_indices(kernels.shape[1], kernels.shape[1], 1)
+    return torch.cat((kernels.diagonal(dim1=1, dim2=2), kernels[:, upper[0], upper[1]]), 1).numpy()
 
 
-def _kernel_products(
-    held: NDArray[np.float32], now: NDArray[np.float32], labels: Floats | None
-) -> tuple[Floats, Floats, Floats]:
-    n = int(np.sqrt(2 * now.shape[1]))
-    label_kernel = np.zeros(now.shape[1], np.float64)
+def _feature_products(kept: Sequence[_Kept], now: NDArray[np.float32], labels: _Labels | None) -> tuple[Floats, Floats]:
+    """Inner products `[S, 5]` of the kernels held, of now, and of the labels, with the kernel of now; and the diagonal
+    of that, `[S, P]`. With features X and Y the inner product of their kernels is |X'Y|_F^2."""
+    lanes, d, n = now.shape
+    classes = 0 if labels is None else len(labels.indicators)
+    stacked = torch.zeros((4 * d + classes, n), dtype=torch.float64)
+    current = stacked[3 * d : 4 * d]
     if labels is not None:
-        full = labels.T @ labels
-        label_kernel = np.concatenate((full.diagonal(), full[np.triu_indices(n, 1)]))
-    target = np.broadcast_to(label_kernel, (len(now), 1, len(label_kernel)))
-    stacked = np.concatenate((held, now[:, None], target), axis=1, dtype=np.float64)
-    current = stacked[:, 3:4]
-    product = stacked * current
-    inner = product[:, :, :n].sum(2) + 2 * product[:, :, n:].sum(2)
-    return inner, stacked[:, :, :n], current[:, :, :n]
+        stacked[4 * d :] = torch.from_numpy(labels.indicators)
+    squares, diagonal = np.empty((lanes, 4 * d + classes)), np.empty((lanes, n))
+    for i, lane in enumerate(kept):
+        stacked[: 3 * d] = torch.from_numpy(lane.held).view(-1, n)
+        current[:] = torch.from_numpy(now[i])
+        squares[i] = (stacked @ current.mT).square_().sum(1).numpy()
+        diagonal[i] = current.square().sum(0).numpy()
+    with_kept, with_labels = squares[:, : 4 * d].reshape(lanes, 4, d).sum(2), squares[:, 4 * d :].sum(1)
+    return np.concatenate((with_kept, with_labels[:, None]), 1), diagonal
+
+
+def _kernel_products(kept: Sequence[_Kept], now: NDArray[np.float32], labels: _Labels | None) -> tuple[Floats, Floats]:
+    """The same from packed kernels."""
+    n = kept[0].diagonals.shape[1]
+    inner = np.zeros((len(now), 5))
+    for i, lane in enumerate(kept):
+        current = now[i].astype(np.float64)
+        products = np.concatenate((lane.held, now[i : i + 1]), dtype=np.float64) * current
+        inner[i, :4] = products[:, :n].sum(1) + 2 * products[:, n:].sum(1)
+        if labels is not None:
+            product = labels.packed * current
+            inner[i, 4] = product[:n].sum() + 2 * product[n:].sum()
+    return inner, now[:, :n].astype(np.float64)
 
 
 def _hsic(inner: Floats, left: Floats, right: Floats) -> Floats:
@@ -237,16 +256,9 @@ def _hsic(inner: Floats, left: Floats, right: Floats) -> Floats:
     return np.asarray(inner - n / (n - 2) * crossed + traces / ((n - 1) * (n - 2)))
 
 
-def _label_norm(labels: Floats | None) -> Floats:
-    if labels is None:
-        return np.zeros(())
-    diagonal = (labels**2).sum(0)
-    return _hsic(np.asarray(((labels @ labels.T) ** 2).sum()), diagonal, diagonal)
-
-
 def _ratio(product: ArrayLike, left: ArrayLike, right: ArrayLike) -> Floats:
     square = np.asarray(left) * np.asarray(right)
-    usable = square > 0
+    usable = (np.asarray(left) > 0) & (np.asarray(right) > 0)
     return np.asarray(np.where(usable, product / np.sqrt(np.where(usable, square, 1.0)), np.nan))
 
 

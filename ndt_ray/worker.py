@@ -17,7 +17,8 @@ from ndt_ray.lanes.numerics import configure, fingerprint, pick_device
 from ndt_ray.models import build, load_user_factory
 from ndt_ray.models.build import Factory
 from ndt_ray.spec import Trial
-from ndt_ray.store import open_store
+from ndt_ray.store.reader import open_store
+from ndt_ray.store.sweep import Sweep
 from ndt_ray.store.writer import PackWriter
 from ndt_ray.train import Arrays, Pack, train_pack
 
@@ -102,7 +103,11 @@ def run_pack(job: Job, report: Report, should_stop: Callable[[], bool] = lambda:
                 f"pack {job.pack} stands at step {writer.resume[0]} of a run on '{writer.fingerprint_before}', and this "
                 f"machine is '{mark}': a trial never mixes two. Run it there, or give it up and begin again with --restart"
             )
-        sink = StoreSink(writer, job, report, lambda: should_stop() or store.stop_requested(job.sweep))
+        folder = Sweep(store.location, job.sweep)
+        if folder.stop_requested():
+            return Outcome(job.pack, "stopped", writer.step)
+        # A drain lets running packs end: only packs that have not begun heed it.
+        sink = StoreSink(writer, job, report, lambda: should_stop() or folder.stop_requested() == "stop")
         finished = train_pack(make_pack(trials, job.cells, device), sink, writer.resume)
         return Outcome(job.pack, "finished" if finished else "stopped", writer.step, tuple(sink.failed))
 
@@ -139,3 +144,33 @@ class StoreSink:
 
     def commit(self, step: int, state: Callable[[], Mapping[str, np.ndarray]], finished: bool) -> None:
         self.writer.commit(step, None if finished else state(), finished)
+
+
+class _Nowhere:
+    """A sink that keeps nothing: what a calibration times."""
+
+    def rows(self, table: str, columns: Mapping[str, Any]) -> None:
+        pass
+
+    def checkpoint(self, trial_id: str, step: int, tensors: Arrays, reason: str) -> None:
+        pass
+
+    def heartbeat(self, step: int, state: Callable[[], Mapping[str, np.ndarray]], progress: Mapping[str, float]) -> bool:
+        return False
+
+    def commit(self, step: int, state: Callable[[], Mapping[str, np.ndarray]], finished: bool) -> None:
+        pass
+
+
+def time_pack(trial: Trial, lanes: int, n: int) -> float:
+    """Seconds to train `lanes` seeds of a trial for its `n` steps on this machine, recording to nowhere (a
+    `calibration.Timer`)."""
+    device = torch.device("cpu")
+    configure(device)
+    seeds = [{"init": s, "order": s, "dropout": s, "data": s} for s in range(lanes)]
+    trials = [Trial.model_validate({**trial.model_dump(), "seed": seed}) for seed in seeds]
+    assert trial.train.steps == n
+    pack = make_pack(trials, tuple(t.cell for t in trials), device)
+    began = time.perf_counter()
+    train_pack(pack, _Nowhere())
+    return time.perf_counter() - began

@@ -24,13 +24,11 @@ def merge(location: Location, table: Table, parts: Sequence[Part], path: str, *,
     """
     precision: Precision = "float64" if any(p.precision == "float64" for p in parts) else "float32"
     schema = table.arrow(precision)
-    with location.writing(path) as stream:
-        writer = SortedWriter(stream, schema)
+    with location.writing(path) as stream, SortedWriter(stream, schema) as writer:
         for rows in _trials(location, table, parts, schema):
             if unique and (key := first_duplicate(rows, table)):
                 raise StoreError(f"table {table.name}: two rows have the key {key} - report this, it is a defect")
             writer.add(rows)
-        writer.close()
     level = max(p.level for p in parts) + 1
     return Part(table.name, path, writer.rows, stream.bytes, stream.sha256, fingerprint(schema), precision, level)
 
