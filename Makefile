@@ -72,7 +72,7 @@ docs: $(READY)       ## write the generated reference pages
 
 bench: $(READY)      ## benchmarks; records go to benchmarks/records
 	@$(PIP) -e ".[bench]"
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+	@$(PY) -m benchmarks
 
 clean:               ## remove the environment and everything generated; the store stays
 	rm -rf $(VENV) build dist .check .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

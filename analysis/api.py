@@ -159,7 +159,7 @@ def _found(module: str, name: str) -> Any:
 
 def _sources(module: str, path: Path, seen: dict[str, str]) -> dict[str, str]:
     """Normalised source of a module and, following imports within ndt_ray, of what it stands on."""
-    if module in seen or module.startswith(_NOT_CODE):
+    if module in (*seen, "ndt_ray.analysis") or module.startswith(_NOT_CODE):
         return seen
     tree = ast.parse(path.read_text())
     seen[module] = ast.unparse(tree)

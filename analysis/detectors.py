@@ -289,5 +289,4 @@ def _standardised(values: Floats) -> Floats:
 def _tame(values: Floats) -> Floats:
     """Values above 1e100 divided by a power of two (exact), so that squares cannot overflow."""
     largest = float(np.abs(values).max(initial=0.0))
-    scale: float = 1.0 if largest < 1e100 else 2.0 ** -math.frexp(largest)[1]
-    return values * scale
+    return values if largest < 1e100 else cast(Floats, np.ldexp(values, -math.frexp(largest)[1]))

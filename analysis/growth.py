@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import OptimizeWarning, curve_fit
+
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.detectors import Floats
 from ndt_ray.analysis.series import Series, clock, mean_series
 from ndt_ray.analysis.tables import GROWTH
-from scipy.optimize import OptimizeWarning, curve_fit
 
 ALPHA = (0.1, 50.0)
 T0 = (0.0, 1.0)

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+
 from ndt_ray.analysis import detectors, nulls
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.detectors import Detector, DifferenceZ, Events, Floats, SmoothedGradient
 from ndt_ray.analysis.phases import phase_bin, published_phase_bin
 from ndt_ray.analysis.series import Clock, Series, clock, layer_series, mean_series
 from ndt_ray.analysis.tables import JUMP_COUNTS, JUMPS
-from numpy.typing import NDArray
-
 from ndt_ray.errors import SpecError, did_you_mean
 
 MEASURES = (

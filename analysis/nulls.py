@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from ndt_ray.analysis.detectors import Detector, Floats
 from scipy.signal import lfilter
 
+from ndt_ray.analysis.detectors import Detector, Floats
 from ndt_ray.errors import SpecError, did_you_mean
 
 FAMILIES = ("white_noise", "ar1", "random_walk")

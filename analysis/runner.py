@@ -10,15 +10,15 @@ import math
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import pyarrow as pa
-from ndt_ray.analysis.api import Analysis, AnalysisInput, Partition, Per
 
 from ndt_ray import registry
+from ndt_ray.analysis.api import Analysis, AnalysisInput, Partition, Per
 from ndt_ray.errors import ClusterError, SpecError
 
 Executor = Literal["inline", "ray"]
@@ -36,8 +36,8 @@ class SweepTables(Protocol):
     def partitions(self, per: Per) -> list[Partition]:
         """All partitions that have data."""
 
-    def input_hash(self, reads: Iterable[str], partition: Partition) -> str:
-        """Changes whenever the rows of these tables that belong to the partition do."""
+    def input_hashes(self, reads: Iterable[str], partitions: Sequence[Partition]) -> list[str]:
+        """One a partition: it changes whenever the rows of these tables that belong to the partition do."""
 
     def read(self, table: str, partition: Partition) -> pa.Table:
         """The partition's rows; no rows where the store has no such table yet."""
@@ -117,14 +117,15 @@ class Job:
     tables: SweepTables
     code: str
 
-    def key(self, partition: Partition) -> str:
-        inputs = self.tables.input_hash(self.analysis.reads, partition)
-        return self.analysis.output_key(self.parameters, self.code, inputs)
+    def keys(self, partitions: Sequence[Partition]) -> list[str]:
+        """Names of the partitions' outputs, as their inputs are now."""
+        hashes = self.tables.input_hashes(self.analysis.reads, partitions)
+        return [self.analysis.output_key(self.parameters, self.code, inputs) for inputs in hashes]
 
     def attempt(self, partition: Partition) -> Outcome:
         """Read, compute, write; what goes wrong is returned, never raised."""
         try:
-            key = self.key(partition)
+            (key,) = self.keys([partition])
             read = {name: self.tables.read(name, partition) for name in self.analysis.reads}
             found = self.analysis(AnalysisInput(self.tables.sweep, partition, read), **self.parameters)
             written = self.tables.write(self.analysis.name, partition, key, found)
@@ -161,7 +162,7 @@ def run(
     job = _job(analysis, parameters, tables)
     wanted = list(tables.partitions(job.analysis.per) if partitions is None else partitions)
     committed = tables.committed(job.analysis.name)
-    todo = [p for p in wanted if committed.get(str(p)) != job.key(p)]
+    todo = [p for p, key in zip(wanted, job.keys(wanted), strict=True) if committed.get(str(p)) != key]
     report = Report(job.analysis.name, tables.sweep, total=len(wanted), skipped=len(wanted) - len(todo))
     tell = progress or (lambda _: None)
     tell(report.progress())

@@ -1,14 +1,14 @@
 """The tables of one sweep of a store, as the runner wants them: by partition, with a hash of what they hold."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+
 from ndt_ray.analysis.api import KEYS, Partition, Per
 from ndt_ray.analysis.runner import Report, run
-
 from ndt_ray.store.outputs import Output, Outputs
 from ndt_ray.store.reader import Store
 from ndt_ray.store.schema import COMPUTED, TABLES
@@ -33,25 +33,32 @@ class StoredSweep:
         )
         return [Partition(**row) for row in rows.to_pylist()]
 
-    def input_hash(self, reads: Iterable[str], partition: Partition) -> str:
+    def input_hashes(self, reads: Iterable[str], partitions: Sequence[Partition]) -> list[str]:
         """From manifests alone: who trained how far, with how many rows, and which outputs of analyses are in place.
 
         A pack's rows are a function of its trials, fingerprint and step, so compaction changes nothing here; its
         generation is part of the hash because a pack that was begun anew may have been trained by other code.
         """
         snapshot, tables = self.store.snapshot(), sorted(reads)
-        trial = partition.trial_id
-        pack = None if trial is None else snapshot.pack_of.get((self.sweep, trial))
-        digest = hashlib.sha256(f"{trial} {partition.step}\n".encode())
+        packs: dict[str | None, list[str]] = {None: []}
         for m in sorted((m for m in snapshot.manifests if m.sweep == self.sweep), key=lambda m: m.pack):
-            if pack in (None, m.pack):
-                rows = {t: sum(p.rows for p in m.parts if p.table == t) for t in tables}
-                digest.update(f"{m.pack} {m.trials} {m.fingerprint} {m.generation} {m.step} {rows}\n".encode())
-        for sweep, output in sorted(snapshot.outputs, key=lambda pair: (pair[0], pair[1].key, pair[1].cache_key)):
-            concerned = trial is None or output.key == str(Partition()) or output.key.split()[0] == trial
-            if sweep == self.sweep and concerned and any(p.table in tables for p in output.parts):
-                digest.update(f"{output.key} {output.cache_key}\n".encode())
-        return digest.hexdigest()
+            rows = {t: sum(p.rows for p in m.parts if p.table == t) for t in tables}
+            line = f"{m.pack} {m.trials} {m.fingerprint} {m.generation} {m.step} {rows}"
+            for trial in (None, *m.trials):
+                packs.setdefault(trial, []).append(line)
+        outputs: dict[str | None, list[str]] = {None: []}
+        for sweep, name, output in snapshot.outputs:
+            if sweep == self.sweep and any(p.table in tables for p in output.parts):
+                first = output.key.split()[0]
+                for trial in {None, None if first == str(Partition()) else first}:
+                    outputs.setdefault(trial, []).append(f"{name} {output.key} {output.cache_key}")
+        shared = [line for line in outputs[None] if line.split()[1] == str(Partition())]
+        hashes = []
+        for p in partitions:
+            own = outputs[None] if p.trial_id is None else [*outputs.get(p.trial_id, []), *shared]
+            lines = [str(p), *packs.get(p.trial_id, []), *sorted(own)]
+            hashes.append(hashlib.sha256("\n".join(lines).encode()).hexdigest())
+        return hashes
 
     def read(self, table: str, partition: Partition) -> pa.Table:
         """Rows of the partition's trial (in `checkpoints`, of its step); all of the sweep for tables without trials."""
@@ -64,9 +71,9 @@ class StoredSweep:
         wanted: dict[str, Any] = {"sweep": self.sweep}
         if partition.trial_id is not None and "trial_id" in names:
             wanted["trial_id"] = partition.trial_id
-            pack = self.store.snapshot().pack_of.get((self.sweep, partition.trial_id))
-            if pack is not None and known is not None and "pack" in known.partitions:
-                wanted["pack"] = pack
+            packs = [m.pack for m in self.store.manifests(self.sweep) if partition.trial_id in m.trials]
+            if len(packs) == 1 and known is not None and "pack" in known.partitions:
+                wanted["pack"] = packs[0]  # so that no other pack's files are opened
         if partition.step is not None and table == "checkpoints":
             wanted["step"] = partition.step
         tests = " AND ".join(f'"{name}" = ?' for name in wanted)

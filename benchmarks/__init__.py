@@ -1,4 +1,4 @@
-"""Runnable comparisons: each figure comes from one interleaved run, and its record says on what hardware and with what n."""
+"""Runnable comparisons: each figure comes from one interleaved run, its record holds hardware and n."""
 
 import os
 

@@ -46,7 +46,7 @@ class Timed:
 
     def rate(self, clock: Clock) -> float:
         """Seed-steps a second."""
-        return self.seed_steps / getattr(self, clock)
+        return self.seed_steps / (self.cpu if clock == "cpu" else self.wall)
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def finish(
     device = torch.device(options.device)
     loads = {"start": load[0], "end": os.getloadavg()[0], "cores": os.cpu_count()}
     print(f"\n{name}: {hardware(device)['name']}, {fingerprint(device)}")
-    print(f"load average (1 min) {loads['start']:.2f} at the start, {loads['end']:.2f} at the end, {loads['cores']} cores")
+    print(f"load average (1 min) {load[0]:.2f} at the start, {loads['end']:.2f} at the end, {loads['cores']} cores")
     print(table(rows))
     print("\n".join([*notes, *map(str, bars)]))
     keep = not options.quick if options.record is None else options.record
@@ -234,7 +234,7 @@ def _cell(value: Any) -> str:
 def hardware(device: torch.device) -> dict[str, Any]:
     """The processor or GPU, cores and memory, as far as the system tells."""
     cpu, cores = _cpu_model(), os.cpu_count()
-    found = {"cpu": cpu, "cores": cores, "capability": torch.backends.cpu.get_cpu_capability()}
+    found: dict[str, Any] = {"cpu": cpu, "cores": cores, "capability": torch.backends.cpu.get_cpu_capability()}
     found["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     if device.type == "cuda":
         p = torch.cuda.get_device_properties(device)
@@ -248,7 +248,9 @@ def _cpu_model() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2] for line in lines if line.startswith("model name")]
-    return re.sub(r"\s+", " ", re.sub(r"\(R\)|\(TM\)|CPU|Processor|@.*", "", names[0])).strip() if names else platform.machine()
+    if not names:
+        return platform.machine()
+    return re.sub(r"\s+", " ", re.sub(r"\(R\)|\(TM\)|CPU|Processor|@.*", "", names[0])).strip()
 
 
 def _git(*arguments: str) -> str | None:

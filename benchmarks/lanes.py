@@ -1,7 +1,8 @@
 """Seed-steps a second of our lanes against the same module trained by plain eager PyTorch, one model at a time.
 
 784 -> 10, batch 64, Adam with 1e-3, one thread; fetching the batch counts on both sides. On a GPU (`--device cuda`)
-also the share of what the card can do at most.
+stacked, against PyTorch's own numerics (TF32 convolutions, any algorithm) and against ours (float32, deterministic).
+The shares are of what the machine was just measured to do at most.
 """
 
 import argparse
@@ -9,15 +10,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import Bar, Clock, finish, interleave, parser, rate, ratio, report, start
+from benchmarks.common import Bar, Clock, Side, finish, interleave, parser, rate, ratio, report, start
 from benchmarks.limits import Limit, limit, need
-from benchmarks.sides import FOUNDING, Ours, Plain, best_engine, make, mnist_shaped, trial
+from benchmarks.sides import FOUNDING, Ours, Plain, PlainDefaults, best_engine, make, mnist_shaped, trial
 
 LANES = {"stack": 16, "loop": 4}
 """On the CPU: of the lane counts that were tried, the quickest for most architectures of an engine."""
 GPU_LANES = {"mlp_narrow": 256, "cnn_deep": 32, "transformer_shallow": 32}
 FLOOR = 0.95
-BARS = {
+BARS: dict[str, dict[tuple[str, int | None], float]] = {
     "cpu": {("mlp_narrow", 16): 3.3, ("cnn_deep", None): 1.3},
     "cuda": {("mlp_narrow", 256): 50.0, ("cnn_deep", 32): 5.0, ("transformer_shallow", 32): 5.0},
 }
@@ -58,7 +59,10 @@ def compare(
     engine = options.engine or ("stack" if gpu else best_engine(model))
     lanes = lanes or (GPU_LANES.get(model, 32) if gpu else LANES[engine])
     data = mnist_shaped(options.samples)
-    sides = {"ours": Ours(model, engine, lanes, data, device), "plain": Plain(model, data, device)}
+    sides: dict[str, Side] = {"ours": Ours(model, engine, lanes, data, device)}
+    sides["plain"] = (PlainDefaults if gpu else Plain)(model, data, device)
+    if gpu:
+        sides["plain, our numerics"] = Plain(model, data, device)
     rounds = interleave(sides, options.rounds, options.seconds)
     faster = ratio(rounds, "ours", "plain", clock)
     ours = rate(rounds, "ours", clock)
@@ -74,6 +78,8 @@ def compare(
         "% of FLOP/s": 100 * ours * work.flops / most.flops,
         "% of bytes/s": 100 * ours * work.bytes / most.bytes,
     }
+    if gpu:
+        row["ratio to plain with our numerics"] = ratio(rounds, "ours", "plain, our numerics", clock)
     report(f"{model} {engine} x{lanes}: {faster}")
     limits = BARS[device.type]
     bar = limits.get((model, lanes), limits.get((model, None)))

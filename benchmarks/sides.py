@@ -119,6 +119,21 @@ class Plain:
         self.update += 1
 
 
+class PlainDefaults(Plain):
+    """The plain loop with the numerics that PyTorch starts with: on a GPU, TF32 convolutions and any algorithm."""
+
+    def run(self, steps: int) -> None:
+        cudnn, deterministic = torch.backends.cudnn, torch.are_deterministic_algorithms_enabled()
+        before = cudnn.allow_tf32, cudnn.deterministic
+        torch.use_deterministic_algorithms(False)
+        cudnn.allow_tf32, cudnn.deterministic = True, False
+        try:
+            super().run(steps)
+        finally:
+            cudnn.allow_tf32, cudnn.deterministic = before
+            torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
 def synchronise(device: torch.device) -> None:
     """Waits for what is queued on a GPU."""
     if device.type == "cuda":

@@ -1,8 +1,8 @@
 """Aggregate seed-steps a second of two worker processes against one, each with one thread and the same job.
 
 The ratio is of idle cores: only rounds count in which other processes took under 3 % of the machine. `per CPU second`,
-over all rounds, is the sum of two workers' seed-steps a CPU second over one's: it sees shared caches and memory, but not
-other processes.
+over all rounds, is the sum of two workers' seed-steps a CPU second over one's: shared caches and memory enter it, a
+wait for a core does not.
 """
 
 import multiprocessing as mp

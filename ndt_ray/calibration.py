@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from ndt_ray.estimate import Cost
-from ndt_ray.spec import Checkpoint, Evaluate, Trial
+from ndt_ray.spec import Checkpoint, Evaluate, Seeds, Trial
 
 Timer = Callable[[Trial, int, int], float]
 """(trial, lanes, n) -> seconds to train `lanes` seeds of the trial for n updates from step 0, recording to nowhere.
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 TARGET_SECONDS = 0.25
 """What a timed run should last: long enough for the clock, short enough for a plan."""
-LOOP_LANES = 2
+LOOP_LANES = 1
 """The loop engine's time is proportional to its lanes: so many are timed."""
 TIMES = ("step", "measure", "evaluate", "coarse", "start")
 
@@ -44,7 +44,7 @@ class Calibration:
     At most `budget` seconds are spent on measuring; without a `timer` none are.
     """
 
-    def __init__(self, timer: Timer | None = None, budget: float = 20.0, path: Path | None = None) -> None:
+    def __init__(self, timer: Timer | None = None, budget: float = 10.0, path: Path | None = None) -> None:
         self.timer, self.budget = timer, budget
         self.path = path or cache_folder() / "calibration.json"
         self.entries = self._read()
@@ -159,10 +159,11 @@ def time_parts(timer: Timer, trial: Trial, lanes: int) -> dict[str, float]:
 
     seconds(2)  # warms kernels and allocator
     short = seconds(2)
-    rough = max((seconds(6) - short) / 4, 1e-6)
-    many = 2 + min(400, max(2, round(TARGET_SECONDS / rough)))
-    short = min(short, seconds(2))
-    step = max((seconds(many) - short) / (many - 2), rough / 10)
+    step = max((seconds(6) - short) / 4, 1e-6)
+    if 4 * step < TARGET_SECONDS / 2:  # too short for the clock, and cheap to repeat
+        short = min(short, seconds(2))
+        many = 2 + min(400, round(TARGET_SECONDS / step))
+        step = max((seconds(many) - short) / (many - 2), step / 10)
 
     def each(most: int, **changes: Any) -> float:
         """One more of what `changes` asks for at every step, beside those at the first and the last."""
@@ -218,19 +219,24 @@ def machine(device: str) -> str:
     return ", ".join([*parts, platform.node()])
 
 
-def pack_timer(run: Callable[[list[Trial]], Any], configure: Callable[[], Any]) -> Timer:
+def pack_timer(
+    run: Callable[[list[Trial]], Any],
+    configure: Callable[[], Any] = lambda: None,
+    clock: Callable[[], float] = time.process_time,
+) -> Timer:
     """A `Timer` from what trains a list of trials and throws the rows away, and what sets the numerics up.
 
-    `run` makes the pack itself; loading its data is warm from the second call on.
+    The clock counts this process's own work, so that what else runs meanwhile is not taken for the model's cost; give
+    `time.perf_counter` for a GPU. `run` makes the pack itself; its data should be loaded already.
     """
 
     def seconds(trial: Trial, lanes: int, n: int) -> float:
         assert trial.train.steps == n, f"{trial.train.steps=} {n=}"
-        seeds = [type(trial.seed).model_validate(lane) for lane in range(lanes)]
+        seeds = [Seeds(init=lane, order=lane, dropout=lane, data=lane) for lane in range(lanes)]
         trials = [trial.model_copy(update={"seed": seed}) for seed in seeds]
         configure()
-        began = time.perf_counter()
+        began = clock()
         run(trials)
-        return time.perf_counter() - began
+        return clock() - began
 
     return seconds

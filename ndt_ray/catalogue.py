@@ -51,7 +51,7 @@ class TorchCatalogue:
     """
 
     def __init__(
-        self, root: Path | None = None, timer: Timer | None = None, budget: float = 20.0, cache: Path | None = None
+        self, root: Path | None = None, timer: Timer | None = None, budget: float = 10.0, cache: Path | None = None
     ) -> None:
         self.root = root
         self.calibration = Calibration(timer, budget, cache)

@@ -61,7 +61,8 @@ def curvature(
     """
     labels = labels.to(inputs.device)
     with evaluating(model), torch.enable_grad():
-        parameters = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        parameters = {name: p.detach().clone().requires_grad_() for name, p in trained.items()}
 
         def loss(chosen: slice) -> Tensor:
             logits = functional_call(model, parameters, (inputs[chosen],))
@@ -71,7 +72,8 @@ def curvature(
         size = sum(p.numel() for p in parameters.values())
         found = {"sharpness": largest_eigenvalue(product, size, inputs.device), "sharpness_preconditioned": np.nan}
         if second_moments is not None and step > 0:
-            scale = _flat(adam_preconditioner(second_moments, step, train).values()).to(inputs.device).rsqrt()
+            preconditioner = adam_preconditioner({name: second_moments[name] for name in parameters}, step, train)
+            scale = _flat(preconditioner.values()).to(inputs.device).rsqrt()
             found["sharpness_preconditioned"] = largest_eigenvalue(
                 lambda v: scale * product(scale * v), size, inputs.device
             )
@@ -83,28 +85,34 @@ def adam_preconditioner(second_moments: Mapping[str, NDArray[Any]], step: int, t
     """Diagonal by which Adam divides its momentum after `step` ≥ 1 updates, with both bias corrections.
 
     (1 - beta1^t) (sqrt(v / (1 - beta2^t)) + eps); training is at the edge of stability where the largest eigenvalue
-    of the so preconditioned Hessian is near (2 + 2 beta1) / ((1 - beta1) lr) (Cohen et al. 2022).
+    of the so preconditioned Hessian is near (2 + 2 beta1) / ((1 - beta1) lr) (Cohen et al. 2022). Infinite for weights
+    that never had a gradient (frozen, dead, of unseen tokens): Adam does not move along them.
     """
     beta1, beta2 = train.betas
-    return {
-        name: (1 - beta1**step) * ((torch.as_tensor(v).double() / (1 - beta2**step)).sqrt() + train.eps)
-        for name, v in second_moments.items()
-    }
+    found = {}
+    for name, moment in second_moments.items():
+        v = torch.as_tensor(moment).double()
+        divisor = (1 - beta1**step) * ((v / (1 - beta2**step)).sqrt() + train.eps)
+        found[name] = torch.where(v > 0, divisor, torch.inf)
+    return found
 
 
 def hessian_product(loss: Tensor, parameters: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
     """Products of the Hessian of `loss` with flat float64 vectors, through its gradient's graph."""
     leaves = list(parameters.values())
-    gradient = torch.autograd.grad(loss, leaves, create_graph=True)
+    gradient = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
+    # Where the loss does not see a parameter, or is linear in it, there is nothing to differentiate again.
+    curved = [i for i, g in enumerate(gradient) if g.requires_grad]
 
     def product(vector: Tensor) -> Tensor:
-        pieces = vector.split([p.numel() for p in leaves])
-        directions = [piece.view_as(p).to(p.dtype) for piece, p in zip(pieces, leaves, strict=True)]
-        # A parameter that the loss is linear in, or does not see, has no second derivative.
-        found = torch.autograd.grad(
-            gradient, leaves, directions, retain_graph=True, allow_unused=True, materialize_grads=True
+        pieces = torch.split(vector, [p.numel() for p in leaves])
+        directions = [pieces[i].view_as(leaves[i]).to(leaves[i].dtype) for i in curved]
+        outputs = [gradient[i] for i in curved]
+        return _flat(
+            torch.autograd.grad(
+                outputs, leaves, directions, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
         )
-        return _flat(found)
 
     return product
 

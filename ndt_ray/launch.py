@@ -6,6 +6,7 @@ relaunch is the same command, and nothing of Tune's own is kept.
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -186,6 +187,8 @@ class OnRay:
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         bundle = {"CPU": self.resources.cpus, **({"GPU": self.resources.gpus} if self.resources.gpus else {})}
         relay = Relay(by_pack, emit)
+        # Tune warns of each trial whose result files are missing: they were never asked for.
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
         try:
             tune.Tuner(
                 tune.with_resources(tune_pack, tune.PlacementGroupFactory([bundle])),

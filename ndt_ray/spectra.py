@@ -303,14 +303,13 @@ def rows(spectra: Sequence[Spectrum], keep: str | int = "full") -> Rows:
     uncentred = _measures([s.eigenvalues_uncentred for s in spectra])
     plain = _measures([_or_nan(s.eigenvalues, n) for s, n in zip(spectra, lanes, strict=True)])
     corrected = [
-        participation_ratio_corrected(s.gram_sums, s.shape.stimuli) if s.gram_sums is not None else np.full(n, np.nan)
-        for s, n in zip(spectra, lanes, strict=True)
+        None if s.gram_sums is None else participation_ratio_corrected(s.gram_sums, s.shape.stimuli) for s in spectra
     ]
     dead = np.isnan(plain["stable_rank"])
     measurements = {
         **common,
         **plain,
-        "participation_ratio_corrected": np.where(dead, np.nan, np.concatenate(corrected)),
+        "participation_ratio_corrected": np.where(dead, np.nan, _column(corrected, lanes)),
         **{f"{name}_uncentred": values for name, values in uncentred.items()},
         "flag": [flag for s in spectra for flag in s.flags],
     }

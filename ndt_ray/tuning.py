@@ -26,6 +26,10 @@ class Relay(Callback):  # type: ignore[misc]
         self.thread = threading.Thread(target=self._drain, name="ndt-events", daemon=True)
         self.thread.start()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its callbacks for a restore that is never made; a queue and a thread cannot be.
+        return {}
+
     def _drain(self) -> None:
         while (e := self.queue.get()) is not None:
             try:

@@ -33,20 +33,24 @@ def rows(header: tuple[str, ...], body: list[tuple[object, ...]]) -> list[str]:
 
 
 def tables() -> str:
-    """Every table of the store, from `ndt_ray/store/schema.py`."""
-    from ndt_ray.store.schema import SCHEMA_VERSION, TABLES
+    """Every table of the store, from `ndt_ray/store/schema.py` and what the analyses declare."""
+    from ndt_ray import registry
+    from ndt_ray.store.schema import COMPUTED, SCHEMA_VERSION, TABLES
 
+    for name in registry.names("analysis"):
+        registry.resolve("analysis", name)  # registers its tables
+    everything = {**TABLES, **COMPUTED}
     lines = [
         "# Tables",
         "",
         NOTE,
         f"Schema version {SCHEMA_VERSION}. Every table is also partitioned by `sweep`. A column of type `measure` is",
         "`float32`, or `float64` in series imported from elsewhere. Steps count optimizer updates: 0 is the",
-        "initialisation, and it is measured.",
+        "initialisation, and it is measured. The view `wide` joins `measurements` with `trials` and `scalars`.",
         "",
-        *(f"- [`{t.name}`](#{t.name}): {t.doc}" for t in TABLES.values()),
+        *(f"- [`{t.name}`](#{t.name}): {t.doc}" for t in everything.values()),
     ]
-    for table in TABLES.values():
+    for table in everything.values():
         body: list[tuple[object, ...]] = [(f"`{c.name}`", c.type, c.unit, c.doc) for c in table.columns]
         key = ", ".join(f"`{name}`" for name in table.order)
         lines += ["", f"## {table.name}", "", table.doc + f" Key and sort order: {key}.", ""]

@@ -1,0 +1,50 @@
+"""The `ndt` command. Progress goes to stderr, data to stdout; exit codes 0, 1, 2, 3, 4 and 130 (see `errors`)."""
+
+import sys
+
+import typer
+
+from ndt_ray.errors import NdtError
+
+INTERRUPTED = 130
+
+
+def app() -> typer.Typer:
+    """The command line, put together from the modules of this package."""
+    from ndt_ray.cli import sweeps, tables, tools
+
+    ndt = typer.Typer(
+        name="ndt",
+        help="When and where a network's representations change during training, and whether the change is real.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    for module in (sweeps, tables, tools):
+        module.register(ndt)
+    return ndt
+
+
+def main() -> None:
+    """Runs the command line; errors of the user's become one message and an exit code."""
+    try:
+        app()(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except NdtError as error:
+        print(f"ndt: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # `ndt query … | head`
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        # click's own errors (a wrong option) know how to show themselves
+        show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+        if show is None or code is None:
+            raise
+        show()
+        sys.exit(code)

@@ -9,6 +9,7 @@ generation cannot win: every writer publishes a manifest of its own generation b
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -170,9 +171,8 @@ def publish(location: Location, manifest: Manifest) -> None:
     location.write(manifest.path, manifest.dump())
 
 
-def verify(location: Location, manifest: Manifest, *, deep: bool = False) -> None:
-    """Raise StoreError for the first file that the manifest names and that is missing, short or (deep) altered."""
-    files: list[Part | State] = [*manifest.parts, *([manifest.state] if manifest.state else [])]
+def verify(location: Location, owner: str, files: Iterable[Part | State], *, deep: bool = False) -> None:
+    """Raise StoreError for the first committed file that is missing, short or (deep) altered."""
     for file in files:
         size = location.size(file.path)
         if size is None:
@@ -183,10 +183,9 @@ def verify(location: Location, manifest: Manifest, *, deep: bool = False) -> Non
             trouble = "is not what was committed (SHA-256)"
         else:
             continue
-        commits = location.absolute(folder(manifest.sweep, manifest.pack))
         raise StoreError(
-            f"{location.absolute(file.path)} {trouble}, but pack {manifest.sweep}/{manifest.pack} committed it - put "
-            f"it back from a copy, or remove {commits} and run the same command: the pack is trained again"
+            f"{location.absolute(file.path)} {trouble}, but {owner} committed it - put it back from a copy, or remove "
+            f"commits/{owner} (of an analysis: outputs/{owner}) and run the same command, which makes it again"
         )
 
 

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,8 +13,8 @@ from ndt_ray.errors import CheckpointError, SpecError, StoreError, did_you_mean
 from ndt_ray.store import attempts, views
 from ndt_ray.store.checkpoints import Tensors, read_checkpoint
 from ndt_ray.store.filesystem import Location
-from ndt_ray.store.manifests import Manifest, verify
-from ndt_ray.store.schema import COMPUTED, SCHEMA_VERSION, TABLES, Column, Table
+from ndt_ray.store.manifests import Manifest, Part, verify
+from ndt_ray.store.schema import COMPUTED, SCHEMA_VERSION, TABLES, Table
 from ndt_ray.store.snapshot import Snapshot, Watcher
 from ndt_ray.store.sweep import list_sweeps, sweeps_table
 
@@ -196,9 +196,7 @@ class Store:
         """What a table's columns mean; StoreError for an unknown one. Views add `sweep` and (of packs) `pack`."""
         known = {**TABLES, **COMPUTED}
         if name == views.WIDE:
-            docs = {c.name: c for table in ("scalars", "trials", "measurements") for c in TABLES[table].columns}
-            columns = [docs.get(n, Column(n, "float64", "see trials.lr or step / steps")) for n in views.wide_columns()]
-            return Table(name, "Measurements with their trial and the scalars of their step.", tuple(columns), ())
+            return views.wide_table()
         if name not in known:
             raise SpecError(f"no table {name!r}{did_you_mean(name, known)}")
         return known[name]
@@ -230,10 +228,12 @@ class Store:
             raise CheckpointError(f"trial {trial_id} has no checkpoint at step {step} - there are: {steps}")
         return read_checkpoint(self.location, found[0]["path"], found[0]["sha256"])
 
-    def verify(self, sweep: str | None = None, *, deep: bool = False) -> None:
+    def verify(self, sweep: str | None = None, *, tables: Iterable[str] | None = None, deep: bool = False) -> None:
         """StoreError for the first committed file that is missing, short or (deep) altered."""
-        for manifest in self.manifests(sweep):
-            verify(self.location, manifest, deep=deep)
+        for owner, files in self.snapshot().files.items():
+            if sweep in (None, owner[0]):
+                chosen = [f for f in files if tables is None or (isinstance(f, Part) and f.table in tables)]
+                verify(self.location, "/".join(owner), chosen, deep=deep)
 
     def reading(
         self,
@@ -242,19 +242,20 @@ class Store:
         use: "Callable[[Query], T]",
     ) -> T:
         """`use` a query over the committed files; once more if a file of them was compacted away meanwhile."""
-        from ndt_ray.store.sandbox import FilesChanged
+        from ndt_ray.store.sandbox import Unreadable
 
         database = self._open()
         parsed = database.parse(query)
         for last in (False, True):
-            snapshot = self.snapshot()
-            running = database.query(parsed, parameters, self._definitions(parsed, snapshot))
+            definitions = self._definitions(parsed, self.snapshot())
+            running = database.query(parsed, parameters, definitions)
             self._running.add(running)
             try:
                 return use(running)
-            except FilesChanged:
+            except Unreadable:
                 if last:
                     self.verify()
+                    self.verify(tables=[name for name, _ in definitions], deep=True)
                     raise
             finally:
                 self._running.discard(running)
@@ -284,7 +285,7 @@ class Store:
         if trial is None:
             return None
         trials = {trial} if isinstance(trial, str) else set(trial)
-        return sorted({pack for (_, t), pack in self.snapshot().pack_of.items() if t in trials})
+        return sorted({m.pack for m in self.snapshot().manifests if trials & set(m.trials)})
 
     def _open(self) -> "Database":
         from ndt_ray.store.sandbox import Database

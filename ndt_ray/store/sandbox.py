@@ -110,12 +110,12 @@ class Query:
     def cancel(self, reason: str = "cancelled") -> None:
         """Stop it; it then raises StoreError. An interrupt between two steps of the query is lost, hence several."""
         self._reason = self._reason or reason
-        for _ in range(100):
+        for _ in range(10):
             if self._done.is_set():
                 return
             with suppress(duckdb.Error):  # closed meanwhile
                 self._cursor.interrupt()
-            self._done.wait(0.05)
+            self._done.wait(0.02)
 
     def close(self) -> None:
         """Nothing can be read from it any more."""
@@ -133,6 +133,7 @@ class Query:
                 if timer:
                     timer.daemon = True
                     timer.start()
+                self._check()
                 relation = self._cursor.sql(self._parsed.text, params=self._parameters)
                 reader = relation.to_arrow_reader(BATCH_ROWS)
             yield reader.schema, self._checked(reader)
@@ -183,15 +184,25 @@ class Query:
         except (duckdb.Error, OSError, pa.ArrowException) as error:
             if self._reason:
                 raise StoreError(f"query {self._reason}") from error
-            if isinstance(error, duckdb.IOException | OSError) or "IO Error" in str(error):
-                raise FilesChanged(str(error)) from error
             if isinstance(error, duckdb.OutOfMemoryException):
                 raise StoreError(f"the query needs more memory than there is: {error}") from error
-            raise SpecError(str(error)) from error
+            # A torn file is an "invalid input" to DuckDB, as a bad argument is.
+            of_a_file = isinstance(error, duckdb.InvalidInputException) and ".parquet" in str(error)
+            if isinstance(error, _OF_THE_QUERY) and not of_a_file:
+                raise SpecError(str(error)) from error
+            raise Unreadable(str(error)) from error
 
 
-class FilesChanged(StoreError):
-    """A file could not be read: perhaps compacted away since the snapshot was taken."""
+class Unreadable(StoreError):
+    """A committed file could not be read: compacted away since the snapshot was taken, or damaged."""
+
+
+_OF_THE_QUERY = (
+    duckdb.ProgrammingError,
+    duckdb.DataError,
+    duckdb.NotSupportedError,
+    duckdb.PermissionException,
+)
 
 
 def _inspect(query: str, tree: dict[str, Any]) -> Parsed:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Generic, TypeVar
 
 from ndt_ray.store.filesystem import Location
-from ndt_ray.store.manifests import Manifest, Part, is_safe, newest
+from ndt_ray.store.manifests import Manifest, Part, State, is_safe, newest
 from ndt_ray.store.outputs import Output, newest_index
 
 T = TypeVar("T")
@@ -24,21 +24,26 @@ class Snapshot:
     """All that a reader may see, as of one moment; a pack's tables are consistent with each other."""
 
     manifests: tuple[Manifest, ...]
-    outputs: tuple[tuple[str, Output], ...]
-    """(sweep, output) pairs."""
+    outputs: tuple[tuple[str, str, Output], ...]
+    """(sweep, analysis, output)."""
 
     @cached_property
     def parts(self) -> dict[str, list[Part]]:
         """Committed files by table."""
         found: dict[str, list[Part]] = {}
-        for part in [p for m in self.manifests for p in m.parts] + [p for _, o in self.outputs for p in o.parts]:
+        for part in [p for m in self.manifests for p in m.parts] + [p for _, _, o in self.outputs for p in o.parts]:
             found.setdefault(part.table, []).append(part)
         return found
 
     @cached_property
-    def pack_of(self) -> dict[tuple[str, str], str]:
-        """(sweep, trial_id) to pack."""
-        return {(m.sweep, trial): m.pack for m in self.manifests for trial in m.trials}
+    def files(self) -> dict[tuple[str, str], list[Part | State]]:
+        """Committed files by (sweep, pack or analysis)."""
+        found: dict[tuple[str, str], list[Part | State]] = {}
+        for m in self.manifests:
+            found[m.sweep, m.pack] = [*m.parts, *([m.state] if m.state else [])]
+        for sweep, analysis, output in self.outputs:
+            found.setdefault((sweep, analysis), []).extend(output.parts)
+        return found
 
 
 class Watcher:
@@ -56,7 +61,7 @@ class Watcher:
         """The committed files now; the same object as before if nothing has changed."""
         manifests = tuple(m for m in self._packs.read("commits").values() if m)
         indexes = self._analyses.read("outputs")
-        outputs = tuple((sweep, output) for (sweep, _), index in indexes.items() for output in index.values())
+        outputs = tuple((*key, output) for key, index in indexes.items() for output in index.values())
         now = Snapshot(manifests, outputs)
         if now != self._last:
             self._last = now

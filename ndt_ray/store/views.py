@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from ndt_ray.store.filesystem import Location
 from ndt_ray.store.manifests import Part
-from ndt_ray.store.schema import COMPUTED, TABLES, Precision, Table, fingerprint
+from ndt_ray.store.schema import COMPUTED, TABLES, Column, Precision, Table, fingerprint
 from ndt_ray.store.snapshot import Snapshot
 
 WIDE = "wide"
@@ -67,6 +67,17 @@ def wide_columns() -> list[str]:
     """Columns of `wide`, in order."""
     own = [c.name for c in TABLES["measurements"].columns]
     return [*own, "phase", *_OF_TRIALS, *_OF_SCALARS, "sweep", "pack"]
+
+
+def wide_table() -> Table:
+    """The columns of `wide`, described."""
+    docs = {c.name: c for table in ("scalars", "trials", "measurements") for c in TABLES[table].columns}
+    docs["phase"] = Column("phase", "float64", "step / planned steps, in [0, 1]")
+    docs["base_lr"] = replace(docs["lr"], doc="base learning rate")
+    docs["lr"] = next(c for c in TABLES["scalars"].columns if c.name == "lr")
+    docs |= {name: Column(name, "string", f"name of the {name}") for name in TABLES["measurements"].partitions}
+    columns = tuple(replace(docs[name], name=name) for name in wide_columns())
+    return Table(WIDE, "Measurements with their trial and the scalars of their step.", columns, ())
 
 
 def wide(strings: set[str] | None) -> View:

@@ -5,7 +5,7 @@ import json
 import os
 import pickle
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+
 from ndt_ray.analysis.api import AnalysisInput, Partition, Per
 
 TRIAL = "0123456789abcdef"
@@ -65,9 +66,12 @@ class Folder:
             else [Partition()]
         )
 
-    def input_hash(self, reads: Iterable[str], partition: Partition) -> str:
-        files = [self._folder(f"in/{t}") / str(partition.trial_id) for t in sorted(reads)]
-        return hashlib.sha256(b"".join(f.read_bytes() for f in files if f.exists())).hexdigest()
+    def input_hashes(self, reads: Iterable[str], partitions: Sequence[Partition]) -> list[str]:
+        found = []
+        for partition in partitions:
+            files = [self._folder(f"in/{t}") / str(partition.trial_id) for t in sorted(reads)]
+            found.append(hashlib.sha256(b"".join(f.read_bytes() for f in files if f.exists())).hexdigest())
+        return found
 
     def read(self, table: str, partition: Partition) -> pa.Table:
         file = self._folder(f"in/{table}") / str(partition.trial_id)

@@ -96,7 +96,7 @@ def visible_is_a_prefix(store: Store, whole: dict[str, Any]) -> None:
         assert rows.equals(expected), name
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(n, marks=pytest.mark.slow) for n in range(6, 60))])
 def test_random_kills_leave_the_same_tables_and_files(tmp_path: Path, undisturbed: Store, seed: int) -> None:
     chance = random.Random(seed)
     store = local(tmp_path)
@@ -115,6 +115,7 @@ def test_random_kills_leave_the_same_tables_and_files(tmp_path: Path, undisturbe
     assert files(store) == files(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_kill_at_every_single_write_of_a_run(tmp_path: Path, undisturbed: Store) -> None:
     for changes in range(1, 200):
         store = local(tmp_path, f"store-{changes}")
@@ -130,7 +131,7 @@ def test_a_kill_at_every_single_write_of_a_run(tmp_path: Path, undisturbed: Stor
     raise AssertionError("the run has more writes than expected")
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(n, marks=pytest.mark.slow) for n in range(3, 30))])
 def test_zombies_commit_beside_their_successors_in_any_order(tmp_path: Path, undisturbed: Store, seed: int) -> None:
     """Up to four writers of one pack take turns at random; the last to open finishes."""
     chance = random.Random(seed)

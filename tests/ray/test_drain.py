@@ -30,25 +30,25 @@ def two_nodes() -> Iterator[Any]:
             nodes.shutdown()
 
 
-def seen_after(started: Path) -> float | None:
-    """Seconds until this worker saw its node drained; what the training loop asks at each heartbeat."""
-    start = time.monotonic()
-    started.touch()
-    while time.monotonic() - start < 30:
-        if cluster.draining():
-            return time.monotonic() - start
-        time.sleep(0.05)
-    return None
-
-
 def test_a_notice_reaches_the_trial_that_runs_there(two_nodes: Any, tmp_path: Path) -> None:
     import ray
+
+    def seen_after(started: Path) -> float | None:
+        """Seconds until this worker saw its node drained; what the training loop asks at each heartbeat."""
+        start = time.monotonic()
+        started.touch()
+        while time.monotonic() - start < 30:
+            if cluster.draining():
+                return time.monotonic() - start
+            time.sleep(0.05)
+        return None
 
     assert not cluster.draining()
     (worker,) = (n["NodeID"] for n in ray.nodes() if n["Resources"].get("CPU"))
     running = ray.remote(seen_after).options(num_cpus=1, max_retries=0).remote(tmp_path / "started")
-    while not (tmp_path / "started").exists():  # the test's own time limit ends this
-        time.sleep(0.05)
+    while not (tmp_path / "started").exists():
+        done, _ = ray.wait([running], timeout=0.05)
+        assert not done, ray.get(done)
     spot.watch(two_nodes.address, lambda: "terminate", lambda a, n: spot.drain(a, n, worker))
     assert ray.get(running, timeout=60) is not None
     assert not cluster.draining()  # the driver's own node stays

@@ -1,0 +1,47 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ndt_ray.axes import Sweep
+    from ndt_ray.store.reader import Store
+
+StoreOption = Annotated[
+    str, typer.Option("--store", envvar="NDT_STORE", help="Where the store is: a folder, s3:// or gs://.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Replace a value of the sweep; repeatable.")
+]
+WhereOption = Annotated[
+    list[str] | None, typer.Option("--where", metavar="EXPR", help="Only trials for which this holds; repeatable.")
+]
+ExecutorOption = Annotated[str, typer.Option("--executor", help="ray, or inline: in this process, one after another.")]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", help="A running Ray cluster; by default one is started on this machine.")
+]
+WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, help="Workers of a cluster started here.")]
+
+DEFAULT_STORE = "store"
+
+
+def opened(where: str, create: bool = False) -> "Store":
+    """The store that an option names."""
+    from ndt_ray.store.reader import open_store
+
+    return open_store(where, create=create)
+
+
+def sweep_from(name: str, assignments: list[str] | None, where: list[str] | None) -> "Sweep":
+    """The sweep of a command line: a file or a packaged name, with its overrides."""
+    from ndt_ray.sweepfile import load_sweep, with_overrides
+
+    return with_overrides(load_sweep(name), assignments or (), where or ())
+
+
+def exists(where: str) -> bool:
+    """Whether something is at a local path; anything else is left to the store."""
+    return "://" in where or Path(where).exists()

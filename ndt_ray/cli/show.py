@@ -1,0 +1,123 @@
+"""How tables look on a terminal."""
+
+import inspect
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+from ndt_ray import registry
+from ndt_ray.errors import SpecError, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ndt_ray.plan import Plan
+    from ndt_ray.registry import Kind
+
+PLURALS = {"models": "model", "datasets": "data", "data": "data", "measures": "measure", "analyses": "analysis"}
+
+
+def written(frame: "pd.DataFrame", format: str) -> str:
+    """A result as text."""
+    if format == "csv":
+        return str(frame.to_csv(index=False))
+    if format == "json":
+        return str(frame.to_json(orient="records", lines=False, double_precision=15)) + "\n"
+    if format == "md":
+        head = "| " + " | ".join(frame.columns) + " |\n|" + "---|" * len(frame.columns) + "\n"
+        return head + "".join("| " + " | ".join(map(str, row)) + " |\n" for row in frame.itertuples(index=False))
+    import pandas as pd
+
+    with pd.option_context("display.max_columns", None, "display.width", 200, "display.max_rows", 200):
+        return f"{frame.to_string(index=False, max_rows=200)}\n" if len(frame) else "no rows\n"
+
+
+def frame(rows: "pd.DataFrame", as_json: bool) -> None:
+    """A table, or the same as JSON records."""
+    print(written(rows, "json" if as_json else "table"), end="")
+
+
+def named_things(kind: str, store: str) -> "pd.DataFrame":
+    """Names and one line on each."""
+    import pandas as pd
+
+    if kind == "sweeps":
+        from ndt_ray.sweepfile import load_sweep, packaged_sweeps
+
+        return pd.DataFrame([{"name": n, "about": load_sweep(n).about} for n in packaged_sweeps()])
+    if kind == "tables":
+        from ndt_ray.store.schema import TABLES
+
+        return pd.DataFrame([{"name": t.name, "about": t.doc} for t in TABLES.values()])
+    if kind not in PLURALS:
+        raise SpecError(f"list {kind}: unknown{did_you_mean(kind, [*PLURALS, 'sweeps', 'tables'])}")
+    which = cast("Kind", PLURALS[kind])
+    return pd.DataFrame([{"name": n, "about": registry.summary(which, n)} for n in registry.names(which)])
+
+
+def table_schema(name: str, store: str, as_json: bool) -> None:
+    """Columns of a table with types, units and meaning."""
+    import pandas as pd
+
+    from ndt_ray.store.schema import TABLES
+
+    if name not in TABLES:
+        raise SpecError(f"no table '{name}'{did_you_mean(name, TABLES)}")
+    rows = [{"column": c.name, "type": c.type, "unit": c.unit, "meaning": c.doc} for c in TABLES[name].columns]
+    frame(pd.DataFrame(rows), as_json)
+
+
+def factory(kind: str, name: str, as_json: bool) -> None:
+    """Parameters of a registered function, with its documentation."""
+    which = cast("Kind", PLURALS.get(kind, kind))
+    if which not in registry.kinds():
+        raise SpecError(f"show {kind}: unknown{did_you_mean(kind, ['table', *registry.kinds()])}")
+    function = registry.resolve(which, name)
+    parameters = {} if which == "analysis" else _parameters(function)
+    if which == "analysis":
+        parameters = dict(cast(Any, function).defaults)
+    about = inspect.getdoc(function) or ""
+    if as_json:
+        print(json.dumps({"kind": which, "name": name, "about": about, "parameters": parameters}, default=str))
+        return
+    print(f"{which} {name}\n{about}")
+    for parameter, default in parameters.items():
+        print(f"  {parameter} = {default!r}")
+
+
+def _parameters(function: Any) -> dict[str, Any]:
+    found = inspect.signature(function).parameters.values()
+    return {p.name: None if p.default is p.empty else p.default for p in found if p.kind is p.KEYWORD_ONLY}
+
+
+def plan_tables(plan: "Plan") -> None:
+    """A plan as a person reads it: one line per cell, then what it all takes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ndt_ray.progress import clock
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("cell", "trials", "packs", "engine", "steps", "core time", "measuring"):
+        table.add_column(name, justify="left" if name in ("cell", "engine") else "right")
+    cells: dict[str, list[Any]] = {}
+    for pack in plan.packs:
+        cells.setdefault(pack.lanes[0].cell, []).append(pack)
+    for cell, packs in cells.items():
+        seconds = sum(p.seconds for p in packs)
+        overheads = [p.estimate.overhead for p in packs if p.estimate]
+        overhead = f"{100 * sum(overheads) / len(overheads):.0f} %" if overheads else ""
+        trials = sum(len(p.lanes) for p in packs)
+        first = packs[0].first
+        table.add_row(cell, str(trials), str(len(packs)), first.engine, f"{first.train.steps:,}", clock(seconds), overhead)
+    console = Console()
+    console.print(f"{plan.sweep.name}  {plan.sweep.about}")
+    console.print(table)
+    total = plan.total
+    size = total.disk_bytes
+    shown = f"{size / 2**30:.1f} GiB" if size > 2**30 else f"{size / 2**20:.1f} MiB"
+    spectra = total.disk.get("spectra", 0.0) / 2**20
+    how = "measured on this machine" if total.calibrated else "partly guessed"
+    console.print(
+        f"{plan.n_trials:,} trials in {len(plan.packs):,} packs on {plan.workers} workers · {clock(plan.wall_seconds)}"
+        f" ({how}) · {total.memory / 2**20:,.0f} MiB a worker · {shown} of disk, {spectra:,.1f} MiB of it spectra"
+    )

@@ -1,0 +1,89 @@
+"""Commands that read a store."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from ndt_ray.cli.options import DEFAULT_STORE, JsonOption, StoreOption, opened
+from ndt_ray.errors import SpecError
+
+FORMATS = ("table", "csv", "json", "md")
+
+
+def register(ndt: typer.Typer) -> None:
+    """Adds this module's commands."""
+    for command in (query, export, show, gc):
+        ndt.command()(command)
+    ndt.command("list")(list_names)
+
+
+def query(
+    sql: Annotated[str, typer.Argument(help="One SELECT over the tables of the store; '-' reads it from stdin.")],
+    store: StoreOption = DEFAULT_STORE,
+    format: Annotated[str, typer.Option("-f", "--format", help="table, csv, json or md.")] = "table",
+    limit: Annotated[int, typer.Option(min=1, help="Rows at most.")] = 10_000,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until it is cancelled.")] = 60.0,
+) -> None:
+    """Ask the store in SQL: read-only, one SELECT, nothing outside the store."""
+    if format not in FORMATS:
+        raise SpecError(f"--format {format}: choose one of {', '.join(FORMATS)}")
+    text = sys.stdin.read() if sql == "-" else sql
+    found = opened(store).sql(text, limit=limit, timeout=timeout)
+    if notice := found.attrs.get("ndt_notice"):
+        print(notice, file=sys.stderr)
+    from ndt_ray.cli.show import written
+
+    sys.stdout.write(written(found, format))
+
+
+def export(
+    what: Annotated[str, typer.Argument(metavar="TABLE|SELECT", help="A table, or a SELECT.")],
+    out: Annotated[str, typer.Option("-o", "--out", help="The file; its suffix is the format.")],
+    store: StoreOption = DEFAULT_STORE,
+    format: Annotated[str | None, typer.Option("--format", help="csv, parquet, json or arrow.")] = None,
+) -> None:
+    """Write a table, or what a SELECT gives, to a file."""
+    from ndt_ray.store.export import export as write
+
+    rows = write(opened(store), what, out, format)  # type: ignore[arg-type]
+    print(f"{rows:,} rows to {out}", file=sys.stderr)
+
+
+def show(
+    kind: Annotated[str, typer.Argument(help="table, model, data, measure or analysis.")],
+    name: Annotated[str, typer.Argument()],
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """What one named thing is: the columns of a table, the parameters of a model, …"""
+    from ndt_ray.cli import show as shown
+
+    if kind == "table":
+        shown.table_schema(name, store, as_json)
+    else:
+        shown.factory(kind, name, as_json)
+
+
+def list_names(
+    kind: Annotated[str, typer.Argument(help="models, data, measures, analyses, sweeps or tables.")],
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """What there is, with a line on each."""
+    from ndt_ray.cli.show import frame, named_things
+
+    frame(named_things(kind, store), as_json)
+
+
+def gc(
+    store: StoreOption = DEFAULT_STORE,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, remove nothing.")] = False,
+) -> None:
+    """Remove what no manifest names: leftovers of killed workers."""
+    from ndt_ray.store.garbage import gc as collect
+
+    found: list[Any] = collect(opened(store), dry_run=dry_run)
+    for garbage in found:
+        print(garbage)
+    print(f"{len(found)} files {'would be' if dry_run else 'were'} removed", file=sys.stderr)

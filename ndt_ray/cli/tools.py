@@ -1,0 +1,103 @@
+"""Commands around sweeps: analyses, measuring checkpoints, importing, the doctor."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from ndt_ray.cli.options import (
+    DEFAULT_STORE,
+    AddressOption,
+    ExecutorOption,
+    JsonOption,
+    StoreOption,
+    WorkersOption,
+    opened,
+)
+from ndt_ray.errors import SpecError
+
+
+def register(ndt: typer.Typer) -> None:
+    """Adds this module's commands."""
+    for command in (analyze, doctor):
+        ndt.command()(command)
+    ndt.command("import")(import_)
+
+
+def analyze(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep in the store.")],
+    names: Annotated[list[str] | None, typer.Argument(metavar="[ANALYSIS]...", help="All that there are, by default.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    assignments: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE")] = None,
+    executor: ExecutorOption = "ray",
+    address: AddressOption = None,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run analyses over a sweep; what is computed already is skipped."""
+    from ndt_ray import registry
+    from ndt_ray.analysis.stored import analyze as run
+
+    there = opened(store)
+    parameters = dict(_assignment(a) for a in assignments or ())
+    failed = False
+    for name in names or registry.names("analysis"):
+        options: dict[str, Any] = {"executor": executor, "parameters": parameters or None}
+        if executor == "ray":
+            options |= {"workers": workers, "address": address}
+        report = run(there, sweep, name, **options)
+        failed |= not report.ok
+        if as_json:
+            print(json.dumps({"analysis": report.analysis, "total": report.total, "skipped": report.skipped,
+                              "failed": [str(d) for d in report.dead], "seconds": report.seconds}))
+        else:
+            print(f"{name}: {report.total - len(report.dead)} of {report.total}, {report.skipped} of them before, "
+                  f"{report.seconds:.1f} s", file=sys.stderr)
+            for letter in report.dead:
+                print(f"✗ {name}: {letter}", file=sys.stderr)
+    raise typer.Exit(1 if failed else 0)
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise SpecError(f"--set {text}: give NAME=VALUE")
+    from ndt_ray.loader import parse_value
+
+    return name, parse_value(value, f"--set {name}")
+
+
+def import_(
+    kind: Annotated[str, typer.Argument(help="original: the founding study's published measurements.")],
+    path: Annotated[str, typer.Argument(help="The file.")],
+    store: StoreOption = DEFAULT_STORE,
+    sweep: Annotated[str, typer.Option(help="Name of the sweep it becomes.")] = "original",
+) -> None:
+    """Bring measurements made elsewhere into the store."""
+    if kind != "original":
+        raise SpecError(f"import {kind}: unknown; known: original")
+    from ndt_ray.original import import_published
+
+    published = import_published(path, opened(store, create=True), sweep)
+    for name, why in published.skipped:
+        print(f"skipped {name}: {why}", file=sys.stderr)
+    print(f"{len(published.experiments)} experiments as sweep {sweep}", file=sys.stderr)
+
+
+def doctor(
+    store: StoreOption = DEFAULT_STORE,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Is every node fit to train? Versions, GPUs, memory, disk, clock, and whether it sees the store."""
+    from ndt_ray.doctor import doctor as examine
+
+    checks = list(examine(store, address))
+    if as_json:
+        print(json.dumps([c.asdict() for c in checks]))
+    else:
+        signs = {"ok": "✓", "warn": "!", "fail": "✗"}
+        for c in checks:
+            print(f"{signs[c.status]} {c.node:20s} {c.name:12s} {c.found}" + (f" - {c.todo}" if c.todo else ""))
+    raise typer.Exit(4 if any(c.status == "fail" for c in checks) else 0)
