@@ -153,10 +153,14 @@ class RollingLevel(_Rule):
     def _distances(self, values: Floats) -> tuple[Floats, Floats]:
         """Distance of every value from its window's mean, and the window's SD; 0 where there is no window yet."""
         distance, deviation = np.zeros_like(values), np.zeros_like(values)
-        for i in range(self.min_samples, values.shape[-1]):
-            previous = values[..., max(0, i - self.window) : i]
+        for i in range(self.min_samples, min(self.window, values.shape[-1])):
+            previous = values[..., :i]
             distance[..., i] = values[..., i] - previous.mean(axis=-1)
             deviation[..., i] = previous.std(axis=-1)
+        if values.shape[-1] > self.window:
+            full = np.lib.stride_tricks.sliding_window_view(values, self.window, axis=-1)[..., :-1, :]
+            distance[..., self.window :] = values[..., self.window :] - full.mean(axis=-1)
+            deviation[..., self.window :] = full.std(axis=-1)
         return distance, deviation
 
     def scores(self, values: Floats) -> tuple[Floats, Bools]:
@@ -281,9 +285,10 @@ def _no_events() -> Events:
 
 def _standardised(values: Floats) -> Floats:
     """z-scores with mean and SD (ddof 0) along the last axis; 0 where the SD is 0."""
-    centred = values - values.mean(axis=-1, keepdims=True)
-    deviation = values.std(axis=-1, keepdims=True)
-    return np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
+    centred: Floats = values - values.mean(axis=-1, keepdims=True)
+    deviation: Floats = values.std(axis=-1, keepdims=True)
+    z: Floats = np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
+    return z
 
 
 def _tame(values: Floats) -> Floats:

@@ -229,15 +229,15 @@ def _verdict(observed: int, low: float, high: float) -> str:
 
 
 def published_table(jumps: pd.DataFrame, experiments: pd.DataFrame) -> pd.DataFrame:
-    """The founding study's jump table from `original` rows: its columns, its units, its order.
+    """The founding study's jump table from `original` rows: its columns and its units, by experiment, layer and index.
 
     `experiments`: columns trial_id, experiment, arch_name, dataset. The published `step` is a measurement index.
     """
     rows = jumps[(jumps["mode"] == "original") & (jumps["detector"] == DifferenceZ.name)]
-    joined = rows.merge(experiments, on="trial_id", how="left", validate="many_to_one")
-    category = np.select([joined["phase"] < 0.33, joined["phase"] < 0.67], ["early", "mid"], "late")
-    joined = joined.assign(step=joined["index"], phase_category=category)
+    names = experiments[["trial_id", "experiment", "arch_name", "dataset"]]
+    own = ["trial_id", "layer_index", "index", "magnitude", "speed", "direction", "phase", "layer"]
+    joined = rows[own].merge(names, on="trial_id", how="left", validate="many_to_one").rename(columns={"index": "step"})
+    joined["phase_category"] = np.select([joined["phase"] < 0.33, joined["phase"] < 0.67], ["early", "mid"], "late")
     columns = ["step", "magnitude", "speed", "direction", "phase", "layer", "experiment", "arch_name", "dataset"]
-    return joined.sort_values(["experiment", "layer_index", "step"])[[*columns, "phase_category"]].reset_index(
-        drop=True
-    )
+    ordered = joined.sort_values(["experiment", "layer_index", "step"], ignore_index=True)
+    return ordered[[*columns, "phase_category"]]

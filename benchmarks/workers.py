@@ -5,6 +5,7 @@ over all rounds, is the sum of two workers' seed-steps a CPU second over one's: 
 wait for a core does not.
 """
 
+import argparse
 import multiprocessing as mp
 import time
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ LANES = {"stack": 16, "loop": 4}
 QUICK, FULL = ("mlp_narrow",), ("mlp_narrow", "cnn_deep")
 
 
-def worker(model: str, samples: int, gate: Barrier, pipe: Connection) -> None:
+def worker(model: str, lanes: int | None, samples: int, gate: Barrier, pipe: Connection) -> None:
     """Trains for as long as it is told, each time it is told; None ends it."""
     from benchmarks.sides import Ours, best_engine, mnist_shaped
     from ndt_ray.lanes.numerics import configure
@@ -32,7 +33,7 @@ def worker(model: str, samples: int, gate: Barrier, pipe: Connection) -> None:
     device = torch.device("cpu")
     configure(device)
     engine = best_engine(model)
-    side = Ours(model, engine, LANES[engine], mnist_shaped(samples), device)
+    side = Ours(model, engine, lanes or LANES[engine], mnist_shaped(samples), device)
     side.run(3)
     pipe.send("ready")
     while (order := pipe.recv()) is not None:
@@ -50,14 +51,14 @@ def _train(side: Any, seconds: float) -> Timed:
     return Timed(steps * side.lanes, time.process_time() - cpu, time.perf_counter() - wall)
 
 
-def compare(model: str, rounds: int, seconds: float, samples: int) -> dict[str, Any]:
+def compare(model: str, options: argparse.Namespace) -> dict[str, Any]:
     """One alone, two together, the other alone, two together, and so on."""
     spawn = mp.get_context("spawn")
     gate = spawn.Barrier(2)
     pipes, processes = [], []
     for _ in range(2):
         near, far = spawn.Pipe()
-        process = spawn.Process(target=worker, args=(model, samples, gate, far), daemon=True)
+        process = spawn.Process(target=worker, args=(model, options.lanes, options.samples, gate, far), daemon=True)
         process.start()
         far.close()
         pipes.append(near)
@@ -65,7 +66,7 @@ def compare(model: str, rounds: int, seconds: float, samples: int) -> dict[str, 
     try:
         for pipe in pipes:
             pipe.recv()
-        found = [_round(pipes, r, seconds) for r in range(rounds)]
+        found = [_round(pipes, r, options.seconds) for r in range(options.rounds)]
         for pipe in pipes:
             pipe.send(None)
     finally:
@@ -117,6 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status 1 where a bar was missed."""
     p = parser(__doc__, rounds=20, seconds=1.0)
     p.add_argument("--models", nargs="+", help=f"by default {' '.join(FULL)}")
+    p.add_argument("--lanes", type=int, help="of each worker, by default 16 (stack) or 4 (loop)")
     p.add_argument("--samples", type=int, default=60_000, help="of random data in memory, in each worker")
     options = p.parse_args(arguments)
     if options.device != "cpu":
@@ -126,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     load = start(torch.device("cpu"))
     rows, bars = [], []
     for model in options.models or (QUICK if options.quick else FULL):
-        row = compare(model, options.rounds, options.seconds, options.samples)
+        row = compare(model, options)
         report(f"{model}: {row['ratio']}")
         rows.append(row)
         found = row["on idle cores"]

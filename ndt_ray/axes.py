@@ -7,142 +7,24 @@ Nothing here is expanded before it is asked for: a grid of a million trials is a
 import copy
 import itertools
 import math
-import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from decimal import Decimal
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
+from ndt_ray.axis import Axis
 from ndt_ray.errors import SpecError, did_you_mean
 from ndt_ray.loader import Document, Path, Problem, refuse, validated
-from ndt_ray.spec import Checkpoint, Control, Evaluate, Measure, Named, Seeds, Strict, Train, Trial
-from ndt_ray.where import LEAVES, SECTIONS, Where, closest_path, equal, field
-
-Role = Literal["compare", "replicate", "nuisance"]
-Count = Annotated[int, Field(gt=0, le=10_000_000)]
+from ndt_ray.sections import FILLED_IN, PARTS, assigned, long_form, target, with_planned_steps
+from ndt_ray.spec import Named, Strict, Trial
+from ndt_ray.where import LEAVES, SECTIONS, Where, equal, field
 
 NAME = re.compile(r"^(?!.*\.$)[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
 RESERVED = {"con", "prn", "aux", "nul", *(f"{p}{n}" for p in ("com", "lpt") for n in range(1, 10))}
 CHECKED_VALUES = 200
 """Values of an axis that are checked when the sweep is read; those of a longer axis when their trial is made."""
 CACHED_SECTIONS = 4096
-
-
-class Choice(Strict):
-    """Some of the given values, drawn without replacement."""
-
-    kind: Literal["choice"]
-    values: tuple[Any, ...] = Field(min_length=1)
-    n: Count
-    seed: int = 0
-
-    def draw(self, path: str) -> list[Any]:
-        """The first n of a shuffle: a larger n keeps what a smaller one drew."""
-        if self.n > len(self.values):
-            raise SpecError(f"choice draws without replacement, but got n={self.n} of {len(self.values)} values")
-        left, source = list(self.values), _source(self.seed, path)
-        return [left.pop(int(source.random() * len(left))) for _ in range(self.n)]
-
-
-class Uniform(Strict):
-    """Numbers drawn uniformly, or uniformly in their logarithm, from [low, high]; whole ones with `integer`."""
-
-    kind: Literal["uniform", "log_uniform"]
-    low: float
-    high: float
-    n: Count
-    seed: int = 0
-    integer: bool = False
-
-    @model_validator(mode="after")
-    def _bounds_in_order(self) -> "Uniform":
-        if self.low >= self.high or (self.kind == "log_uniform" and self.low <= 0):
-            above = " and 0 < low" if self.kind == "log_uniform" else ""
-            raise ValueError(f"low < high{above} must hold, but got (low={self.low}, high={self.high})")
-        return self
-
-    def draw(self, path: str) -> list[Any]:
-        """A larger n keeps what a smaller one drew. Six digits, so that no machine's libm enters a trial's id."""
-        source, drawn = _source(self.seed, path), []
-        low, high = (math.log(self.low), math.log(self.high)) if self.kind == "log_uniform" else (self.low, self.high)
-        for _ in range(self.n):
-            value = low + (high - low) * source.random()
-            value = float(f"{math.exp(value) if self.kind == 'log_uniform' else value:.6g}")
-            drawn.append(round(value) if self.integer else min(max(value, self.low), self.high))
-        return drawn
-
-
-def _source(seed: int, path: str) -> random.Random:
-    """Different axes draw differently from the same seed. `random()` is the same in every Python version."""
-    return random.Random(f"{seed}:{path}")
-
-
-class Range(Strict):
-    """start, start + step, ... below stop."""
-
-    start: float | int = 0
-    stop: float | int
-    step: float | int = 1
-
-    @model_validator(mode="after")
-    def _has_a_direction(self) -> "Range":
-        if self.step <= 0:
-            raise ValueError(f"step > 0 must hold, but got (step={self.step})")
-        return self
-
-    def numbers(self) -> Sequence[int | float]:
-        """In decimal arithmetic: 0.1, 0.2, 0.3 and not 0.30000000000000004."""
-        if all(isinstance(v, int) for v in (self.start, self.stop, self.step)):
-            return range(int(self.start), int(self.stop), int(self.step))
-        start, stop, step = (Decimal(repr(v)) for v in (self.start, self.stop, self.step))
-        count = max(0, math.ceil((stop - start) / step))
-        if count > 10_000_000:
-            raise SpecError(f"more than 10,000,000 values ({count:,})")
-        return [float(start + i * step) for i in range(count)]
-
-
-def _usual_role(given: dict[str, Any]) -> Role:
-    return "replicate" if str(given.get("path")).partition(".")[0] == "seed" else "compare"
-
-
-class Axis(Strict):
-    """One thing that varies: its path in the trial, its role in the statistics, and its values."""
-
-    path: str = Field(description="field of the trial: model, data, seed, train.lr, model.width, ...")
-    role: Role = Field(default_factory=_usual_role, description="compare; replicate (default for seeds); nuisance")
-    values: tuple[Any, ...] | None = Field(default=None, description="the values themselves")
-    range: Annotated[int, Field(ge=0)] | tuple[int, int] | Range | None = Field(
-        default=None, description="n: 0 ... n-1; [a, b]: a ... b-1; or {start, stop, step}"
-    )
-    sample: Annotated[Choice | Uniform, Field(discriminator="kind")] | None = Field(
-        default=None, description="values drawn at random, the same in every run"
-    )
-
-    @model_validator(mode="after")
-    def _one_source_of_values(self) -> "Axis":
-        given = [name for name in ("values", "range", "sample") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"needs one of values, range and sample, but got {' and '.join(given) or 'none'}")
-        return self
-
-    def points(self) -> Sequence[Any]:
-        """The values in order; a range of whole numbers stays one. SpecError where there is none."""
-        if self.values is not None:
-            found: Sequence[Any] = self.values
-        elif isinstance(self.range, int):
-            found = range(self.range)
-        elif isinstance(self.range, tuple):
-            found = range(*self.range)
-        elif self.range is not None:
-            found = self.range.numbers()
-        else:
-            assert self.sample is not None
-            found = self.sample.draw(self.path)
-        if not found:
-            raise SpecError("has no values: give at least one")
-        return found
 
 
 class Run(Strict):
@@ -194,45 +76,6 @@ def make_sweep(value: Any, document: Document | None = None) -> Sweep:
     return sweep
 
 
-# -- paths -----------------------------------------------------------------------------------------------------------
-
-
-class _Engine(Strict):
-    engine: Literal["auto", "loop", "stack"] = "auto"
-
-
-PARTS: dict[str, type[BaseModel]] = {
-    "model": Named,
-    "data": Named,
-    "train": Train,
-    "measure": Measure,
-    "evaluate": Evaluate,
-    "checkpoint": Checkpoint,
-    "seed": Seeds,
-    "control": Control,
-    "engine": _Engine,
-}
-_FILLED_IN = ("width", "source", "trial_id")
-_SETTABLE = [*PARTS, *SECTIONS, *(p for p in LEAVES if p not in _FILLED_IN)]
-
-
-def target(path: str) -> tuple[str, ...]:
-    """Where a path of a sweep file points in a trial: `model.width` is ("model", "params", "width").
-
-    SpecError with the closest path where there is none.
-    """
-    owner, _, rest = path.partition(".")
-    if owner in ("model", "data") and rest and rest != "name":
-        parameter = rest.removeprefix("params.")
-        if parameter and parameter != "params" and "." not in parameter:
-            return (owner, "params", parameter)
-    elif path in _SETTABLE:
-        return tuple(path.split("."))
-    if owner in _FILLED_IN:
-        raise SpecError(f"'{path}' is filled in by the plan and cannot be set")
-    raise SpecError(f"unknown path '{path}'{closest_path(path, _SETTABLE)}")
-
-
 def mentioned_parameters(sweep: Sweep) -> dict[str, set[str]]:
     """Parameters of models and data sets that a sweep names: {"model": {"width"}, "data": set()}."""
     found: dict[str, set[str]] = {"model": set(), "data": set()}
@@ -245,7 +88,8 @@ def mentioned_parameters(sweep: Sweep) -> dict[str, set[str]]:
 def _in_value(value: dict[str, Any]) -> Iterator[tuple[str, str | None, str]]:
     for owner in ("model", "data"):
         if isinstance(value.get(owner), dict):
-            parameters = {**value[owner], **(value[owner].get("params") or {})}
+            nested = value[owner].get("params")
+            parameters = {**value[owner], **(nested if isinstance(nested, dict) else {})}
             for parameter in parameters.keys() - {"name", "params"}:
                 yield owner, value[owner].get("name"), parameter
 
@@ -307,7 +151,7 @@ class Grid:
 
     def product(self) -> Iterator[tuple[int, ...]]:
         """An index into each dimension, the last one fastest."""
-        return itertools.product(*(range(len(self.points[axes[0]])) for axes in self.dimensions))
+        return _product([len(self.points[axes[0]]) for axes in self.dimensions])
 
     def trial(self, point: tuple[int, ...]) -> Trial:
         """The trial at a point, its engine and defaults of its factories not yet resolved."""
@@ -343,11 +187,11 @@ class Grid:
         value = {"engine": value} if part == "engine" and value else value
         for i in self._axes[part]:
             given = copy.deepcopy(self.points[i][point[self._dimension[i]]])
-            value = _assigned(part, value, self.targets[i][1:], given)
+            value = assigned(part, value, self.targets[i][1:], given)
         if value is None:
             raise SpecError("missing: say it here or make it an axis")
         if part == "checkpoint" and isinstance(value, dict) and "plan" in value:
-            names = [_normal(p, self._raw(p, point))["name"] for p in ("model", "data")]
+            names = [long_form(p, self._raw(p, point))["name"] for p in ("model", "data")]
             value = with_planned_steps(value, "_".join(names))
         return value
 
@@ -365,54 +209,14 @@ class Grid:
         return ("base", *path)
 
 
-def _normal(part: str, value: Any) -> dict[str, Any]:
-    """The long form of a section that has a short one, so that something can be set inside it."""
-    if part in ("model", "data"):
-        if isinstance(value, dict):
-            own = {k: v for k, v in value.items() if k not in ("name", "params")}
-            return {"name": value.get("name"), "params": {**(value.get("params") or {}), **own}}
-        return {"name": value, "params": {}}
-    if part == "seed" and isinstance(value, int):
-        return dict.fromkeys(Seeds.model_fields, value)
-    return value if isinstance(value, dict) else {}
-
-
-def _assigned(part: str, value: Any, rest: tuple[str, ...], given: Any) -> Any:
-    """`value` with `given` at `rest`; whole sections merge into the base, models, data sets and seeds replace it."""
-    if part == "engine":
-        return {"engine": given}
-    if not rest:
-        merges = part in SECTIONS and isinstance(given, dict) and isinstance(value, dict)
-        return _merged(value, given) if merges else given
-    value = _normal(part, value)
-    inner = value
-    for step in rest[:-1]:
-        inner[step] = inner[step] if isinstance(inner.get(step), dict) else {}
-        inner = inner[step]
-    last = inner.get(rest[-1])
-    both = isinstance(last, dict) and isinstance(given, dict)
-    inner[rest[-1]] = _merged(cast(dict[str, Any], last), given) if both else given
-    return value
-
-
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "plan"
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
-
-
-def with_planned_steps(checkpoint: dict[str, Any], experiment: str) -> dict[str, Any]:
-    """A checkpoint section with its `plan` turned into steps: those of the experiment `{model}_{data}`, if any."""
-    plan = checkpoint["plan"]
-    if not isinstance(plan, dict):
-        raise SpecError(f"plan: a file is read where the sweep is loaded from a file, but got {plan!r}")
-    own = {k: v for k, v in checkpoint.items() if k != "plan"}
-    steps = plan.get(experiment, [])
-    if not steps:
-        return own
-    return {**own, "at": [*own.get("at", []), *steps]}
+def _product(lengths: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """`itertools.product` of ranges without a tuple of each."""
+    if not lengths:
+        yield ()
+        return
+    for head in _product(lengths[:-1]):
+        for index in range(lengths[-1]):
+            yield (*head, index)
 
 
 # -- filters ---------------------------------------------------------------------------------------------------------
@@ -473,7 +277,7 @@ def find_problems(sweep: Sweep) -> list[Problem]:
 def _base_problems(sweep: Sweep) -> list[Problem]:
     problems = []
     for key in sweep.base:
-        if key in _FILLED_IN:
+        if key in FILLED_IN:
             problems.append(Problem(("base", key), "is filled in by the plan and cannot be set"))
         elif key not in PARTS:
             problems.append(Problem(("base", key), f"unknown key{did_you_mean(key, PARTS)}"))
@@ -543,7 +347,7 @@ def _filter_problems(sweep: Sweep) -> list[Problem]:
             except SpecError as error:
                 problems.append(Problem(("exclude", i, name), str(error)))
                 continue
-            if path in (*_FILLED_IN, "engine"):
+            if path in (*FILLED_IN, "engine"):
                 problems.append(Problem(("exclude", i, name), "is known to the plan only: use where"))
     if sweep.where is not None:
         try:

@@ -25,9 +25,6 @@ ENVIRONMENT: Mapping[str, str] = {
 }
 """Settings of Ray and Tune; what the user has set already stays."""
 
-_TOKEN = secrets.token_hex(32)
-"""Of the clusters this process starts. Ray caches the first one it sees, so there is one a process."""
-
 
 @contextmanager
 def start(
@@ -83,12 +80,14 @@ def _address() -> str:
 
 @contextmanager
 def _settings(local: bool) -> Iterator[None]:
-    """The environment that Ray reads, put back afterwards."""
-    before = {name: os.environ.get(name) for name in (*ENVIRONMENT, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    """The environment that Ray reads, put back afterwards; all but the token, which Ray reads once a process."""
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if local and not any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_TOKEN)
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        if "ray" not in sys.modules:  # imported before, it has read the mode already, and turns it on itself
+            os.environ["RAY_AUTH_MODE"] = "token"
     try:
         yield
     finally:

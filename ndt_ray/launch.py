@@ -17,14 +17,14 @@ from types import FrameType
 from typing import Any, Literal, Protocol
 
 from ndt_ray import cluster
-from ndt_ray.errors import NdtError, StoreError
+from ndt_ray.errors import StoreError
 from ndt_ray.progress import Event, View, event
 from ndt_ray.store.manifests import Superseded
 from ndt_ray.store.sweep import Sweep as SweepFolder
-from ndt_ray.worker import Job, Outcome, run_pack
+from ndt_ray.worker import Job, Outcome, failure, run_pack
 
 ExecutorName = Literal["inline", "ray"]
-PASSED_ON = ("NDT_DATA", "NDT_CACHE", "NDT_OFFLINE", "MKL_CBWR")
+PASSED_ON = ("NDT_DATA", "NDT_CACHE", "NDT_OFFLINE", "NDT_COMMIT_SECONDS", "MKL_CBWR")
 """Settings of this process that workers take over where they have none of their own."""
 
 
@@ -90,7 +90,8 @@ def launch(
 
 def _plan_event(sweep: str, jobs: Sequence[Job], finished_trials: int) -> Event:
     packs = [
-        {"pack": j.pack, "cell": j.cells[0], "trials": len(j.trials), "steps": j.trials[0]["train"]["steps"]} for j in jobs
+        {"pack": j.pack, "cell": j.cells[0], "trials": len(j.trials), "steps": j.trials[0]["train"]["steps"]}
+        for j in jobs
     ]
     return event("plan", sweep=sweep, packs=packs, finished_trials=finished_trials)
 
@@ -145,13 +146,6 @@ def _end(outcome: Outcome) -> Event:
     if outcome.status == "stopped":
         return event("stop", pack=outcome.pack, step=outcome.step)
     return event("finish", pack=outcome.pack, step=outcome.step, lanes_failed=[list(f) for f in outcome.failed])
-
-
-def failure(job: Job, error: BaseException | str) -> Event:
-    """The event of a pack that is given up, with the command that reproduces it here."""
-    text = str(error) if isinstance(error, NdtError | str) else f"{type(error).__name__}: {error}"
-    again = f"ndt sweep {job.sweep} --store {job.store} --executor inline --pack {job.pack}"
-    return event("fail", pack=job.pack, cell=job.cells[0], error=text.partition("\n")[0], reproduce=again)
 
 
 class Inline:

@@ -197,7 +197,7 @@ def _run(where: str, experiment: str, content: bytes) -> _Run | str:
         return NOISE
     try:
         return _checked(experiment, content, found)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{where} is not a run as published: {error!r}") from error
 
 

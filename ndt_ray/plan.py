@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 from ndt_ray.axes import Grid, Sweep, TrialFilter, cell_namer, resolved_filter
-from ndt_ray.errors import NdtError, SpecError, did_you_mean
+from ndt_ray.errors import DataError, NdtError, SpecError, did_you_mean
 from ndt_ray.estimate import START_SECONDS, Cost, DataFacts, Estimate, ModelFacts, makespan, pack_estimate
 from ndt_ray.fit import misfits
 from ndt_ray.spec import SPEC_VERSION, Control, Named, Seeds, Strict, Train, Trial, canonical_json
@@ -237,6 +237,8 @@ class _Planner:
                 continue
             try:
                 resolved = self.resolver.resolve(trial)
+            except DataError:
+                raise  # its own kind of error, and no use to go on
             except SpecError as error:
                 self._problem(str(error))
                 continue
@@ -386,9 +388,9 @@ class _Resolver:
         if key not in self.pairs:
             try:
                 self.pairs[key] = self._look_up(trial)
+            except DataError:
+                raise
             except SpecError as error:
-                if type(error) is not SpecError:
-                    raise  # a data set that cannot be had: its own kind of error, and no use to go on
                 self.pairs[key] = str(error)
         found = self.pairs[key]
         if isinstance(found, str):

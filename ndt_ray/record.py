@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ndt_ray import velocity
+from ndt_ray import coarse, velocity
 from ndt_ray.data import Dataset, Probes
 from ndt_ray.errors import SpecError, did_you_mean
 from ndt_ray.evaluate import Scores, predict, scores
@@ -199,7 +198,8 @@ class Recorder:
 
     def _dynamics(self, step: int, ids: list[str], squares: Mapping[str, np.ndarray]) -> None:
         layers = self.norms.layers
-        norms = {name: np.sqrt(values).astype(np.float32).ravel() for name, values in squares.items()}
+        with np.errstate(over="ignore"):  # a lane that diverges: inf
+            norms = {name: np.sqrt(values).astype(np.float32).ravel() for name, values in squares.items()}
         self.sink.rows(
             "dynamics",
             {
@@ -218,13 +218,11 @@ class Recorder:
         for lane in lanes:
             trial = self.trials[lane]
             model = self.engine.models[lane]
-            from ndt_ray import coarse
             spectra = coarse.weight_spectra(model)
             n = len(next(iter(spectra.values())))
             self.sink.rows("weight_spectra", {"trial_id": [trial.trial_id] * n, "step": _full(step, n), **spectra})
             moments = self.engine.arena.moments.get("exp_avg_sq")
             second = None if moments is None else self.engine.arena.export(lane, moments)
-            from ndt_ray import coarse
             curvature = coarse.curvature(model, *self.detect, second_moments=second, step=step, train=self.train)
             values = {name: [value] for name, value in curvature.items()}
             self.sink.rows("curvature", {"trial_id": [trial.trial_id], "step": _full(step, 1), **values})

@@ -3,9 +3,13 @@
 Strings, not functions, so that listing names imports neither torch nor pandas.
 """
 
+import ast
+import functools
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ndt_ray.errors import SpecError, did_you_mean
@@ -102,5 +106,20 @@ def resolve(kind: Kind, name: str) -> Callable[..., Any]:
 
 
 def summary(kind: Kind, name: str) -> str:
-    """First line of the docstring."""
+    """First line of the docstring, read from the source: nothing is imported."""
+    module, _, attribute = _TABLE[kind][name].partition(":")
+    for node in _definitions(module):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == attribute:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
     return (inspect.getdoc(resolve(kind, name)) or "").partition("\n")[0]
+
+
+@functools.cache
+def _definitions(module: str) -> list[ast.stmt]:
+    """Top-level statements of a module that is not imported for it."""
+    package, _, leaf = module.rpartition(".")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return []
+    source = Path(next(iter(spec.submodule_search_locations))) / f"{leaf}.py"
+    return ast.parse(source.read_text()).body if source.is_file() else []

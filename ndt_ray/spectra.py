@@ -106,7 +106,8 @@ def measure_layers(
     """Spectra of all layers and lanes, in the order of `layers`.
 
     `extras` adds mean norm, Gram sums, delete-block participation ratios and `stimuli` (and implies `centred`).
-    `linear` gives, by path, inputs and weights of Linear layers; used where d_in + 1 is the smallest side.
+    `linear` gives, by path, inputs and weights of Linear layers; used where d_in + 1 is the smallest side, or where
+    there are no `activations` of the layer.
     """
     taken = [_take(layer, activations.get(layer.path), (linear or {}).get(layer.path)) for layer in layers]
     if not (centred or extras):
@@ -126,12 +127,12 @@ def _take(layer: Layer, lanes: Lanes | None, through: LinearInput | None) -> tup
         weight = through.weight
         d_out, d_in = weight[0].shape
         inputs = [by_stimulus(x, layer.kind, layer.view) for x in through.inputs]
-        if d_in + 1 < min(d_out, inputs[0].shape[0] * inputs[0].shape[1]):
+        if lanes is None or d_in + 1 < min(d_out, inputs[0].shape[0] * inputs[0].shape[1]):
             bias = through.bias if through.bias is not None else [w.new_zeros(d_out) for w in weight]
             return [_through(x, w, b) for x, w, b in zip(inputs, weight, bias, strict=True)], d_out
     if lanes is None:
         raise SpecError(f"no activations were captured for layer '{layer.path}'")
-    if isinstance(lanes, Tensor):
+    if isinstance(lanes, Tensor) and not lanes.is_cuda:
         rows = by_stimulus(lanes, layer.kind, layer.view, lanes=1)
         return rows, rows.shape[3]
     each = [by_stimulus(a, layer.kind, layer.view) for a in lanes]
@@ -367,8 +368,10 @@ def _column(parts: Sequence[Floats | None], lanes: list[int]) -> Floats:
 
 
 def _lists(parts: Sequence[Floats | None], lanes: list[int], size: int | None, dtype: type) -> list[Any]:
-    return [
-        None if part is None else part[lane, :size].astype(dtype)
-        for part, n in zip(parts, lanes, strict=True)
-        for lane in range(n)
-    ]
+    # A lane on its way to infinity may be too large for float32 before it is for float64: it is inf here.
+    with np.errstate(over="ignore"):
+        return [
+            None if part is None else part[lane, :size].astype(dtype)
+            for part, n in zip(parts, lanes, strict=True)
+            for lane in range(n)
+        ]

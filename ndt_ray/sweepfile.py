@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ndt_ray.axes import PARTS, Sweep, make_sweep, target
+from ndt_ray.axes import Sweep, make_sweep
 from ndt_ray.errors import SpecError, did_you_mean
 from ndt_ray.loader import MAX_BYTES, Document, dump_yaml, load_yaml, parse_value
+from ndt_ray.sections import PARTS, assigned, target
 from ndt_ray.spec import Named
 
 SUFFIXES = (".yaml", ".yml")
@@ -183,23 +184,8 @@ def _set(value: dict[str, Any], path: str, given: Any) -> None:
     if any(where[: len(target(axis["path"]))] == target(axis["path"]) for axis in axes):
         axes.append({"path": path, "role": "nuisance", "values": [given]})
     else:
-        _assign(value["base"], where, given)
-
-
-def _assign(base: dict[str, Any], where: tuple[str, ...], given: Any) -> None:
-    if len(where) > 1:
-        part = where[0]
-        section = base.get(part, {})
-        if part in ("model", "data") and part in base:
-            section = Named.model_validate(section).model_dump()
-        elif part == "seed" and isinstance(section, int):
-            section = dict.fromkeys(PARTS["seed"].model_fields, section)
-        inner = base[part] = section if isinstance(section, dict) else {}
-        for step in where[1:-1]:
-            inner = inner.setdefault(step, {})
-        inner[where[-1]] = given
-    else:
-        base[where[0]] = given
+        base, part = value["base"], where[0]
+        base[part] = given if part == "engine" else assigned(part, base.get(part), where[1:], given)
 
 
 # -- JSON schema -----------------------------------------------------------------------------------------------------

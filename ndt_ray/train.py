@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ndt_ray.capture import discover
 from ndt_ray.data import Dataset, Probes, probes
 from ndt_ray.errors import CheckpointError
 from ndt_ray.lanes import Build, Engine, make_engine
 from ndt_ray.lanes.batches import Batches
+from ndt_ray.models import describe
 from ndt_ray.record import Recorder, tracked_layers
 from ndt_ray.schedule import lr_factor
 from ndt_ray.spec import Trial
@@ -36,7 +36,7 @@ class Sink(Protocol):
         """One lane's full state at a step."""
 
     def heartbeat(self, step: int, state: Callable[[], Arrays], progress: Mapping[str, float]) -> bool:
-        """All rows up to `step` have been given; may commit, calling `state` for what a resume needs. True: stop now."""
+        """All rows up to `step` have been given; may commit, with `state` for what a resume needs. True: stop now."""
 
     def commit(self, step: int, state: Callable[[], Arrays], finished: bool) -> None:
         """Make everything up to `step` durable now."""
@@ -87,7 +87,7 @@ class _Run:
         self.batches = Batches(pack.trials, pack.data, pack.device)
         spec, evaluate = self.trials[0].measure, self.trials[0].evaluate
         self.probes = probes(pack.data, spec.probe, spec.confirm, spec.probe_seed, evaluate.size)
-        layers = tracked_layers(discover(self.engine.models[0]), spec.layers, spec.views)
+        layers = tracked_layers(describe(self.engine.models[0], pack.data.inputs).tracked, spec.layers, spec.views)
         self.recorder = Recorder(self.engine, self.batches, pack.data, self.probes, layers, sink)
         self.last_beat = time.monotonic()
         self.began = time.monotonic()
@@ -132,7 +132,10 @@ class _Run:
             self.engine.alive = [bool(a) for a in state["alive"]]
             self.recorder.load({k[9:]: v for k, v in state.items() if k.startswith("recorder.")})
         except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"the recovery state does not fit this pack ({error}): it was written by another model or version") from error
+            raise CheckpointError(
+                f"the recovery state does not fit this pack ({error}): it was written by another model or version; "
+                "begin the pack again with --restart"
+            ) from error
 
 
 def static_rows(pack: Pack, engine: Engine, batches: Batches, probes: Probes) -> dict[str, Any]:

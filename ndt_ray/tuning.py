@@ -8,9 +8,8 @@ from typing import Any
 
 from ray.tune import Callback
 
-from ndt_ray.launch import failure
 from ndt_ray.progress import Event, event
-from ndt_ray.worker import Job
+from ndt_ray.worker import Job, failure
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,9 @@ class Relay(Callback):  # type: ignore[misc]
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.queue.put(event("start", pack=trial.config["pack"]))
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         e = result.get("ndt")
         if e and e["event"] == "progress":
             self.queue.put(e)

@@ -20,8 +20,9 @@ from ndt_ray.spec import Trial
 Getter = Callable[[Trial], Any]
 Test = Callable[[Trial], bool]
 
-RESOLVED = ("trial_id", "engine", "width", "source")
+RESOLVED = ("trial_id", "engine")
 """Fields that have their value only once the plan has resolved a trial."""
+NO_FIELDS = ("model.params", "data.params", "control.kind", "control.layer", "width", "source")
 MAX_LENGTH = 10_000
 MAX_DEPTH = 50
 
@@ -62,9 +63,7 @@ def common_seed(trial: Trial) -> int | None:
 
 SECTIONS = ("train", "train.schedule", "measure", "evaluate", "checkpoint")
 """Mappings that an axis may set as a whole."""
-LEAVES = tuple(
-    path for path in _leaves(Trial) if path not in ("model.params", "data.params", "control.kind", "control.layer")
-)
+LEAVES = tuple(path for path in _leaves(Trial) if path not in NO_FIELDS)
 _WHOLE: dict[str, Getter] = {
     "model": lambda t: t.model.name,
     "data": lambda t: t.data.name,

@@ -16,6 +16,7 @@ from ndt_ray.errors import NdtError
 from ndt_ray.lanes.numerics import configure, fingerprint, pick_device
 from ndt_ray.models import build, load_user_factory
 from ndt_ray.models.build import Factory
+from ndt_ray.progress import Event, event
 from ndt_ray.spec import Trial
 from ndt_ray.store.reader import open_store
 from ndt_ray.store.sweep import Sweep
@@ -100,8 +101,8 @@ def run_pack(job: Job, report: Report, should_stop: Callable[[], bool] = lambda:
             return Outcome(job.pack, "already", writer.step)
         if writer.resume is not None and writer.fingerprint_before != mark:
             raise ForeignFingerprint(
-                f"pack {job.pack} stands at step {writer.resume[0]} of a run on '{writer.fingerprint_before}', and this "
-                f"machine is '{mark}': a trial never mixes two. Run it there, or give it up and begin again with --restart"
+                f"pack {job.pack} stands at step {writer.resume[0]} of a run on '{writer.fingerprint_before}', and "
+                f"this machine is '{mark}': a trial never mixes two. Run it there, or begin it again with --restart"
             )
         folder = Sweep(store.location, job.sweep)
         if folder.stop_requested():
@@ -129,7 +130,9 @@ class StoreSink:
     def checkpoint(self, trial_id: str, step: int, tensors: Arrays, reason: str) -> None:
         self.writer.checkpoint(trial_id, step, tensors, reason)
 
-    def heartbeat(self, step: int, state: Callable[[], Mapping[str, np.ndarray]], progress: Mapping[str, float]) -> bool:
+    def heartbeat(
+        self, step: int, state: Callable[[], Mapping[str, np.ndarray]], progress: Mapping[str, float]
+    ) -> bool:
         now = time.monotonic()
         stop = False
         if now - self.last_poll >= STOP_POLL_SECONDS:
@@ -146,6 +149,13 @@ class StoreSink:
         self.writer.commit(step, None if finished else state(), finished)
 
 
+def failure(job: Job, error: BaseException | str) -> Event:
+    """The event of a pack that is given up, with the command that reproduces it here."""
+    text = str(error) if isinstance(error, NdtError | str) else f"{type(error).__name__}: {error}"
+    again = f"ndt sweep {job.sweep} --store {job.store} --executor inline --pack {job.pack}"
+    return event("fail", pack=job.pack, cell=job.cells[0], error=text.partition("\n")[0], reproduce=again)
+
+
 class _Nowhere:
     """A sink that keeps nothing: what a calibration times."""
 
@@ -155,7 +165,9 @@ class _Nowhere:
     def checkpoint(self, trial_id: str, step: int, tensors: Arrays, reason: str) -> None:
         pass
 
-    def heartbeat(self, step: int, state: Callable[[], Mapping[str, np.ndarray]], progress: Mapping[str, float]) -> bool:
+    def heartbeat(
+        self, step: int, state: Callable[[], Mapping[str, np.ndarray]], progress: Mapping[str, float]
+    ) -> bool:
         return False
 
     def commit(self, step: int, state: Callable[[], Mapping[str, np.ndarray]], finished: bool) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from ndt_ray.plan import Plan
     from ndt_ray.registry import Kind
+    from ndt_ray.store.schema import Table
 
 PLURALS = {"models": "model", "datasets": "data", "data": "data", "measures": "measure", "analyses": "analysis"}
 
@@ -36,34 +37,48 @@ def frame(rows: "pd.DataFrame", as_json: bool) -> None:
     print(written(rows, "json" if as_json else "table"), end="")
 
 
-def named_things(kind: str, store: str) -> "pd.DataFrame":
-    """Names and one line on each."""
-    import pandas as pd
+def records(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """A few rows as aligned columns, or as JSON records; needs no pandas."""
+    if as_json:
+        print(json.dumps(rows))
+        return
+    columns = list(rows[0]) if rows else []
+    widths = [max(len(str(row[c])) for row in rows) for c in columns]
+    for row in rows:
+        print("  ".join(str(row[c]).ljust(w) for c, w in zip(columns, widths, strict=True)).rstrip())
 
+
+def named_things(kind: str) -> list[dict[str, Any]]:
+    """Names and one line on each."""
     if kind == "sweeps":
         from ndt_ray.sweepfile import load_sweep, packaged_sweeps
 
-        return pd.DataFrame([{"name": n, "about": load_sweep(n).about} for n in packaged_sweeps()])
+        return [{"name": n, "about": load_sweep(n).about} for n in packaged_sweeps()]
     if kind == "tables":
-        from ndt_ray.store.schema import TABLES
-
-        return pd.DataFrame([{"name": t.name, "about": t.doc} for t in TABLES.values()])
+        return [{"name": t.name, "about": t.doc} for t in _tables().values()]
     if kind not in PLURALS:
         raise SpecError(f"list {kind}: unknown{did_you_mean(kind, [*PLURALS, 'sweeps', 'tables'])}")
     which = cast("Kind", PLURALS[kind])
-    return pd.DataFrame([{"name": n, "about": registry.summary(which, n)} for n in registry.names(which)])
+    return [{"name": n, "about": registry.summary(which, n)} for n in registry.names(which)]
 
 
-def table_schema(name: str, store: str, as_json: bool) -> None:
+def table_schema(name: str, as_json: bool) -> None:
     """Columns of a table with types, units and meaning."""
-    import pandas as pd
+    tables = _tables()
+    if name not in tables:
+        raise SpecError(f"no table '{name}'{did_you_mean(name, tables)}")
+    columns = tables[name].columns
+    records([{"column": c.name, "type": c.type, "unit": c.unit, "meaning": c.doc} for c in columns], as_json)
 
+
+def _tables() -> dict[str, "Table"]:
+    """All tables: those of packs, and those that analyses and importers register when they are imported."""
+    import ndt_ray.original  # noqa: F401
     from ndt_ray.store.schema import TABLES
 
-    if name not in TABLES:
-        raise SpecError(f"no table '{name}'{did_you_mean(name, TABLES)}")
-    rows = [{"column": c.name, "type": c.type, "unit": c.unit, "meaning": c.doc} for c in TABLES[name].columns]
-    frame(pd.DataFrame(rows), as_json)
+    for analysis in registry.names("analysis"):
+        registry.resolve("analysis", analysis)
+    return TABLES
 
 
 def factory(kind: str, name: str, as_json: bool) -> None:
@@ -108,7 +123,9 @@ def plan_tables(plan: "Plan") -> None:
         overhead = f"{100 * sum(overheads) / len(overheads):.0f} %" if overheads else ""
         trials = sum(len(p.lanes) for p in packs)
         first = packs[0].first
-        table.add_row(cell, str(trials), str(len(packs)), first.engine, f"{first.train.steps:,}", clock(seconds), overhead)
+        table.add_row(
+            cell, str(trials), str(len(packs)), first.engine, f"{first.train.steps:,}", clock(seconds), overhead
+        )
     console = Console()
     console.print(f"{plan.sweep.name}  {plan.sweep.about}")
     console.print(table)

@@ -161,7 +161,15 @@ def status(
     known = {m.pack for m in there.manifests(name)}
     for planned in folder.plan["packs"]:
         if planned["pack_id"] not in known:
-            rows.append({"pack": planned["pack_id"], "trials": len(planned["lanes"]), "step": 0, "state": "waiting", "where": ""})
+            rows.append(
+                {
+                    "pack": planned["pack_id"],
+                    "trials": len(planned["lanes"]),
+                    "step": 0,
+                    "state": "waiting",
+                    "where": "",
+                }
+            )
     import pandas as pd
 
     frame(pd.DataFrame(rows), as_json)

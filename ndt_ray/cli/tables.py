@@ -53,27 +53,25 @@ def export(
 def show(
     kind: Annotated[str, typer.Argument(help="table, model, data, measure or analysis.")],
     name: Annotated[str, typer.Argument()],
-    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """What one named thing is: the columns of a table, the parameters of a model, …"""
     from ndt_ray.cli import show as shown
 
     if kind == "table":
-        shown.table_schema(name, store, as_json)
+        shown.table_schema(name, as_json)
     else:
         shown.factory(kind, name, as_json)
 
 
 def list_names(
     kind: Annotated[str, typer.Argument(help="models, data, measures, analyses, sweeps or tables.")],
-    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """What there is, with a line on each."""
-    from ndt_ray.cli.show import frame, named_things
+    from ndt_ray.cli.show import named_things, records
 
-    frame(named_things(kind, store), as_json)
+    records(named_things(kind), as_json)
 
 
 def gc(

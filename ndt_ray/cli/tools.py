@@ -27,7 +27,9 @@ def register(ndt: typer.Typer) -> None:
 
 def analyze(
     sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep in the store.")],
-    names: Annotated[list[str] | None, typer.Argument(metavar="[ANALYSIS]...", help="All that there are, by default.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[ANALYSIS]...", help="All that there are, by default.")
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     assignments: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE")] = None,
     executor: ExecutorOption = "ray",
@@ -49,11 +51,23 @@ def analyze(
         report = run(there, sweep, name, **options)
         failed |= not report.ok
         if as_json:
-            print(json.dumps({"analysis": report.analysis, "total": report.total, "skipped": report.skipped,
-                              "failed": [str(d) for d in report.dead], "seconds": report.seconds}))
+            print(
+                json.dumps(
+                    {
+                        "analysis": report.analysis,
+                        "total": report.total,
+                        "skipped": report.skipped,
+                        "failed": [str(d) for d in report.dead],
+                        "seconds": report.seconds,
+                    }
+                )
+            )
         else:
-            print(f"{name}: {report.total - len(report.dead)} of {report.total}, {report.skipped} of them before, "
-                  f"{report.seconds:.1f} s", file=sys.stderr)
+            print(
+                f"{name}: {report.total - len(report.dead)} of {report.total}, {report.skipped} of them before, "
+                f"{report.seconds:.1f} s",
+                file=sys.stderr,
+            )
             for letter in report.dead:
                 print(f"✗ {name}: {letter}", file=sys.stderr)
     raise typer.Exit(1 if failed else 0)

@@ -99,7 +99,7 @@ class Arena:
             setattr(model.get_submodule(owner), attribute, fresh)
 
     def export(self, lane: int, rows: Tensor | None = None) -> dict[str, np.ndarray]:
-        """One lane's parameters by name as contiguous host arrays; of `rows` [S, width] instead of the weights if given."""
+        """One lane's parameters by name as contiguous host arrays; of `rows` [S, width] if given, not the weights."""
         source = (self.weights if rows is None else rows)[lane]
         return {s.name: np.ascontiguousarray(s.view(source).detach().cpu().numpy()) for s in self.layout}
 

@@ -34,7 +34,9 @@ class Batches:
             return np.stack(self.subsets)
         epoch, place = divmod(update, self.per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
-            orders = [s[permutation(t.seed.order, epoch, self.n)] for t, s in zip(self.trials, self.subsets, strict=True)]
+            orders = [
+                s[permutation(t.seed.order, epoch, self.n)] for t, s in zip(self.trials, self.subsets, strict=True)
+            ]
             self._epoch = (epoch, orders)
         return np.stack([order[place * self.size : (place + 1) * self.size] for order in self._epoch[1]])
 

@@ -40,7 +40,15 @@ class LoopEngine(Engine):
             try:
                 with self._generator(lane, update):
                     losses[lane] = self._lane(model, inputs[lane], targets[lane])
-            except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError) as error:
+            except (
+                RuntimeError,
+                ValueError,
+                TypeError,
+                IndexError,
+                KeyError,
+                AttributeError,
+                ArithmeticError,
+            ) as error:
                 # A lane that raises fails alone; the others train on.
                 self.errors[lane] = error
                 self.drop(lane)

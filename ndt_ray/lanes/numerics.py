@@ -31,7 +31,8 @@ def fingerprint(device: torch.device) -> str:
     else:
         blas = "mkl" if torch.backends.mkl.is_available() else "blas"
         cbwr = os.environ.get("MKL_CBWR", "auto")
-        where = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {blas}:{cbwr} threads{torch.get_num_threads()}"
+        isa = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+        where = f"{isa} {blas}:{cbwr} threads{torch.get_num_threads()}"
     return f"torch{torch.__version__} numpy{np.__version__} {where}"
 
 

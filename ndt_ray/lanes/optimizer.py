@@ -55,7 +55,13 @@ class Optimizer:
             self._fused(weights, grads, moments, group, update, factor)
 
     def _fused(
-        self, weights: list[Tensor], grads: list[Tensor], moments: list[list[Tensor]], group: Group, update: int, factor: float
+        self,
+        weights: list[Tensor],
+        grads: list[Tensor],
+        moments: list[list[Tensor]],
+        group: Group,
+        update: int,
+        factor: float,
     ) -> None:
         t = self.train
         lr, decay = group.lr * factor, group.weight_decay

@@ -66,7 +66,7 @@ class Location:
                 "environment (AWS_ACCESS_KEY_ID, an instance profile, …)"
             )
         try:
-            found, root = pafs.FileSystem.from_uri(text)
+            found, root = pafs.FileSystem.from_uri(_one_put(text))
         except (pa.ArrowInvalid, ValueError, OSError) as error:
             raise SpecError(f"store {text}: {_first_line(error)} - give a path, file://, s3:// or gs://") from error
         return cls(found, root, text)
@@ -210,6 +210,13 @@ class Location:
             raise
         except OSError as error:
             raise explained(error, verb, self.absolute(path)) from error
+
+
+def _one_put(uri: str) -> str:
+    """An S3 URI with which a small file is one PutObject; Arrow's default makes a multipart upload even of 1 byte."""
+    if not uri.startswith("s3://") or "allow_delayed_open" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
 
 
 class Stream:

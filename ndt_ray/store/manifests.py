@@ -9,12 +9,13 @@ generation cannot win: every writer publishes a manifest of its own generation b
 import hashlib
 import json
 import re
+import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ndt_ray.errors import StoreError
-from ndt_ray.store.filesystem import Location
+from ndt_ray.store.filesystem import Location, claimed
 
 FORMAT = 1
 
@@ -105,25 +106,39 @@ def generation(location: Location, sweep: str, pack: str) -> int:
     return _highest(location.names(folder(sweep, pack)))
 
 
-def claim(location: Location, sweep: str, pack: str, note: str = "") -> int:
+@dataclass(frozen=True)
+class Claim:
+    """A generation that is ours; the token tells it from one of the same number after the sweep was removed."""
+
+    sweep: str
+    pack: str
+    generation: int
+    token: str
+
+
+def claim(location: Location, sweep: str, pack: str) -> Claim:
     """Take the next generation, exclusively; from now on all lower ones are superseded."""
-    where = folder(sweep, pack)
+    where, token = folder(sweep, pack), uuid.uuid4().hex
     while True:
         number = _highest(location.names(where)) + 1
-        if location.create_exclusively(f"{where}/gen-{number:06d}", note.encode()):
-            return number
+        if location.create_exclusively(f"{where}/gen-{number:06d}", token.encode()):
+            return Claim(sweep, pack, number, token)
 
 
-def check_current(location: Location, sweep: str, pack: str, own: int) -> None:
-    """Raise Superseded unless `own` is still the highest generation."""
-    highest = generation(location, sweep, pack)
-    if highest > own:
+def check_current(location: Location, own: Claim) -> None:
+    """Raise Superseded unless it is still the highest generation."""
+    where = folder(own.sweep, own.pack)
+    names = location.names(where)
+    highest = _highest(names)
+    if highest > own.generation:
         raise Superseded(
-            f"pack {sweep}/{pack}: generation {own} was superseded by {highest} - another worker has taken it over; "
-            "nothing is lost, stop this one"
+            f"pack {own.sweep}/{own.pack}: generation {own.generation} was superseded by {highest} - another worker "
+            "has taken it over; nothing is lost, stop this one"
         )
-    if highest < own:
-        raise Superseded(f"pack {sweep}/{pack}: the sweep was removed while this worker (generation {own}) ran")
+    files = [name for name in names if claimed(name, f"gen-{own.generation:06d}")]
+    tokens = [location.read(f"{where}/{name}") for name in files]
+    if own.token.encode() not in tokens:
+        raise Superseded(f"pack {own.sweep}/{own.pack}: the sweep was removed while this worker ran - stop it")
 
 
 def manifest_names(names: list[str]) -> list[str]:

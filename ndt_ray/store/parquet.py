@@ -49,6 +49,8 @@ def encode(rows: pa.Table, *, docs: bool = False) -> pa.Buffer:
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, rows.schema, store_schema=docs, **options(rows.schema)) as writer:
         writer.write_table(rows, row_group_size=_group_rows(rows))
+        if not docs:
+            writer.add_key_value_metadata(rows.schema.metadata)
     return sink.getvalue()
 
 

@@ -99,7 +99,7 @@ _MEASUREMENTS = (
     *(Column(n, t, d + " (centred)", u) for n, t, d, u in MEASURES),
     Column("participation_ratio_corrected", "measure", "bias-corrected over stimuli, centred", "dimensions"),
     *(Column(f"{n}_uncentred", t, d + " (uncentred)", u) for n, t, d, u in MEASURES),
-    Column("flag", "string", "why values are null: dead, nonfinite, lost; null when all is well"),
+    Column("flag", "string", "why values are null: dead, nonfinite, solver, lost; null when all is well"),
 )
 _SPECTRA = (
     _TRIAL,

@@ -7,6 +7,7 @@ the last manifest true. If the second check sees no higher generation, then any 
 this one was published and adopts it, so nothing that a successor reads is ever removed.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -29,7 +30,7 @@ from ndt_ray.store.schema import TABLES, Precision, fingerprint
 COMMIT_ROWS = 8_192
 """Rows of one table that make a part worth writing: 15.5 bytes a row and 1.5 ms, against 56 bytes at 80 rows."""
 COMMIT_BYTES = 64 << 20
-COMMIT_SECONDS = 30.0
+COMMIT_SECONDS = float(os.environ.get("NDT_COMMIT_SECONDS", "30"))
 MERGE_PARTS = 16
 """Parts of one level that are merged into one of the next, so that a long run keeps few files."""
 
@@ -68,7 +69,7 @@ class PackWriter:
         self._saved: set[tuple[str, int]] | None = None
         self._closed = False
         _check_members(newest(self._location, sweep, pack), trials)
-        self.generation = claim(self._location, sweep, pack)
+        self._claim = claim(self._location, sweep, pack)
         self._attempt = attempts.start(sweep, pack, self.generation, fingerprint)
         base = Manifest(sweep, pack, self.generation, 0, fingerprint=fingerprint, trials=self._declared)
         try:
@@ -90,6 +91,10 @@ class PackWriter:
             raise
         self.fingerprint_before = before.fingerprint if before else ""
         self._last = clock()
+
+    @property
+    def generation(self) -> int:
+        return self._claim.generation
 
     @property
     def finished(self) -> bool:
@@ -286,7 +291,7 @@ class PackWriter:
 
     def _check_current(self) -> None:
         try:
-            check_current(self._location, self._manifest.sweep, self._manifest.pack, self.generation)
+            check_current(self._location, self._claim)
         except Superseded as error:
             self.close("superseded", _first_line(error))
             raise

@@ -48,7 +48,9 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(1024, 1, 28, 28, generator=g), torch.randint(0, 10, (1024,), generator=g)
 
 
-def trial(model: str, engine: str, seed: int, steps: int, batch: int = 64, control: str = "none", **train: object) -> Trial:
+def trial(
+    model: str, engine: str, seed: int, steps: int, batch: int = 64, control: str = "none", **train: object
+) -> Trial:
     schedule = {"name": "cosine", "warmup": 5}
     spec = {"steps": steps, "batch": batch, "schedule": schedule, **train}
     return Trial(model=model, data="mnist", train=spec, seed=seed, control=control, engine=engine)  # type: ignore[arg-type]

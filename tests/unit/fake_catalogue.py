@@ -27,7 +27,7 @@ class FakeCatalogue:
     def parameters(self, kind: str, named: Named) -> dict[str, Any]:
         if named.name not in self.names(kind):
             raise SpecError(f"unknown {kind} '{named.name}'{did_you_mean(named.name, self.names(kind))}")
-        known = DEFAULTS[named.name] if kind == "model" else {}
+        known = DEFAULTS[named.name] if kind == "model" else {"missing": False}
         for name in named.params:
             if name not in known:
                 raise SpecError(f"{kind} '{named.name}': unknown parameter '{name}'{did_you_mean(name, known)}")

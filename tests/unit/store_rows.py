@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+from bucket import Bucket
 
 from ndt_ray.store.reader import Store, open_store
 from ndt_ray.store.writer import PackWriter
@@ -22,10 +23,8 @@ def local(tmp_path: Path, name: str = "store") -> Store:
 
 
 def object_store(tmp_path: Path, name: str = "bucket") -> Store:
-    """A store on a filesystem that is not the local one, and so goes the way of s3:// and gs://."""
-    (tmp_path / name).mkdir(exist_ok=True)
-    filesystem = pafs.SubTreeFileSystem(str(tmp_path / name), pafs.LocalFileSystem())
-    return open_store("store", create=True, filesystem=filesystem)
+    """A store that goes the way of s3:// and gs://."""
+    return open_store(f"{name}/store", create=True, filesystem=pafs.PyFileSystem(Bucket()))
 
 
 def draw(trial: str, step: int, n: int) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from ndt_ray.analysis.detectors import (
     DifferenceZ,
     RollingLevel,
@@ -12,8 +14,6 @@ from ndt_ray.analysis.detectors import (
     names,
     uniform_grid,
 )
-from numpy.typing import NDArray
-
 from ndt_ray.errors import SpecError
 
 RULES = (DifferenceZ(), SmoothedGradient(), RollingLevel())
@@ -174,3 +174,12 @@ def test_detectors_are_made_by_name() -> None:
         make("difference_z", {"treshold": 3})
     with pytest.raises(SpecError, match="min_samples"):
         make("rolling_level", {"min_samples": 60})
+
+
+def test_rolling_level_is_ndtracker_s_loop_bit_for_bit() -> None:
+    values = np.cumsum(noise(300)) + step_at(200, n=300)
+    z = np.zeros(300)
+    for i in range(20, 300):
+        previous = values[max(0, i - 50) : i]
+        z[i] = (values[i] - previous.mean()) / previous.std()
+    assert (RollingLevel().scores(values)[0] == z).all()

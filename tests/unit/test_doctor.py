@@ -1,6 +1,7 @@
 """`doctor` on planted trouble; the cluster it talks to is in tests/ray/test_cluster.py."""
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -120,16 +121,21 @@ def test_joining_takes_no_numbers_of_workers() -> None:
         pass
 
 
-def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
+def test_the_environment_is_put_back_but_for_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_DEDUP_LOGS", "1")
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # so that it is put back, whatever happens below
+        monkeypatch.delenv(name)
     before = dict(os.environ)
-    with cluster._settings(local=True):
-        assert os.environ["RAY_AUTH_MODE"] == "token"
+    with cluster._settings(local=False):
+        assert "RAY_AUTH_TOKEN" not in os.environ
         assert os.environ["RAY_DEDUP_LOGS"] == "1"
         assert os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] == "1"
     assert dict(os.environ) == before
+    with cluster._settings(local=True):
+        token = os.environ["RAY_AUTH_TOKEN"]
+    with cluster._settings(local=True):
+        assert os.environ["RAY_AUTH_TOKEN"] == token
 
 
 def test_importing_the_modules_imports_no_ray() -> None:

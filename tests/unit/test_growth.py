@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from analysis_tables import measurements, partition
+
 from ndt_ray.analysis.growth import fit, growth, logistic, verdict
 
 T = np.linspace(0, 1, 200)

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from analysis_tables import TRIAL, measurements, noise, partition
+
 from ndt_ray.analysis.jumps import compare_with_null, jumps, published_table
 from ndt_ray.analysis.phases import jump_phases, phase_bin, published_phase_bin
-
 from ndt_ray.errors import SpecError
 
 STEPS = np.arange(0, 1001, 10)

@@ -174,7 +174,11 @@ def test_a_long_list_of_problems_is_cut() -> None:
 @pytest.mark.parametrize(
     ("model", "value", "told"),
     [
-        (Train, {"steps": 1, "batch": "ful"}, "batch: must be an integer or 'full', but got 'ful' - did you mean 'full'?"),
+        (
+            Train,
+            {"steps": 1, "batch": "ful"},
+            "batch: must be an integer or 'full', but got 'ful' - did you mean 'full'?",
+        ),
         (Train, {"steps": True}, "steps: must be an integer, but got true"),
         (Train, {"steps": 2.5}, "steps: must be an integer, but got 2.5"),
         (Train, {"steps": 1, "lr": "3e-4"}, 'lr: must be a number, but got "3e-4"'),

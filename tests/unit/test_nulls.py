@@ -4,9 +4,9 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+
 from ndt_ray.analysis import nulls
 from ndt_ray.analysis.detectors import DifferenceZ, RollingLevel
-
 from ndt_ray.errors import SpecError
 
 

@@ -213,6 +213,19 @@ def test_a_linear_that_does_not_expand_is_measured_at_its_output():
     np.testing.assert_array_equal(found.eigenvalues, measure(y, (64, 1, 17)).eigenvalues)
 
 
+@pytest.mark.parametrize(("n", "d_out"), [(64, 9), (12, 40), (64, 17)])
+def test_a_linear_known_only_by_its_input(n, d_out):
+    x, w, b = torch.randn(2, n, 16).double(), torch.randn(2, d_out, 16).double(), torch.randn(2, d_out).double()
+    (found,) = measure_layers({}, [Layer("a", 0, "units", "units")], linear={"a": LinearInput(x, w, b)})
+    direct = measure(x @ w.mT + b[:, None], (n, 1, d_out))
+    size = direct.eigenvalues.shape[1]
+    assert found.shape == direct.shape
+    for name in ("eigenvalues", "eigenvalues_uncentred"):
+        np.testing.assert_allclose(getattr(found, name)[:, :size], getattr(direct, name), atol=1e-10)
+        assert getattr(found, name).shape[1] == min(n, 17, d_out)
+    np.testing.assert_allclose(found.gram_sums, direct.gram_sums, rtol=1e-9)
+
+
 def test_precision_against_a_float64_svd():
     """PERFORMANCE 3.3: 2e-6 on every measure, also where the layer is numerically rank-deficient."""
     generator = torch.Generator().manual_seed(0)

@@ -42,7 +42,7 @@ def test_every_format_holds_the_same_rows(store: Store, tmp_path: Path) -> None:
         elif suffix == "json":
             assert json.loads(path.read_text()) == expected.to_pylist()
         else:
-            read = list(csv.DictReader(path.open()))
+            read = list(csv.DictReader(io.StringIO(path.read_text())))
             assert [int(r["step"]) for r in read] == expected["step"].to_pylist()
             assert json.loads(read[0]["eigenvalues"]) == pytest.approx(expected["eigenvalues"][0].as_py())
             assert read[0]["n_rows"] == ""

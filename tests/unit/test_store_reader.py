@@ -160,18 +160,16 @@ def test_a_manifest_that_names_a_damaged_part_is_an_error_with_a_way_out(
     store: Store = kind(tmp_path)
     train(PackWriter(store, "s", "p0"), lambda step: False)
     part = store.snapshot().parts["spectra"][0]
-    base = tmp_path if kind is local else tmp_path / "bucket"
-    path = base / "store" / part.path
-    data = path.read_bytes()
-    path.unlink()
+    data = store.location.read(part.path)
+    store.location.delete(part.path)
     if damage != "missing":
-        path.write_bytes(data[:-100] if damage == "short" else b"")
+        store.location.write(part.path, data[:-100] if damage == "short" else b"")
     message = "is missing" if damage == "missing" else r"bytes instead of \d+"
     for _ in range(2):
         with pytest.raises(StoreError, match=rf"{part.path} .*{message}.*run the same command"):
             store.sql("SELECT * FROM spectra")
     assert len(store.sql("SELECT * FROM scalars")) > 0
-    path.write_bytes(data)
+    store.location.write(part.path, data)
     assert len(store.sql("SELECT * FROM spectra")) > 0
 
 

@@ -41,7 +41,9 @@ class Memory:
     def checkpoint(self, trial_id: str, step: int, tensors: Mapping[str, np.ndarray], reason: str) -> None:
         self.checkpoints[trial_id, step] = {k: v.copy() for k, v in tensors.items()}
 
-    def heartbeat(self, step: int, state: Callable[[], Mapping[str, np.ndarray]], progress: Mapping[str, float]) -> bool:
+    def heartbeat(
+        self, step: int, state: Callable[[], Mapping[str, np.ndarray]], progress: Mapping[str, float]
+    ) -> bool:
         if self.stop_at is not None and step >= self.stop_at:
             self.stopped = step, {k: np.array(v) for k, v in state().items()}
             return True
@@ -111,7 +113,9 @@ def test_every_table_and_the_scheduled_steps() -> None:
     steps = sorted({k[1] for k in sink.tables["measurements"]})
     assert steps == [0, 1, 2, 3, 7, 14, 21, 28, 30]
     assert sorted({k[1] for k in sink.tables["evaluations"]}) == [0, 12, 24, 30]
-    assert sorted({k[1] for k in sink.tables["confirmations"]}) == [0, 11, 30] == sorted({s for _, s in sink.checkpoints})
+    assert (
+        sorted({k[1] for k in sink.tables["confirmations"]}) == [0, 11, 30] == sorted({s for _, s in sink.checkpoints})
+    )
     assert sorted({k[1] for k in sink.tables["curvature"]}) == [0, 15, 30]
     assert len(sink.tables["losses"]) == 2 * 30
     from ndt_ray.store.schema import TABLES
@@ -132,12 +136,16 @@ def test_scalars_are_what_they_say() -> None:
     moved = sum(float(((end[k] - start[k]).astype(np.float64) ** 2).sum()) for k in start if k.startswith("model."))
     assert scalars[30]["init_distance"] == pytest.approx(np.sqrt(moved), rel=1e-6)
     layers = [v for k, v in sink.tables["dynamics"].items() if k[1] == 30]
-    assert np.sqrt(sum(float(v["weight_norm"]) ** 2 for v in layers)) == pytest.approx(scalars[30]["weight_norm"], rel=1e-6)
+    assert np.sqrt(sum(float(v["weight_norm"]) ** 2 for v in layers)) == pytest.approx(
+        scalars[30]["weight_norm"], rel=1e-6
+    )
     assert scalars[7]["batch_loss"] == sink.tables["losses"][t, 7, None, None, None]["loss"]
     assert scalars[2]["lr"] == pytest.approx(1e-3) and scalars[0]["lr"] == pytest.approx(1e-3 / 3)
 
 
-@pytest.mark.parametrize(("model", "engine"), [("mlp_narrow", "stack"), ("mlp_narrow", "loop"), ("cnn_shallow", "loop")])
+@pytest.mark.parametrize(
+    ("model", "engine"), [("mlp_narrow", "stack"), ("mlp_narrow", "loop"), ("cnn_shallow", "loop")]
+)
 def test_resumed_equals_undisturbed(model: str, engine: str) -> None:
     make = functools.partial(trial, model=model, engine=engine)
     trials = [make(0), make(1, control="lr0"), make(2, control="shuffled_labels")]
@@ -168,7 +176,9 @@ def test_rows_of_a_lane_do_not_depend_on_its_pack(engine: str) -> None:
 def test_measuring_changes_nothing() -> None:
     t = trial(0, model="transformer_narrow", engine="loop", steps=6)
     bare = t.model_copy(
-        update={"measure": t.measure.model_copy(update={"every": 100, "dense_until": 0, "velocity": False, "coarse": None})}
+        update={
+            "measure": t.measure.model_copy(update={"every": 100, "dense_until": 0, "velocity": False, "coarse": None})
+        }
     )
     a, b = run([t.model_copy(update={"checkpoint": bare.checkpoint.model_copy(update={"at": ()})})]), None
     bare = bare.model_copy(update={"checkpoint": bare.checkpoint.model_copy(update={"at": ()})})

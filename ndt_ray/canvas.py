@@ -1,0 +1,171 @@
+"""What the figures share: a titled grid of axes, the checks of their rows, and saving."""
+
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+from ndt_ray.errors import NdtError, SpecError, did_you_mean
+from ndt_ray.summary import cell_labels
+
+SMALL, NORMAL, LARGE = 7.0, 8.0, 11.0
+"""Font sizes in points."""
+INK, GREY = "#222222", "#6b6b6b"
+HEADER, FOOTER = 0.52, 0.3
+"""Inches above and below the axes, for the title and a legend."""
+FORMATS = ("png", "pdf", "svg")
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A figure with a title of two lines, its axes, and a strip below them for a legend."""
+
+    figure: Figure
+    axes: list[Axes]
+
+    def legend(self, handles: Sequence[Any]) -> None:
+        """One line in the strip."""
+        if handles:
+            self.figure.legend(
+                handles=handles,
+                loc="center left",
+                bbox_to_anchor=(0.0, FOOTER / 2 / self.figure.get_size_inches()[1]),
+                ncols=len(handles),
+                fontsize=SMALL,
+                frameon=False,
+                labelcolor=INK,
+                columnspacing=1.6,
+                handletextpad=0.5,
+            )
+
+
+def canvas(size: tuple[float, float], shape: tuple[int, int], count: int, title: tuple[str, str], **grid: Any) -> Canvas:
+    """`count` axes in a grid of `shape` (rows, columns) that takes `size` (inches, width × height) without the title."""
+    width, height = size[0], size[1] + HEADER + FOOTER
+    figure = Figure(figsize=(width, height), facecolor="white")
+    place = (0.0, FOOTER / height, 1.0, size[1] / height)
+    figure.set_layout_engine(ConstrainedLayoutEngine(rect=place, w_pad=0.06, h_pad=0.05, wspace=0.03))
+    found = figure.subplots(*shape, squeeze=False, **grid).ravel()
+    for axes in found[count:]:
+        axes.remove()
+    for axes in found[:count]:
+        axes.tick_params(labelsize=SMALL, length=2.5, width=0.6, color=GREY, labelcolor=INK)
+        for side, spine in axes.spines.items():
+            spine.set_visible(side in ("left", "bottom"))
+            spine.set(linewidth=0.6, color=GREY)
+    left = 0.08 / width
+    figure.text(left, 1 - 0.1 / height, title[0], ha="left", va="top", size=LARGE, weight="bold", color=INK)
+    figure.text(left, 1 - 0.32 / height, title[1], ha="left", va="top", size=NORMAL, color=GREY)
+    return Canvas(figure, list(found[:count]))
+
+
+def step_axis(axes: Axes, last: float, log: bool = False) -> None:
+    """Ticks at round training steps; logarithmic from 1 on, with step 0 kept."""
+    if log:
+        axes.set_xscale("symlog", linthresh=1, linscale=0.3)
+        axes.set_xticks([0, *(10**k for k in range(int(math.log10(max(last, 1))) + 1))])
+        axes.xaxis.set_minor_locator(MaxNLocator(1))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+
+
+def save(figure: Figure, path: str | Path, dpi: int = 200) -> Path:
+    """Write a figure as PNG, PDF or SVG, by its suffix: whole or not at all, and the same bytes each time.
+
+    Folders on the way are made. SpecError for another suffix, NdtError where it cannot be written.
+    """
+    path = Path(path)
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in FORMATS:
+        raise SpecError(f"{path}: a figure is saved as .png, .pdf or .svg, by its suffix{did_you_mean(kind, FORMATS)}")
+    dates: dict[str, dict[str, None]] = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    fonts = {"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "ndt-ray"}  # 42: text that journals accept
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".tmp", dir=path.parent)
+        with os.fdopen(handle, "wb") as file, rc_context(fonts):
+            figure.savefig(file, format=kind, dpi=dpi, metadata=dates[kind])
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise NdtError(f"{path}: the figure cannot be written ({error.strerror or error}) - give another path") from error
+    finally:
+        if temporary is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+    return path
+
+
+def require(rows: pd.DataFrame, columns: Iterable[str], what: str, empty: bool = False) -> None:
+    """SpecError for rows without a column that is needed, or (unless `empty`) for no rows at all."""
+    for column in columns:
+        if column not in rows:
+            raise SpecError(f"{what}: no column '{column}'{did_you_mean(column, map(str, rows.columns))}")
+    if rows.empty and not empty:
+        raise SpecError(f"{what}: no rows to draw - has anything of this sweep been committed?")
+
+
+def require_number(rows: pd.DataFrame, column: str, what: str) -> None:
+    """SpecError, with the nearest name, unless `column` is there and holds numbers."""
+    numbers = [str(c) for c in rows.columns if pd.api.types.is_numeric_dtype(rows[c])]
+    if column in rows and rows[column].isna().all():
+        raise SpecError(f"{what}: every value of '{column}' is null - choose another")
+    if column not in numbers:
+        raise SpecError(f"{what}: no measure '{column}'{did_you_mean(column, numbers)}")
+
+
+def words(column: str) -> str:
+    """A column's name as prose."""
+    text = re.sub(r"_sv\b", " of singular values", column.removesuffix("_uncentred")).replace("_", " ")
+    return text.replace("energy 90", "energy-90") + (" (uncentred)" if column.endswith("_uncentred") else "")
+
+
+def data_words(rows: pd.DataFrame) -> str:
+    """`digits`, or `ag_news (subset)`: the data sets, each with what is known of its completeness."""
+    if "data_completeness" not in rows:
+        return ", ".join(sorted(rows["data"].astype(str).unique()))
+    pairs = rows[["data", "data_completeness"]].drop_duplicates().sort_values("data").itertuples(index=False)
+    return ", ".join(f"{data} ({known})" if isinstance(known, str) else str(data) for data, known in pairs)
+
+
+def seeds(rows: pd.DataFrame) -> str:
+    """`6 seeds`, or `3-6 seeds` where cells differ; trials, where their four seeds vary apart."""
+    counts = rows.groupby("cell")["trial_id"].nunique()
+    word = "trial" if "seed" in rows and rows["seed"].isna().any() else "seed"
+    number = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()}–{counts.max()}"
+    return f"{number} {word}{'' if number == '1' else 's'}"
+
+
+def stimuli(rows: pd.DataFrame) -> str:
+    """`probe of 128 stimuli`; nothing where it is unknown."""
+    if "probe_size" not in rows or rows["probe_size"].isna().all():
+        return ""
+    sizes = sorted({int(n) for n in rows["probe_size"].dropna()})
+    return f"probe of {'–'.join(str(n) for n in dict.fromkeys((sizes[0], sizes[-1])))} stimuli"
+
+
+def with_controls_apart(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose `cell` says their control, where they have one: a control is never averaged with what it controls."""
+    if "control" not in rows:
+        return rows
+    named = rows["cell"].astype(str).where(rows["control"] == "none", rows["cell"] + " " + rows["control"].astype(str))
+    return rows.assign(cell=named)
+
+
+def labels(rows: pd.DataFrame) -> dict[str, str]:
+    """A short name of each cell, in order of appearance."""
+    return cell_labels(rows[["cell", "data"]].drop_duplicates().itertuples(index=False))

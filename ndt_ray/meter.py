@@ -1,0 +1,202 @@
+"""From what was seen of some layers at one step to rows of the tables, those of lost layers included."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ndt_ray.capture import AUTO
+from ndt_ray.errors import NdtError
+from ndt_ray.spectra import Layer, LinearInput, Spectrum, measure_layers, rows
+from ndt_ray.velocity import VelocityTracker
+from ndt_ray.views import VIEWS, kind_of, view_of
+from ndt_ray.watch import Seen
+
+LOST, FEW = "lost", "few_rows"
+NEVER_SEEN = "none"
+"""View in the rows of a layer that has not run yet, so that it is not known what it puts out."""
+
+Spectra = Literal["full", "none"] | int
+Tables = dict[str, list[dict[str, Any]]]
+"""Batches of columns by table."""
+
+
+class Meter:
+    """Measures one model's layers at one step after the other; remembers each layer's place and view.
+
+    `lost` is told (layer, reason) for each row that says `lost`.
+    """
+
+    def __init__(
+        self,
+        trial_id: str,
+        layers: Mapping[str, tuple[str, str]],
+        *,
+        views: Mapping[str, str] | None = None,
+        spectra: Spectra = "full",
+        extras: bool = True,
+        velocity: bool = False,
+        labels: Tensor | None = None,
+        lost: Callable[[str, str], None] = lambda layer, reason: None,
+    ) -> None:
+        for kind in VIEWS:
+            view_of(kind, views)
+        self.trial_id, self.layers, self._lost = trial_id, dict(layers), lost
+        self._views, self._spectra, self._extras = views, spectra, extras
+        self._labels = None if labels is None else labels.cpu().numpy()
+        self._velocity: dict[str, VelocityTracker] | None = {} if velocity and extras else None
+        self.last = -1
+        """The last step measured."""
+        self._index: dict[str, int] = {}
+        self._view: dict[str, str] = {}
+
+    def measure(self, step: int, seen: Seen, order: Mapping[str, int]) -> Tables:
+        """Rows of `measurements`, `spectra` and `velocity`; `order` is that of execution, by path."""
+        self._place(order)
+        self.last = step
+        found: list[tuple[Layer, Any]] = []
+        lost = {path: _why(error) for path, error in seen.missing.items()}
+        for path, (name, kind) in self.layers.items():
+            if path in seen.outputs:
+                try:
+                    found.append((self._layer(name, kind, seen.outputs[path]), seen.outputs[path]))
+                except Exception as error:  # the row says lost, and the reason is told
+                    lost[path] = _why(error)
+        with torch.no_grad(), _on_host():
+            spectra, failed = self._spectra_of(sorted(found, key=lambda pair: pair[0].index))
+            tables = self._tables(step, spectra)
+        reasons = {self.layers[path][0]: why for path, why in lost.items()} | failed
+        if reasons:
+            tables["measurements"].append(self._lost_rows(step, reasons))
+            for name, why in reasons.items():
+                self._lost(name, why)
+        return tables
+
+    def names(self) -> list[str]:
+        """Layers in the order of execution, as far as it is known."""
+        listed = [name for name, _ in self.layers.values()]
+        return sorted(listed, key=lambda name: self._index.get(name, len(listed)))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a resumed meter needs to give the same layers the same places and go on with their velocity."""
+        known = json.dumps({"index": self._index, "view": self._view, "last": self.last}).encode()
+        state = {"layers": np.frombuffer(known, np.uint8)}
+        for name, tracker in (self._velocity or {}).items():
+            state |= {f"velocity/{name}//{key}": value for key, value in tracker.state().items()}
+        return state
+
+    def load(self, state: Mapping[str, np.ndarray]) -> None:
+        """The inverse of `state`."""
+        known = json.loads(np.asarray(state["layers"]).tobytes())
+        self._index, self._view, self.last = known["index"], known["view"], known["last"]
+        parts: dict[str, dict[str, np.ndarray]] = {}
+        for key, value in state.items():
+            if key.startswith("velocity/"):
+                name, _, rest = key.removeprefix("velocity/").partition("//")
+                parts.setdefault(name, {})[rest] = value
+        if self._velocity is not None:
+            for name, part in parts.items():
+                self._tracker(name).load(part)
+
+    # -- one step --------------------------------------------------------------------------------------------------
+
+    def _place(self, order: Mapping[str, int]) -> None:
+        """Give layers that ran for the first time the next places, in the order in which they ran."""
+        for path in sorted((path for path in self.layers if path in order), key=order.__getitem__):
+            self._index.setdefault(self.layers[path][0], len(self._index))
+
+    def _layer(self, name: str, kind: str, output: Tensor | LinearInput) -> Layer:
+        if isinstance(output, LinearInput):
+            kind = {2: "units", 3: "tokens"}[output.inputs[0].ndim]
+        elif kind == AUTO:
+            kind = kind_of(output)
+        self._view[name] = view_of(kind, self._views)
+        return Layer(name, self._index[name], kind, self._view[name])
+
+    def _spectra_of(self, found: Sequence[tuple[Layer, Any]]) -> tuple[list[Spectrum], dict[str, str]]:
+        """Spectra of all layers that can be measured, and why the others cannot."""
+        try:
+            return _measured(found, self._extras), {}
+        except Exception:  # one layer must not take the others with it
+            spectra, failed = [], {}
+            for pair in found:
+                try:
+                    spectra += _measured([pair], self._extras)
+                except Exception as error:
+                    failed[pair[0].path] = _why(error)
+            return spectra, failed
+
+    def _tables(self, step: int, spectra: list[Spectrum]) -> Tables:
+        tables: Tables = {"measurements": [], "spectra": []}
+        if not spectra:
+            return tables
+        found = rows(spectra, self._spectra)
+        own = {"trial_id": self.trial_id, "step": step}
+        few = [spectrum.shape.total < 2 for spectrum in spectra]
+        flags = [FEW if f else flag for f, flag in zip(few, found.measurements["flag"], strict=True)]
+        tables["measurements"].append({**own, **found.measurements, "flag": flags})
+        tables["spectra"].append({**own, **found.spectra})
+        if self._velocity is not None:
+            tables["velocity"] = [
+                {**own, **self._tracker(s.layer.path).update(step, [0], [s]).columns} for s in spectra
+            ]
+        return tables
+
+    def _tracker(self, name: str) -> VelocityTracker:
+        # One for each layer: `previous_step` is then the layer's own, also after a step at which it was lost.
+        assert self._velocity is not None
+        if name not in self._velocity:
+            self._velocity[name] = VelocityTracker(self._labels)
+        return self._velocity[name]
+
+    def _lost_rows(self, step: int, reasons: Mapping[str, str]) -> dict[str, Any]:
+        # A layer that has never run has no place yet: a negative one, of its own, for rows need different keys.
+        unplaced = {name: -1 - i for i, (name, _) in enumerate(self.layers.values())}
+        return {
+            "trial_id": self.trial_id,
+            "step": step,
+            "layer": list(reasons),
+            "layer_index": [self._index.get(name, unplaced[name]) for name in reasons],
+            "view": [self._view.get(name, NEVER_SEEN) for name in reasons],
+            "flag": LOST,
+        }
+
+
+def _measured(found: Sequence[tuple[Layer, Any]], extras: bool) -> list[Spectrum]:
+    if not found:
+        return []
+    linear = {layer.path: output for layer, output in found if isinstance(output, LinearInput)}
+    activations = {layer.path: output[None] for layer, output in found if isinstance(output, Tensor)}
+    return measure_layers(activations, [layer for layer, _ in found], extras=extras, linear=linear)
+
+
+def _why(error: Exception | None) -> str:
+    if error is None:
+        return "it did not run"
+    text = str(error).partition("\n")[0]
+    return text if isinstance(error, NdtError) else f"{type(error).__name__}: {text}"
+
+
+def _on_host() -> AbstractContextManager[Any]:
+    """Measuring makes its small tensors on the host, whatever torch.set_default_device says."""
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+
+
+def structure(model: nn.Module) -> dict[str, Any]:
+    """What a model is made of, for its identity: class, modules with their types, parameters with their shapes."""
+    return {
+        "class": type(model).__name__,
+        "modules": [[path, type(module).__name__] for path, module in model.named_modules()],
+        "parameters": [[name, list(p.shape)] for name, p in model.named_parameters()],
+    }
+
+
+def short_hash(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

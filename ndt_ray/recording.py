@@ -1,0 +1,212 @@
+"""Where the rows of one run go that no sweep plans: the store's tables, or the same tables in memory."""
+
+import atexit
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from ndt_ray.errors import SpecError, StoreError, did_you_mean
+from ndt_ray.store import attempts
+from ndt_ray.store.batches import Batches
+from ndt_ray.store.manifests import Superseded
+from ndt_ray.store.reader import Store
+from ndt_ray.store.schema import TABLES
+from ndt_ray.store.sweep import ALIVE_SECONDS
+from ndt_ray.store.writer import PackWriter
+
+log = logging.getLogger(__name__)
+
+Existing = Literal["refuse", "resume", "replace"]
+"""What to do where a run of this name is in the store already."""
+
+State = Callable[[], Mapping[str, np.ndarray]]
+
+MEMORY_NOTICE = 1 << 30
+"""Bytes of rows in memory at which it is said that a store would hold them."""
+RETRY_SECONDS = 30.0
+PENDING_ROWS = 1 << 16
+"""Measurement rows that wait while the store cannot be written; later ones are dropped, and counted."""
+
+
+class Recording(Protocol):
+    """Takes rows and gives tables back."""
+
+    @property
+    def resumed(self) -> Mapping[str, np.ndarray] | None:
+        """State of the last commit of the run that is gone on with."""
+
+    def rows(self, table: str, columns: Mapping[str, Any]) -> None: ...
+
+    def settle(self, step: int) -> None:
+        """Every row up to `step` has been given."""
+
+    def flush(self) -> None:
+        """Make all rows visible; StoreError where that fails."""
+
+    def close(self, *, finished: bool, error: str | None = None) -> None: ...
+
+    def table(self, name: str) -> pa.Table: ...
+
+
+class InMemory:
+    """Rows in memory, as the store's tables would hold them."""
+
+    def __init__(self) -> None:
+        self._tables: dict[str, Batches] = {}
+        self._told = False
+
+    @property
+    def resumed(self) -> None:
+        return None
+
+    def rows(self, table: str, columns: Mapping[str, Any]) -> None:
+        self._tables.setdefault(table, Batches(TABLES[table], "float32")).add(columns)
+
+    def settle(self, step: int) -> None:
+        held = sum(batches.bytes for batches in self._tables.values())
+        if held > MEMORY_NOTICE and not self._told:
+            self._told = True
+            log.warning("the tracker holds %.1f GB of rows: give it a store, or spectra='none'", held / 1e9)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self, *, finished: bool, error: str | None = None) -> None:
+        pass
+
+    def table(self, name: str) -> pa.Table:
+        if name not in TABLES:
+            raise SpecError(f"no table {name!r}{did_you_mean(name, TABLES)}")
+        batches = self._tables.get(name)
+        return batches.arrow() if batches else TABLES[name].arrow().empty_table()
+
+
+class InStore:
+    """Rows in a pack of their own, committed by rows and time, when closed, and when the program ends.
+
+    While the store cannot be written, rows wait and it is tried again every 30 s; the user's loop goes on, and `close`
+    raises what was in the way. A run that was closed is finished; one that only ended can be resumed.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        sweep: str,
+        pack: str,
+        trial_id: str,
+        *,
+        existing: Existing = "refuse",
+        fingerprint: str = "",
+        state: State = dict,
+    ) -> None:
+        self._store, self._sweep, self._trial_id, self._state = store, sweep, trial_id, state
+        restart = _begin_anew(store, sweep, pack, existing)
+        self._writer = PackWriter(store, sweep, pack, trials=(trial_id,), fingerprint=fingerprint, restart=restart)
+        self._step = self._writer.step
+        self._pid = os.getpid()
+        self._open = True
+        self._failure: StoreError | None = None
+        self._retry_at = 0.0
+        self._pending = 0
+        self.dropped = 0
+        atexit.register(self._at_exit)
+
+    @property
+    def resumed(self) -> Mapping[str, np.ndarray] | None:
+        return self._writer.resume[1] if self._writer.resume else None
+
+    def rows(self, table: str, columns: Mapping[str, Any]) -> None:
+        if isinstance(self._failure, Superseded) or (self._failure and self._pending >= PENDING_ROWS):
+            self.dropped += 1
+            return
+        self._writer.rows(table, columns)
+        if table == "measurements":
+            self._pending += len(columns["layer"])
+
+    def settle(self, step: int) -> None:
+        self._step = step
+        if isinstance(self._failure, Superseded) or time.monotonic() < self._retry_at:
+            return
+        if self._failure or self._writer.should_commit():
+            try:
+                self._commit(finished=False)
+            except StoreError as error:
+                if self._failure is None or str(error) != str(self._failure):
+                    log.warning("rows could not be stored, the run goes on: %s", error)
+                self._failure, self._retry_at = error, time.monotonic() + RETRY_SECONDS
+
+    def flush(self) -> None:
+        if self._open and os.getpid() == self._pid:
+            self._commit(finished=False)
+
+    def close(self, *, finished: bool, error: str | None = None) -> None:
+        if not self._open or os.getpid() != self._pid:
+            return
+        self._open = False
+        atexit.unregister(self._at_exit)
+        try:
+            if isinstance(self._failure, Superseded):
+                raise self._failure
+            self._commit(finished=finished)
+        except StoreError as failure:
+            self._writer.close("failed", str(failure))
+            raise StoreError(f"{failure}; {self._unstored()}") from failure
+        if not finished:
+            self._writer.close("failed" if error else "stopped", error)
+        if self.dropped:
+            raise StoreError(f"the store could not be written for a while; {self._unstored()}")
+
+    def table(self, name: str) -> pa.Table:
+        if self._open:
+            self.flush()
+        if name not in TABLES:
+            raise SpecError(f"no table {name!r}{did_you_mean(name, TABLES)}")
+        order = ", ".join(TABLES[name].order)
+        return self._store.arrow(
+            f"SELECT * FROM {name} WHERE sweep = ? AND trial_id = ? ORDER BY {order}", [self._sweep, self._trial_id]
+        )
+
+    def _commit(self, finished: bool) -> None:
+        self._writer.commit(self._step, None if finished else self._state(), finished)
+        self._failure, self._pending = None, 0
+
+    def _at_exit(self) -> None:
+        try:
+            self.close(finished=False)
+        except StoreError as error:
+            log.error("at exit: %s", error)
+
+    def _unstored(self) -> str:
+        return f"rows of {self.dropped} batches were dropped, and those since the last commit are lost"
+
+
+def _begin_anew(store: Store, sweep: str, pack: str, existing: Existing) -> bool:
+    """Whether to begin again over what is there; StoreError where that was not asked for."""
+    before = next((m for m in store.manifests(sweep) if m.pack == pack), None)
+    if before is None or existing == "replace":
+        return before is not None
+    where = f"run {sweep}/{pack} in {store.location.uri}"
+    if not any(part.table == "measurements" for part in before.parts):
+        last = attempts.read(store.location, sweep, pack)[-1]
+        if last.status == "running" and last.idle() < ALIVE_SECONDS:
+            raise StoreError(
+                f"{where} was begun {last.idle():.0f} s ago by {last.host} (pid {last.pid}) and may be running: give "
+                "another run name, or existing='replace' to begin again"
+            )
+        return True  # it ended before it had measured anything
+    if existing == "refuse":
+        raise StoreError(
+            f"{where} stands there already, up to step {before.step}: give another run name, or existing='resume' to "
+            "go on, or existing='replace' to begin again"
+        )
+    if before.finished:
+        raise StoreError(
+            f"{where} was closed at step {before.step}, so that nothing can be added: give another run name, or "
+            "existing='replace' to begin again"
+        )
+    return False

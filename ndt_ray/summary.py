@@ -1,0 +1,382 @@
+"""What `ndt sweep` prints at its end: what was trained, how well, whether jumps outnumber noise, what to ask next.
+
+Every number, and every word that judges, is computed from the tables. A verdict needs two witnesses: the count over all
+series lies outside the interval of the null, and so does, over seeds, the mean of observed - expected. The first alone
+takes the layers of a trial for independent, which they are not; the second alone rests on few seeds.
+"""
+
+import io
+import math
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from ndt_ray.analysis.jumps import compare_with_null
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+from scipy.special import stdtrit
+
+from ndt_ray.plan import Lane
+from ndt_ray.planfile import read_plan
+from ndt_ray.store.reader import Store
+from ndt_ray.store.sweep import open_sweep
+
+Verdict = Literal["above", "within", "below"]
+Family = Literal["white", "ar1"]
+
+RULE, MEASURE = "difference_z", "participation_ratio"
+"""The jumps that get a line a cell; all others that were counted share one line."""
+LEVEL = 0.05
+MIN_SEEDS = 3
+"""Below this there is no interval over seeds, and so no verdict."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What became of the trials of one cell (or of its controls of one kind)."""
+
+    name: str
+    planned: int
+    finished: int
+    failed: int
+    diverged: int
+    accuracy: float | None
+    """Held-out, at the last step: mean over finished trials."""
+    accuracy_sd: float | None
+    """Over finished trials; None for fewer than two."""
+    layers: int
+    rows: int
+    """Rows of `measurements`."""
+
+    @property
+    def unfinished(self) -> int:
+        return self.planned - self.finished - self.failed - self.diverged
+
+
+@dataclass(frozen=True)
+class Null:
+    """Events expected from one kind of noise in all series together, with their 95 % interval."""
+
+    expected: float
+    low: float
+    high: float
+    verdict: Verdict | None
+    """What the observed count is beside them; None for fewer than `MIN_SEEDS` seeds."""
+
+
+@dataclass(frozen=True)
+class Jumps:
+    """Counted jumps of one cell, by one rule on one measure, beside two kinds of noise."""
+
+    name: str
+    measure: str
+    detector: str
+    trials: int
+    series: int
+    observed: int
+    white: Null | None
+    ar1: Null | None
+    """None where no series has a null: too short, or constant."""
+    series_above_ar1: int
+    """Series whose own count has p <= LEVEL under AR(1) noise; by chance LEVEL of them at most."""
+
+    @property
+    def words(self) -> str:
+        """The verdict as a phrase that says no more than the counts do."""
+        if self.white is None or self.ar1 is None:
+            return "no null: series constant or too short"
+        white, ar1 = self.white.verdict, self.ar1.verdict
+        if white is None or ar1 is None:
+            return f"descriptive only: {_plural(self.trials, 'seed')}"
+        said = {"above": "more than", "within": "what", "below": "fewer than"}
+        text = f"{said[white]} noise gives"
+        if white != ar1:
+            text = f"{said[white]} white noise gives, {said[ar1]} AR(1) gives"
+        if ar1 == "above":
+            by_chance = LEVEL * self.series
+            text += f" (AR(1) p ≤ {LEVEL:g} in {self.series_above_ar1} of {self.series} series, {by_chance:.2g} by chance)"
+        return text
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a sweep came to. Print it with rich, or take its `text` or (for a program) its `value`."""
+
+    sweep: str
+    about: str | None
+    facts: str
+    """Data sets with their completeness, steps, probe."""
+    cells: tuple[Cell, ...]
+    jumps: tuple[Jumps, ...]
+    others: tuple[Jumps, ...]
+    """By other rules, or on other measures."""
+    queries: tuple[tuple[str, str], ...]
+    """(SQL, what it answers)."""
+    where: str | None = None
+
+    def value(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        jumps = [{**asdict(j), "words": j.words} for j in (*self.jumps, *self.others)]
+        return {**asdict(self), "jumps": jumps} | {"others": len(self.others)}
+
+    def text(self, width: int = 120) -> str:
+        """As printed on a terminal of this width, without colours."""
+        console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False, legacy_windows=False)
+        console.print(self)
+        written: io.StringIO = console.file  # type: ignore[assignment]
+        return written.getvalue()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text.assemble((self.sweep, "bold"), f"  {self.about or ''}".rstrip())
+        yield Text(self.facts, style="dim")
+        yield ""
+        yield _cell_table(self.cells)
+        if self.jumps:
+            yield ""
+            yield from self._about_jumps()
+        yield ""
+        option = f" --store {shlex.quote(self.where)}" if self.where else ""
+        for sql, answers in self.queries:
+            yield Text(f"# {answers}", style="dim")
+            yield Text(f'ndt query{option} "{sql}"', no_wrap=True, overflow="ignore")
+
+    def _about_jumps(self) -> Iterator[Table | Text]:
+        first = self.jumps[0]
+        yield Text(f"jumps of {first.measure} flagged by {first.detector}, and how many it flags in as much noise [95 %]")
+        yield _jump_table(self.jumps)
+        judged = [j.ar1.verdict for j in self.others if j.ar1 and j.ar1.verdict]
+        if judged:
+            counts = ", ".join(f"{judged.count(v)} {v}" for v in ("above", "within", "below"))
+            yield Text(f"other rules and measures, beside AR(1) noise: {counts}, of {len(judged)}", style="dim")
+        if any(n and n.verdict == "above" for j in (*self.jumps, *self.others) for n in (j.white, j.ar1)):
+            yield Text("noise has no trend: a smooth change alone can be more than it, and proves no jump", style="dim")
+
+
+def sweep_summary(store: Store, sweep: str, where: str | None = None) -> Summary:
+    """The summary of a sweep as far as it is committed; `where`: the --store that the printed commands are to name.
+
+    StoreError for an unknown sweep.
+    """
+    folder = open_sweep(store, sweep)
+    lanes = planned_lanes(store, sweep)
+    trials = store.sql(_TRIALS, [sweep])
+    measured = store.sql(_MEASURED, [sweep]).set_index("name")
+    counts = store.sql(_COUNTS, [sweep])
+    names = _names(lanes, trials)
+    chosen, others = _jumps(counts, names)
+    about = store.sql("SELECT about FROM sweeps WHERE sweep = ?", [sweep])["about"].iloc[0]
+    return Summary(
+        folder.name,
+        about if isinstance(about, str) else None,
+        _facts(trials),
+        tuple(_cell(label, name, lanes, trials, measured) for name, label in names.items()),
+        chosen,
+        others,
+        tuple(_queries(sweep, trials, chosen)),
+        where,
+    )
+
+
+_NAME = "t.cell || CASE WHEN t.control = 'none' THEN '' ELSE ' ' || t.control END AS name"
+_TRIALS = f"""
+SELECT t.trial_id, t.cell, t.data, {_NAME}, t.data_completeness, t.steps, t.probe_size, o.status, o.final_accuracy
+FROM trials t LEFT JOIN outcomes o ON o.sweep = t.sweep AND o.pack = t.pack AND o.trial_id = t.trial_id
+WHERE t.sweep = ? ORDER BY t.cell, t.control, t.trial_id"""
+_MEASURED = f"""
+SELECT {_NAME}, count(*) AS rows, count(DISTINCT m.layer) AS layers
+FROM measurements m JOIN trials t ON t.sweep = m.sweep AND t.pack = m.pack AND t.trial_id = m.trial_id
+WHERE m.sweep = ? GROUP BY 1"""
+_COUNTS = f"""
+SELECT j.* EXCLUDE (layer), {_NAME} FROM jump_counts j JOIN trials t ON t.sweep = j.sweep AND t.trial_id = j.trial_id
+WHERE j.sweep = ? AND j.mode = 'default'"""
+
+
+# -- cells ---------------------------------------------------------------------------------------------------------
+
+
+def planned_lanes(store: Store, sweep: str) -> list[Lane]:
+    """The trials of a sweep's plan, in the order of its grid; none where the store has no plan (an imported sweep)."""
+    path = f"{open_sweep(store, sweep).folder}/plan.json"
+    if store.location.size(path) is None:
+        return []
+    lines = store.location.read(path).decode().splitlines(keepends=True)
+    return [lane for pack in read_plan(lines, store.location.absolute(path)).packs for lane in pack.lanes]
+
+
+def cell_labels(cells: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Short names of (cell, data) pairs, in their order: without the data set where all have the same one."""
+    pairs = dict(cells)
+    if len(set(pairs.values())) != 1:
+        return {cell: cell for cell in pairs}
+    short = {cell: re.sub(rf"/{re.escape(data)}(?=\s|$)", "", cell, count=1) for cell, data in pairs.items()}
+    return short if len(set(short.values())) == len(short) else {cell: cell for cell in pairs}
+
+
+def _names(lanes: Sequence[Lane], trials: pd.DataFrame) -> dict[str, str]:
+    """Labels of cells and controls by name, those of the plan first."""
+    data = dict(zip(trials["cell"], trials["data"], strict=True))
+    known = [(_lane_name(lane), data.get(lane.cell, _data_of(lane.cell))) for lane in lanes]
+    return cell_labels([*known, *zip(trials["name"], trials["data"], strict=True)])
+
+
+def _lane_name(lane: Lane) -> str:
+    return lane.cell if lane.control == "none" else f"{lane.cell} {lane.control}"
+
+
+def _data_of(cell: str) -> str:
+    return cell.partition("/")[2].split(" ")[0].split("(")[0]
+
+
+def _cell(label: str, name: str, lanes: Sequence[Lane], trials: pd.DataFrame, measured: pd.DataFrame) -> Cell:
+    own = trials[trials["name"] == name]
+    planned = {lane.trial_id for lane in lanes if _lane_name(lane) == name} | set(own["trial_id"])
+    ended = own["status"].value_counts()
+    scores = own.loc[own["status"] == "finished", "final_accuracy"].dropna()
+    return Cell(
+        label,
+        len(planned),
+        *(int(ended.get(status, 0)) for status in ("finished", "failed", "diverged")),
+        float(scores.mean()) if len(scores) else None,
+        float(scores.std(ddof=1)) if len(scores) > 1 else None,
+        *(int(measured[column].get(name, 0)) for column in ("layers", "rows")),
+    )
+
+
+def _facts(trials: pd.DataFrame) -> str:
+    if trials.empty:
+        return "nothing is committed yet"
+    pairs = trials[["data", "data_completeness"]].drop_duplicates().itertuples(index=False)
+    data = ", ".join(f"{data} ({known})" if isinstance(known, str) else str(data) for data, known in pairs)
+    numbers = [(trials[c].dropna().astype(int), text) for c, text in (("steps", "steps"), ("probe_size", "probe stimuli"))]
+    spans = [(f"{n.min():,}" if n.min() == n.max() else f"{n.min():,}–{n.max():,}", text) for n, text in numbers if len(n)]
+    return " · ".join([data, *(f"{span} {text}" for span, text in spans)])
+
+
+# -- jumps ---------------------------------------------------------------------------------------------------------
+
+
+def _jumps(counts: pd.DataFrame, names: dict[str, str]) -> tuple[tuple[Jumps, ...], tuple[Jumps, ...]]:
+    """Jumps of every cell by the rule and measure that get lines of their own, and all others."""
+    if counts.empty:
+        return (), ()
+    place = {name: i for i, name in enumerate(names)}
+    keys = ["detector", "measure", "name"]
+    totals = compare_with_null(counts, by=keys).set_index(keys)
+    made = [_judged(names[key[2]], key, group, totals.loc[key]) for key, group in counts.groupby(keys, sort=True)]
+    order = {label: place[name] for name, label in names.items()}
+    made.sort(key=lambda j: (j.detector, j.measure, order[j.name]))
+    first = next((j for j in made if (j.detector, j.measure) == (RULE, MEASURE)), made[0])
+    chosen = [j for j in made if (j.detector, j.measure) == (first.detector, first.measure)]
+    return tuple(chosen), tuple(j for j in made if j not in chosen)
+
+
+def _judged(label: str, key: tuple[str, str, str], counts: pd.DataFrame, total: Any) -> Jumps:
+    return Jumps(
+        label,
+        key[1],
+        key[0],
+        int(counts["trial_id"].nunique()),
+        len(counts),
+        int(counts["observed"].sum()),
+        _null("white", counts, total),
+        _null("ar1", counts, total),
+        int((counts["p_ar1"] <= LEVEL).sum()),
+    )
+
+
+def _null(family: Family, counts: pd.DataFrame, total: Any) -> Null | None:
+    if total[f"verdict_{family}"] == "no null":
+        return None
+    excess = (counts["observed"] - counts[f"null_{family}_mean"]).groupby(counts["trial_id"]).sum(min_count=1).dropna()
+    verdict: Verdict | None = None
+    if len(excess) >= MIN_SEEDS:
+        low, high = t_interval(excess.to_numpy(np.float64))
+        over_seeds = "above" if low > 0 else "below" if high < 0 else "within"
+        verdict = total[f"verdict_{family}"] if total[f"verdict_{family}"] == over_seeds else "within"
+    low, high = total[f"{family}_lo"], total[f"{family}_hi"]
+    return Null(float(total[f"expected_{family}"]), max(0.0, float(low)), float(high), verdict)
+
+
+def t_interval(values: np.ndarray[Any, np.dtype[np.float64]], level: float = 1 - LEVEL) -> tuple[float, float]:
+    """Student's interval of the mean of independent values; NaN for fewer than two."""
+    n, mean = len(values), float(values.mean())
+    half = float(stdtrit(n - 1, 0.5 + level / 2)) * float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    return mean - half, mean + half
+
+
+# -- what to ask next ----------------------------------------------------------------------------------------------
+
+
+def _queries(sweep: str, trials: pd.DataFrame, jumps: Sequence[Jumps]) -> Iterator[tuple[str, str]]:
+    if trials["status"].isin(["failed", "diverged"]).any():
+        yield (
+            "SELECT cell, seed, status, last_step, error FROM outcomes JOIN trials USING (sweep, pack, trial_id) "
+            f"WHERE sweep = '{sweep}' AND status <> 'finished'",
+            "what failed",
+        )
+    yield (
+        f"SELECT cell, layer, round(avg(participation_ratio), 1) AS dimensions, step FROM wide WHERE sweep = '{sweep}' "
+        "AND control = 'none' AND phase IN (0, 1) GROUP BY cell, layer, layer_index, step ORDER BY cell, layer_index, step",
+        "dimensionality before and after training",
+    )
+    if jumps:
+        yield (
+            "SELECT cell, layer, step_before, direction, count(DISTINCT trial_id) AS seeds FROM jumps JOIN trials USING "
+            f"(sweep, trial_id) WHERE sweep = '{sweep}' AND counted AND detector = '{jumps[0].detector}' AND measure = "
+            f"'{jumps[0].measure}' GROUP BY ALL ORDER BY seeds DESC, cell, layer, step_before LIMIT 10",
+            "jumps that seeds agree on",
+        )
+
+
+# -- tables --------------------------------------------------------------------------------------------------------
+
+
+def _cell_table(cells: Sequence[Cell]) -> Table:
+    table = _table("cell")
+    always = ("trials", "finished", "failed")
+    rare = [name for name in ("diverged", "unfinished") if any(getattr(cell, name) for cell in cells)]
+    for name in (*always, *rare, "held-out accuracy", "layers", "measured rows"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for cell in cells:
+        numbers = [cell.planned, *(getattr(cell, name) for name in (*always[1:], *rare))]
+        table.add_row(cell.name, *(f"{n:,}" for n in numbers), _accuracy(cell), f"{cell.layers}", f"{cell.rows:,}")
+    return table
+
+
+def _accuracy(cell: Cell) -> str:
+    if cell.accuracy is None:
+        return "-"
+    return f"{cell.accuracy:.3f}" + ("" if cell.accuracy_sd is None else f" ± {cell.accuracy_sd:.3f} SD")
+
+
+def _jump_table(jumps: Sequence[Jumps]) -> Table:
+    table = _table("cell")
+    for name in ("observed", "white noise", "AR(1) noise"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    for j in jumps:
+        table.add_row(j.name, f"{j.observed:,}", _interval(j.white), _interval(j.ar1), j.words)
+    return table
+
+
+def _interval(null: Null | None) -> str:
+    return "-" if null is None else f"{_rounded(null.expected)} [{_rounded(null.low)}, {_rounded(null.high)}]"
+
+
+def _rounded(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.1f}"
+
+
+def _table(first: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    table.add_column(first, overflow="fold")
+    return table
+
+
+def _plural(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"

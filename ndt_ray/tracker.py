@@ -1,0 +1,451 @@
+"""Dimensionality, step by step, in anybody's own PyTorch training loop.
+
+tracker = HighFrequencyTracker(model, sampling_frequency=5)
+for step, batch in enumerate(batches):
+    loss = train_step(batch)
+    tracker.log(step, loss.item())
+jumps = tracker.detect_jumps(metric="stable_rank")
+"""
+
+import json
+import logging
+import operator
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ndt_ray.analysis.detectors import Detector, make
+from ndt_ray.errors import NdtError, SpecError, did_you_mean
+from ndt_ray.evaluate import Scores
+from ndt_ray.lanes.numerics import fingerprint
+from ndt_ray.meter import NEVER_SEEN, Meter, Spectra, short_hash, structure
+from ndt_ray.probe import Probe
+from ndt_ray.recording import Existing, InMemory, InStore, Recording
+from ndt_ray.run_jumps import Jump, jumps_of
+from ndt_ray.store.reader import Store, open_store
+from ndt_ray.store.schema import TABLES
+from ndt_ray.watch import Passes, Seen, Watch, choose, unwrapped
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+SYNONYMS = {"cumulative_90": "energy_90"}
+"""ndtracker's names of measures that are called otherwise here."""
+
+KEYS = {"trial_id", "step", "layer", "layer_index", "view", "n_stimuli", "flag"}
+METRICS = [column.name for column in TABLES["measurements"].columns if column.name not in KEYS]
+
+
+class HighFrequencyTracker:
+    """Measures the layers of a model that is being trained; its loop only calls `log` after each step.
+
+    Without a `probe`, the last training batch is measured: what the layers put out in the last forward pass in
+    training mode with gradients (`passes="train"`) before `log`, thus before the update. A forward pass in eval mode
+    or under `no_grad` in between changes nothing. With a `probe` (a tensor, a tuple of positional or a mapping of
+    keyword inputs) `log` shows it to the model in eval mode, after the update. Neither changes the training by a bit.
+
+    `layers`: modules, paths or glob patterns (default: every Linear, convolution and attention); `layer_names`: other
+    names for them. Rows go to a `store` (path, URI or Store), as the trial of sweep `sweep` that `run` and the model's
+    structure name, or stay in memory. `existing`: what to do where that run is there already. `steps`: planned
+    updates, which phases are relative to. `views`: as in a sweep file. `spectra`: full, none, or how many eigenvalues
+    a row keeps. `extras=False` leaves out Gram sums, block errors and the measures made of them.
+
+    A layer that gave nothing to measure has a row that says `lost`, one that did not vary `dead`, NaN or infinite
+    activations `nonfinite`, a batch of one row `few_rows`; reasons are logged, once each. Under DistributedDataParallel
+    only rank 0 writes to a store; the others measure nothing. SpecError where an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sampling_frequency: int = 5,
+        layers: Sequence[Any] | nn.Module | str | None = None,
+        layer_names: Sequence[str] | None = None,
+        *,
+        store: str | Path | Store | None = None,
+        run: str = "run",
+        sweep: str = "tracked",
+        existing: Existing = "refuse",
+        probe: Any = None,
+        probe_labels: Tensor | None = None,
+        steps: int | None = None,
+        data: str | None = None,
+        seed: int | None = None,
+        views: Mapping[str, str] | None = None,
+        spectra: Spectra = "full",
+        extras: bool = True,
+        passes: Passes = "train",
+    ) -> None:
+        _check(model, sampling_frequency, spectra, passes, existing, probe, probe_labels)
+        self.sampling_frequency = int(sampling_frequency)
+        self._notices = _Notices(run)
+        self.run, self._steps, self._data, self._seed = run, steps, data, seed
+        self._model = unwrapped(model)
+        chosen = choose(self._model, layers, layer_names)
+        self._probe = None if probe is None else Probe(probe, probe_labels)
+        self._watch = Watch(self._model, chosen, "all" if self._probe else passes)
+        self._identity = {
+            "run": run,
+            "structure": structure(self._model),
+            "layers": [name for name, _ in chosen.values()],
+            "probe": self._probe.hash if self._probe else None,
+            "views": dict(views or {}),
+        }
+        self.trial_id = short_hash(self._identity)
+        labels = None if self._probe is None else self._probe.labels
+        self._meter = Meter(
+            self.trial_id,
+            chosen,
+            views=views,
+            spectra=spectra,
+            extras=extras,
+            velocity=self._probe is not None,
+            labels=labels,
+            lost=self._notices.lost,
+        )
+        self._first, self._logged = -1, -1
+        self._logs = self._refused = 0
+        self._closed = False
+        self._active = store is None or _rank() == 0
+        self._recording: Recording = InMemory()
+        if self._active:
+            if self._probe is not None:
+                self._try_probe(self._probe)
+            else:
+                _refuse_fullgraph(model)
+            self._begin(store, sweep, existing)
+            if self._probe is None:
+                self._watch.install()
+        self._end = weakref.finalize(self, _abandon, self._watch, self._recording)
+        self._end.atexit = False  # recordings in a store see to that themselves
+
+    # -- in the loop -----------------------------------------------------------------------------------------------
+
+    def log(
+        self,
+        step: int,
+        loss: Any = None,
+        grad_norm: Any = None,
+        force: bool = False,
+        *,
+        lr: float | None = None,
+    ) -> bool:
+        """Say that the training step `step` is done; every `sampling_frequency`-th one (or `force`) is measured.
+
+        `step` is what rows and jumps will say: the training step by the caller's own count, which must rise. A step
+        that was logged before, or lies behind, is not measured again; that is logged once, and counted at the end.
+        Returns whether it was measured. SpecError only where `step` is no whole number from 0, or after `close`.
+        """
+        step = self._checked(step)
+        if not self._active:
+            return False
+        measured = (force or step % self.sampling_frequency == 0) and self._advances(step)
+        if measured:
+            self._measure(step, loss, grad_norm, lr)
+        else:
+            self._watch.drop()
+        self._expect_next(step)
+        return measured
+
+    def _checked(self, step: Any) -> int:
+        if self._closed:
+            raise SpecError("this tracker is closed: nothing more can be logged")
+        try:
+            number: int = operator.index(step)
+        except TypeError:
+            raise SpecError(f"step must be a whole number, the training step just done, but got {step!r}") from None
+        if number < 0:
+            raise SpecError(f"step must be 0 or more, but got {number}")
+        return number
+
+    def _advances(self, step: int) -> bool:
+        if step > self._meter.last:
+            return True
+        self._refused += 1
+        self._notices.tell(
+            "behind",
+            f"step {step} was logged after step {self._meter.last} and is not measured: steps must rise over the whole "
+            "training (a count that begins again each epoch does not)",
+        )
+        return False
+
+    def _expect_next(self, step: int) -> None:
+        """Guess whether the next step will be measured: what may be overwritten is copied only then."""
+        ahead = step + max(step - self._logged, 1) if self._logged >= 0 else step + 1
+        self._watch.expected = ahead % self.sampling_frequency == 0
+        self._logged = step
+        self._logs += 1
+        if self._first < 0:
+            self._first = step
+        if self._meter.last < 0 and self._logs > 1 and step - self._first >= 2 * self.sampling_frequency:
+            self._notices.tell(
+                "never",
+                f"nothing has been measured yet: none of the {self._logs} steps logged ({self._first} to {step}) is a "
+                f"multiple of sampling_frequency={self.sampling_frequency}",
+            )
+
+    def _measure(self, step: int, loss: Any, grad_norm: Any, lr: float | None) -> None:
+        scores: Scores | None = None
+        try:
+            seen, scores = self._look()
+            tables = self._meter.measure(step, seen, self._watch.order)
+        except Exception as error:
+            # The last resort: whatever it is must not end somebody's training, and must not go unsaid either.
+            self._notices.tell(f"failed {type(error).__name__}", f"step {step} could not be measured", error)
+            tables = self._meter.measure(step, Seen({}, dict.fromkeys(self._meter.layers, error)), {})
+        tables["scalars"] = [self._scalars(step, loss, grad_norm, lr, scores)]
+        for table, batches in tables.items():
+            for columns in batches:
+                self._recording.rows(table, columns)
+        self._recording.settle(step)
+
+    def _look(self) -> tuple[Seen, Scores | None]:
+        if self._probe is None:
+            return self._watch.take(), None
+        try:
+            return self._probe.show(self._model, self._watch)
+        except Exception as error:
+            self._notices.tell("probe", "the probe did not go through the model", error)
+            return Seen({}, dict.fromkeys(self._meter.layers, error)), None
+
+    def _scalars(self, step: int, loss: Any, grad_norm: Any, lr: Any, scores: Scores | None) -> dict[str, Any]:
+        row: dict[str, Any] = {"trial_id": self.trial_id, "step": step}
+        for name, value in (("batch_loss", loss), ("grad_norm", grad_norm), ("lr", lr)):
+            row[name] = self._number(name, value)
+        if scores is not None:
+            row |= {"probe_loss": scores.loss, "probe_accuracy": scores.accuracy}
+            row["probe_class_accuracy"] = [scores.class_accuracy.astype(np.float32)]
+        return row
+
+    def _number(self, name: str, value: Any) -> float | None:
+        try:
+            return None if value is None else float(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            self._notices.tell(f"number {name}", f"{name} is not one number and is left out", error)
+            return None
+
+    # -- results ---------------------------------------------------------------------------------------------------
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers, in the order of execution as far as it is known."""
+        return self._meter.names()
+
+    def get_results(self, layer: str | None = None) -> "dict[str, pd.DataFrame] | pd.DataFrame":
+        """What was measured: a DataFrame by layer, or the one of `layer`.
+
+        Columns: step, the measures of the centred spectrum (and `_uncentred`), n_stimuli, view, flag, loss, grad_norm.
+        """
+        found = self._results()
+        if layer is None:
+            return found
+        self._known(layer)
+        return found[layer]
+
+    def detect_jumps(
+        self,
+        layer: str | None = None,
+        metric: str = "stable_rank",
+        *,
+        detector: str | Detector = "rolling_level",
+        **parameters: Any,
+    ) -> list[Jump]:
+        """Jumps in one measure of all layers (or one), in order of time and then of layers.
+
+        The default is ndtracker's rule: values more than `threshold` = 3 SDs from the mean of the `window` = 50
+        before, from `min_samples` = 20 on (`ndt_ray.analysis.detectors`). Series are judged where they have no holes;
+        one that is too short, or constant within float32, gives none. None of the rules is calibrated against noise.
+        """
+        rule = make(detector, parameters) if isinstance(detector, str) else detector
+        if not isinstance(detector, str) and parameters:
+            raise SpecError(f"parameters go with the name of a detector, but got {sorted(parameters)} and an object")
+        column = SYNONYMS.get(metric, metric)
+        if column not in METRICS:
+            raise SpecError(f"there is no metric '{metric}'{did_you_mean(metric, METRICS)}")
+        if layer is not None:
+            self._known(layer)
+        jumps: list[Jump] = []
+        short: list[str] = []
+        for name, frame in self._results().items():
+            if layer in (None, name):
+                series = frame[frame["view"] != NEVER_SEEN].groupby(["layer_index", "view"], sort=False)
+                judged = [jumps_of(rows, name, column, rule) for _, rows in series]
+                jumps += [jump for found, _ in judged for jump in found]
+                short += [] if any(long for _, long in judged) else [name]
+        if short:
+            log.warning("too few measurements in a row to judge %s by %s", ", ".join(short), rule.name)
+        return sorted(jumps, key=lambda jump: (jump.step, jump.layer_index, jump.view))
+
+    def table(self, name: str) -> "pd.DataFrame":
+        """The rows of this run in a table of the store: measurements, spectra, scalars, trials; velocity of a probe."""
+        return self._recording.table(name).to_pandas()
+
+    def _results(self) -> "dict[str, pd.DataFrame]":
+        self._only_rank_0()
+        scalars = self.table("scalars")[["step", "batch_loss", "grad_norm"]].rename(columns={"batch_loss": "loss"})
+        rows = self.table("measurements").merge(scalars, on="step", how="left")
+        first = ["step", *METRICS, "n_stimuli", "view", "flag", "loss", "grad_norm", "layer_index"]
+        return {
+            name: rows.loc[rows["layer"] == name, first].sort_values("step").reset_index(drop=True)
+            for name in self.layers
+        }
+
+    def _known(self, layer: str) -> None:
+        if layer not in self.layers:
+            raise SpecError(f"no layer '{layer}' is tracked{did_you_mean(layer, self.layers)}")
+
+    def _only_rank_0(self) -> None:
+        if not self._active:
+            raise SpecError("with a store, rank 0 alone records: ask its tracker, or the store")
+
+    # -- beginning and end -----------------------------------------------------------------------------------------
+
+    def _begin(self, store: str | Path | Store | None, sweep: str, existing: Existing) -> None:
+        weight = next(self._model.parameters(), None)
+        mark = fingerprint(torch.device("cpu") if weight is None else weight.device)
+        if store is not None:
+            opened = store if isinstance(store, Store) else open_store(store, create=True)
+            pack = f"run-{self.trial_id}"
+            self._recording = InStore(
+                opened, sweep, pack, self.trial_id, existing=existing, fingerprint=mark, state=self._meter.state
+            )
+            if self._recording.resumed is not None:
+                self._meter.load(self._recording.resumed)
+                return
+        self._recording.rows("trials", self._trial(mark))
+        self._recording.flush()
+
+    def _trial(self, mark: str) -> dict[str, Any]:
+        measured = "training batch" if self._probe is None else "probe"
+        spec = {**self._identity, "measure": {"every": self.sampling_frequency, "of": measured}}
+        row = {
+            "trial_id": self.trial_id,
+            "lane": 0,
+            "cell": self.run,
+            "model": type(self._model).__name__,
+            "data": self._data,
+            "seed": self._seed,
+            "control": "none",
+            "engine": "tracker",
+            "steps": self._steps,
+            "n_parameters": sum(p.numel() for p in self._model.parameters()),
+            "fingerprint": mark,
+            "spec": json.dumps(spec, sort_keys=True),
+        }
+        if self._probe is not None:
+            row |= {"probe_size": self._probe.size, "probe_hash": self._probe.hash}
+        return row
+
+    def _try_probe(self, probe: Probe) -> None:
+        """Show it once before the training, where an error is of use."""
+        try:
+            probe.show(self._model, self._watch)
+        except NdtError:
+            raise
+        except Exception as error:
+            raise SpecError(
+                f"the probe does not go through {type(self._model).__name__}: {type(error).__name__}: {error}"
+            ) from error
+
+    def close(self) -> None:
+        """Take the hooks off and finish the run; StoreError where rows could not be stored. Results stay readable."""
+        self._close(finished=True)
+
+    def _close(self, finished: bool, error: str | None = None) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._end.detach()
+        self._watch.remove()
+        if self._refused:
+            log.warning(
+                "%d logged steps were not measured: they were not later than one measured before", self._refused
+            )
+        if self._active:
+            if finished:
+                last = max(self._logged, self._meter.last, 0)
+                self._recording.rows("outcomes", {"trial_id": self.trial_id, "status": "finished", "last_step": last})
+            self._recording.close(finished=finished, error=error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+            return
+        try:  # what is stored can be resumed
+            self._close(finished=False, error=f"{type(error).__name__}: {error}".partition("\n")[0])
+        except NdtError as failure:
+            log.error("%s", failure)  # the error of the loop is the one to see
+
+
+class _Notices:
+    """What is said about a run, each thing once. Not part of the tracker, so that nothing keeps that alive."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._told: set[str] = set()
+
+    def lost(self, layer: str, reason: str) -> None:
+        hint = ""
+        if reason == "it did not run":
+            hint = (
+                " in a recorded forward pass since the last log (recorded is: training mode with gradients, unless "
+                "passes= says otherwise; a model compiled and run before the tracker was made needs a probe)"
+            )
+        self.tell(f"lost {layer} {reason}", f"layer '{layer}' is lost, its row is flagged: {reason}{hint}")
+
+    def tell(self, key: str, message: str, error: Exception | None = None) -> None:
+        if key not in self._told:
+            self._told.add(key)
+            told = f": {type(error).__name__}: {error}" if error else ""
+            log.warning("run %s: %s%s (said once)", self._run, message, told)
+
+
+def _check(
+    model: Any, sampling_frequency: Any, spectra: Any, passes: Any, existing: Any, probe: Any, labels: Any
+) -> None:
+    if not isinstance(model, nn.Module):
+        raise SpecError(f"model must be an nn.Module, but got {type(model).__name__}")
+    whole = isinstance(sampling_frequency, int | np.integer) and not isinstance(sampling_frequency, bool)
+    if not whole or sampling_frequency < 1:
+        raise SpecError(f"sampling_frequency must be a whole number from 1, but got {sampling_frequency!r}")
+    if spectra not in ("full", "none") and not (type(spectra) is int and spectra > 0):
+        raise SpecError(f"spectra must be 'full', 'none' or a number of eigenvalues, but got {spectra!r}")
+    for name, value, kind in (("passes", passes, Passes), ("existing", existing, Existing)):
+        if value not in get_args(kind):
+            raise SpecError(f"{name} must be one of {', '.join(get_args(kind))}, but got {value!r}")
+    if labels is not None and probe is None:
+        raise SpecError("probe_labels go with a probe")
+
+
+def _refuse_fullgraph(model: nn.Module) -> None:
+    context = getattr(model, "dynamo_ctx", None)
+    if getattr(context, "fullgraph", False) or getattr(context, "nopython", False):
+        raise SpecError(
+            "a model compiled with fullgraph=True leaves no room for hooks: give the tracker a probe, which it shows "
+            "to the model uncompiled"
+        )
+
+
+def _rank() -> int:
+    distributed = torch.distributed
+    return int(distributed.get_rank()) if distributed.is_available() and distributed.is_initialized() else 0
+
+
+def _abandon(watch: Watch, recording: Recording) -> None:
+    """When a tracker is gone without having been closed: hooks come off, rows are kept, the run can be resumed."""
+    watch.remove()
+    try:
+        recording.close(finished=False)
+    except NdtError as error:
+        log.error("%s", error)
