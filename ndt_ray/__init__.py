@@ -1,0 +1,60 @@
+"""When and where a neural network's representations change during training, and whether the change is real.
+
+    import ndt_ray as ndt
+
+    store = ndt.open("store")
+    store.sql("SELECT model, avg(final_accuracy) FROM trials JOIN outcomes USING (trial_id) GROUP BY 1")
+    store.measurements(model="mlp_narrow", layer="network.2")
+
+Names are imported when they are first used, so that `import ndt_ray` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ndt_ray.activation_capture import ActivationCapture as ActivationCapture
+    from ndt_ray.analysis.stored import analyze as analyze
+    from ndt_ray.capture import Capture as Capture
+    from ndt_ray.errors import NdtError as NdtError
+    from ndt_ray.run import run_sweep as run_sweep
+    from ndt_ray.run_jumps import JumpDetector as JumpDetector
+    from ndt_ray.store.reader import open_store as open
+    from ndt_ray.sweepfile import load_sweep as load_sweep
+    from ndt_ray.tracker import HighFrequencyTracker as HighFrequencyTracker
+
+_WHERE = {
+    "ActivationCapture": "ndt_ray.activation_capture:ActivationCapture",
+    "Capture": "ndt_ray.capture:Capture",
+    "HighFrequencyTracker": "ndt_ray.tracker:HighFrequencyTracker",
+    "JumpDetector": "ndt_ray.run_jumps:JumpDetector",
+    "NdtError": "ndt_ray.errors:NdtError",
+    "analyze": "ndt_ray.analysis.stored:analyze",
+    "load_sweep": "ndt_ray.sweepfile:load_sweep",
+    "open": "ndt_ray.store.reader:open_store",
+    "run_sweep": "ndt_ray.run:run_sweep",
+}
+
+__all__ = [
+    "ActivationCapture",
+    "Capture",
+    "HighFrequencyTracker",
+    "JumpDetector",
+    "NdtError",
+    "analyze",
+    "load_sweep",
+    "open",
+    "run_sweep",
+]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'ndt_ray' has no attribute '{name}'")
+    module, _, attribute = _WHERE[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -51,7 +51,9 @@ class Canvas:
             )
 
 
-def canvas(size: tuple[float, float], shape: tuple[int, int], count: int, title: tuple[str, str], **grid: Any) -> Canvas:
+def canvas(
+    size: tuple[float, float], shape: tuple[int, int], count: int, title: tuple[str, str], **grid: Any
+) -> Canvas:
     """`count` axes in a grid of `shape` (rows, columns) that takes `size` (inches, width × height) without the title."""
     width, height = size[0], size[1] + HEADER + FOOTER
     figure = Figure(figsize=(width, height), facecolor="white")
@@ -91,7 +93,11 @@ def save(figure: Figure, path: str | Path, dpi: int = 200) -> Path:
     kind = path.suffix.lower().removeprefix(".")
     if kind not in FORMATS:
         raise SpecError(f"{path}: a figure is saved as .png, .pdf or .svg, by its suffix{did_you_mean(kind, FORMATS)}")
-    dates: dict[str, dict[str, None]] = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    dates: dict[str, dict[str, None]] = {
+        "png": {"Software": None},
+        "pdf": {"CreationDate": None},
+        "svg": {"Date": None},
+    }
     fonts = {"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "ndt-ray"}  # 42: text that journals accept
     temporary = None
     try:
@@ -102,7 +108,9 @@ def save(figure: Figure, path: str | Path, dpi: int = 200) -> Path:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        raise NdtError(f"{path}: the figure cannot be written ({error.strerror or error}) - give another path") from error
+        raise NdtError(
+            f"{path}: the figure cannot be written ({error.strerror or error}) - give another path"
+        ) from error
     finally:
         if temporary is not None:
             with suppress(FileNotFoundError):

@@ -243,12 +243,19 @@ def model_facts(
             raise
         module = build(factory, inputs, params, seed=0)
         described = describe(module, inputs)
-    layers = tuple(Layer(path, kind, described.shapes[path]) for path, kind in described.tracked.items())
+    layers = tuple(
+        Layer(path, kind, described.shapes[path], _rank(module.get_submodule(path)))
+        for path, kind in described.tracked.items()
+    )
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     owners = tuple(dict.fromkeys(name.rpartition(".")[0] for name, _ in trained))
     shapes = tuple(tuple(p.shape) for _, p in trained)
     flops, activations = _forward_cost(module, inputs, described.n_parameters)
     return ModelFacts(described.n_parameters, layers, owners, shapes, flops, activations), module
+
+
+def _rank(layer: nn.Module) -> int:
+    return layer.in_features + 1 if isinstance(layer, nn.Linear) else 0
 
 
 def _forward_cost(module: nn.Module, inputs: InputSpec, n_parameters: int) -> tuple[float, int]:
@@ -307,7 +314,8 @@ def _measure_seconds(trial: Trial, model: ModelFacts, device: str, forward: floa
     seconds = 1.5 * n * forward + 2e-4
     for layer in model.measured(trial.measure):
         rows, columns = layer.matrix(view_of(trial.measure, layer), n)
-        small, large = sorted((rows, columns))
+        small = layer.eigenvalues(view_of(trial.measure, layer), n)
+        large = max(rows, columns)
         seconds += 2.0 * small * small * large / DOUBLE_RATE[device] + 2 * _eig_seconds(small) + LAYER_SECONDS
         if trial.measure.velocity:
             seconds += 2.0 * n * n * rows * columns / n / DOUBLE_RATE[device] + 6 * 8.0 * n * n / BYTE_RATE["cpu"]

@@ -20,26 +20,28 @@ PACK_SECONDS = 0.15
 """Claiming a pack, its manifests and its compaction."""
 WORKER_BYTES = 450e6
 """A worker process with all imports and nothing loaded (resident: 351 MB, Linux, CPU build of torch; 450 at work)."""
-PART_BYTES = 5_000
+PART_BYTES = 3_500
 """Footer and schema of one Parquet file: what a pack of a few rows costs."""
 ROW_BYTES: Mapping[str, float] = {
-    "trials": 900.0,
-    "outcomes": 60.0,
-    "losses": 8.0,
-    "scalars": 75.0,
-    "dynamics": 16.0,
-    "measurements": 60.0,
-    "spectra": 60.0,
-    "velocity": 26.0,
-    "evaluations": 24.0,
+    "trials": 1500.0,
+    "outcomes": 40.0,
+    "losses": 5.0,
+    "scalars": 42.0,
+    "dynamics": 13.0,
+    "measurements": 43.0,
+    "spectra": 22.0,
+    "confirmations": 60.0,
+    "confirmation_spectra": 30.0,
+    "velocity": 22.0,
+    "evaluations": 16.0,
     "weight_spectra": 14.0,
     "curvature": 30.0,
-    "checkpoints": 120.0,
+    "checkpoints": 110.0,
 }
-"""Bytes a row after compression, lists (4 bytes an entry) not counted."""
-LIST_BYTES = 3.8
-"""A float32 in a list column, after byte-stream split and zstd."""
-GRAM_SUMS, BLOCKS = 16, 16
+"""Bytes a row after compression, lists not counted (measured on a sweep of digits)."""
+LIST_BYTES = 3.1
+"""A float32 in a list column, after byte-stream split and zstd; a float64 takes 2.2 times that."""
+GRAM_SUMS, BLOCKS = 10, 16
 MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1}
 
 
@@ -57,11 +59,20 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Layer:
-    """A measured layer: module path, kind (units, positions, tokens), and the shape of one sample's output."""
+    """A measured layer: module path, kind (units, positions, tokens), and the shape of one sample's output.
+
+    `rank` bounds the rank of its output, where its weights do (a Linear gives at most inputs + 1 directions); else 0.
+    """
 
     path: str
     kind: str
     shape: tuple[int, ...]
+    rank: int = 0
+
+    def eigenvalues(self, view: str, n: int) -> int:
+        """How many a spectrum has."""
+        most = min(self.matrix(view, n))
+        return min(most, self.rank) if self.rank else most
 
     def matrix(self, view: str, n: int) -> tuple[int, int]:
         """Rows and columns of the matrix that n stimuli make."""
@@ -194,6 +205,8 @@ def disk_bytes(trial: Trial, lanes: int, model: ModelFacts, data: DataFacts) -> 
         "scalars": (n_measured, float(classes)),
         "measurements": (n_measured * len(layers), 0.0),
         "spectra": (n_measured * len(layers), spectrum_entries(measure, layers)),
+        "confirmations": (n_saved * len(layers), 0.0),
+        "confirmation_spectra": (n_saved * len(layers), spectrum_entries(measure, layers)),
         "velocity": (n_measured * len(layers) if measure.velocity else 0, 0.0),
         "dynamics": (n_measured * len(model.modules) if measure.dynamics else 0, 0.0),
         "evaluations": (len(evaluated_steps(trial.evaluate, steps)), float(classes)),
@@ -213,12 +226,11 @@ def disk_bytes(trial: Trial, lanes: int, model: ModelFacts, data: DataFacts) -> 
 
 
 def spectrum_entries(measure: Measure, layers: Sequence[Layer]) -> float:
-    """Numbers in the lists of a `spectra` row, on average over layers: both spectra, Gram sums, delete-block values."""
-    if measure.spectra == "none":
-        return 2.0 * GRAM_SUMS + BLOCKS
-    ranks = [min(layer.matrix(view_of(measure, layer), measure.probe)) for layer in layers]
-    kept = ranks if measure.spectra == "full" else [min(rank, measure.spectra) for rank in ranks]
-    return 2 * _mean(kept) + 2 * GRAM_SUMS + BLOCKS
+    """Floats in the lists of a `spectra` row, on average over layers: both spectra, Gram sums, delete-block values."""
+    ranks = [layer.eigenvalues(view_of(measure, layer), measure.probe) for layer in layers]
+    most = {"full": None, "none": 0}.get(str(measure.spectra), measure.spectra)
+    kept = ranks if most is None else [min(rank, int(most)) for rank in ranks]
+    return 2 * _mean(kept) + 2.2 * GRAM_SUMS + BLOCKS
 
 
 def view_of(measure: Measure, layer: Layer) -> str:

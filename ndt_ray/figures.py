@@ -5,352 +5,256 @@ Functions of DataFrames that return a `matplotlib.figure.Figure`; pyplot and its
 seeds get a panel, a bar or a line of their own.
 """
 
-import math
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
-from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
-from ndt_ray.analysis.jumps import compare_with_null
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
-from ndt_ray.errors import NdtError, SpecError, did_you_mean
+from ndt_ray.analysis.jumps import compare_with_null
+from ndt_ray.canvas import (
+    INK,
+    NORMAL,
+    SMALL,
+    canvas,
+    data_words,
+    labels,
+    require,
+    require_number,
+    save,
+    seeds,
+    step_axis,
+    with_controls_apart,
+    words,
+)
+from ndt_ray.errors import SpecError, did_you_mean
+from ndt_ray.heatmap import MAX_PANELS, layer_step_heatmap
 from ndt_ray.store.reader import Store
 from ndt_ray.store.schema import TABLES
-from ndt_ray.summary import cell_labels, in_plan_order, layer_labels
+from ndt_ray.summary import MIN_SEEDS, RULE, in_plan_order, planned_lanes, t_interval
 
-Floats = NDArray[np.float64]
-Kind = Literal["heatmap", "jumps", "accuracy"]
+__all__ = [
+    "MAX_PANELS", "accuracy_curves", "counts_against_null", "demo_figure", "layer_step_heatmap", "save", "sweep_figure",
+]  # fmt: skip
 
-MAX_PANELS = 30
-SMALL, NORMAL, LARGE = 7.0, 8.0, 11.0
-"""Font sizes in points."""
-INK, GREY, PALE = "#222222", "#6b6b6b", "#e4e4e4"
 HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#444444")
 """Okabe and Ito's, which colour-blind readers can tell apart, without the yellow that white paper swallows."""
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
-_DIVERGING = LinearSegmentedColormap.from_list(
-    "blue_orange", ["#0b3c78", "#2f7fbf", "#9cc8e3", "#f5f2ec", "#fbc07f", "#e07b1a", "#8c3d04"]
-)
+OBSERVED, WHITE, AR1 = "#1f4e79", "#d4d4d4", "#9a9a9a"
 
 
-# -- heatmap of layers by step -------------------------------------------------------------------------------------
+# -- jumps beside noise --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One cell: the mean over its trials of a measure, `values` [layers, steps], and how many trials stand behind it."""
+def counts_against_null(counts: pd.DataFrame, *, measure: str = "participation_ratio", mode: str = "default") -> Figure:
+    """Jumps a trial by cell, one panel per rule, beside what the rule counts in white and AR(1) noise.
 
-    cell: str
-    layers: tuple[tuple[str, str], ...]
-    """(layer, view) in forward order."""
-    steps: NDArray[np.int64]
-    values: Floats
-    counts: NDArray[np.int64]
-    trials: frozenset[str]
-    horizon: int
-    """Planned steps."""
-
-
-def panels(rows: pd.DataFrame, measure: str, relative: bool) -> list[Panel]:
-    """Panels in the order in which their cells appear; values are log2 ratios to step 0 where `relative`.
-
-    A null, not finite or (relative) not positive value is left out of its mean; without any the mean is NaN.
+    `counts`: rows of `jump_counts` with cell, data (control, seed) of their trials. Bars: mean over trials; whiskers:
+    95 % interval of that mean under the null, series taken as independent; dots: trials. SpecError for rows that are
+    empty, lack a column, or have no such measure or mode.
     """
-    values = rows[measure].to_numpy(dtype=np.float64, na_value=np.nan)
-    if relative:
-        values = np.log2(_positive(values)) - np.log2(_positive(_initial(rows, measure)))
-    rows = rows.assign(_value=np.where(np.isfinite(values), values, np.nan))
-    return [_panel(str(cell), group) for cell, group in rows.groupby("cell", sort=False)]
-
-
-def _positive(values: Floats) -> Floats:
-    return np.where(values > 0, values, np.nan)
-
-
-def _initial(rows: pd.DataFrame, measure: str) -> Floats:
-    """The value at step 0 of each row's series."""
-    series = ["trial_id", "layer", "view"]
-    first = rows.loc[rows["step"] == 0, [*series, measure]].rename(columns={measure: "_first"})
-    if first.empty:
-        raise SpecError("no row is of step 0, so nothing is relative to it - give relative=False")
-    joined = rows[series].merge(first, on=series, how="left", validate="many_to_one")
-    found: Floats = joined["_first"].to_numpy(dtype=np.float64, na_value=np.nan)
-    return found
-
-
-def _panel(cell: str, rows: pd.DataFrame) -> Panel:
-    grouped = rows.groupby(["layer_index", "layer", "view", "step"], sort=True)["_value"]
-    mean, counts = grouped.mean().unstack("step"), grouped.count().unstack("step", fill_value=0)
-    return Panel(
-        cell,
-        tuple((str(layer), str(view)) for _, layer, view in mean.index),
-        mean.columns.to_numpy(np.int64),
-        mean.to_numpy(np.float64),
-        counts.to_numpy(np.int64),
-        frozenset(rows["trial_id"].astype(str)),
-        int(max(rows["step"].max(), rows["steps"].max() if "steps" in rows else 0)),
+    needed = ("trial_id", "cell", "data", "mode", "measure", "detector", "observed", "null_white_mean", "null_ar1_mean")
+    require(counts, needed, "jump_counts")
+    for column, wanted in (("mode", mode), ("measure", measure)):
+        known = sorted(counts[column].unique())
+        if wanted not in known:
+            raise SpecError(f"jump_counts: no {column} '{wanted}'{did_you_mean(wanted, known)}")
+        counts = counts[counts[column] == wanted]
+    counts = with_controls_apart(counts)
+    names, rules = labels(counts), sorted(counts["detector"].unique())
+    title = (
+        f"{data_words(counts)} · jumps of {words(measure)} beside noise",
+        f"counted in all layers of a trial, mean of {seeds(counts)}; whiskers: 95 % interval under the null",
     )
-
-
-def edges(steps: NDArray[np.int64]) -> Floats:
-    """Cell borders of a grid of steps: midway between measurements, half a gap beyond the first and the last."""
-    if len(steps) == 1:
-        return np.array([steps[0] - 0.5, steps[0] + 0.5])
-    middle = (steps[1:] + steps[:-1]) / 2
-    ends = steps[0] - (steps[1] - steps[0]) / 2, steps[-1] + (steps[-1] - steps[-2]) / 2
-    return np.concatenate([ends[:1], middle, ends[1:]])
-
-
-def layer_step_heatmap(
-    rows: pd.DataFrame,
-    measure: str = "participation_ratio",
-    *,
-    relative: bool = True,
-    events: pd.DataFrame | None = None,
-    scale: Literal["linear", "log"] = "linear",
-    limit: float | None = None,
-) -> Figure:
-    """A measure by layer (forward order, downwards) and training step, one panel per cell, mean over seeds.
-
-    `rows`: measurements with their trial's columns (trial_id, cell, data, layer, layer_index, view, step, the measure;
-    steps, seed, probe_size and data_completeness where known). Relative: log2 of the ratio to the same series at step
-    0, colours symmetric about no change, up to the largest change or `limit` (in log2 units). `events`: rows of `jumps`
-    by one rule; changes between the same two measurements in at least half of the seeds are marked. Hatched: no value;
-    dotted: fewer seeds than the panel has. SpecError for rows that are empty, too many, or without a column needed.
-    """
-    _require(rows, ("trial_id", "cell", "data", "layer", "layer_index", "view", "step"), "measurements")
-    _require_measure(rows, measure)
-    if scale not in ("linear", "log"):
-        raise SpecError(f"unknown scale '{scale}'{did_you_mean(scale, ('linear', 'log'))}")
-    made = panels(rows, measure, relative)
-    if len(made) > MAX_PANELS:
-        raise SpecError(f"{len(made)} cells are too many panels for one figure ({MAX_PANELS=}) - choose a data set")
-    if not any(np.isfinite(panel.values).any() for panel in made):
-        raise SpecError(f"{measure}: every value is null - choose another measure")
-    labels = cell_labels(rows)
-    marks = {panel.cell: _marks(panel, events, measure) for panel in made} if events is not None else {}
-    what = f"{_words(measure)} {'relative to initialisation' if relative else 'of activations'}"
-    canvas = _heatmap_canvas(made, [f"{_data_words(rows)} · {what}", f"mean of {_about(rows)}"])
-    norm = _norm(made, relative, limit)
-    alike = len({panel.horizon for panel in made}) == 1
-    for axes, panel in zip(canvas.axes, made, strict=True):
-        mesh = _draw_panel(axes, panel, norm, relative, scale)
-        axes.set_title(labels[panel.cell], fontsize=NORMAL + 0.5, color=INK, pad=4)
-        last = max(edges(p.steps)[-1] for p in made) if alike else edges(panel.steps)[-1]
-        axes.set_xlim(edges(panel.steps)[0], max(last, panel.horizon))
-        _draw_marks(axes, panel, marks.get(panel.cell))
-    _colour_bar(canvas.figure, mesh, canvas.axes, measure, relative, limit is not None, _seeds(rows))
-    _heatmap_legend(canvas, made, marks, events)
-    return canvas.figure
-
-
-def _norm(made: Sequence[Panel], relative: bool, limit: float | None) -> Normalize:
-    found = np.concatenate([p.values[np.isfinite(p.values)] for p in made])
-    if not relative:
-        return Normalize(float(found.min()), float(found.max()))
-    if limit is not None and not limit > 0:
-        raise SpecError(f"limit > 0 must hold, but got ({limit=})")
-    top = limit or float(np.abs(found).max()) or 1.0
-    return Normalize(-top, top)
-
-
-@dataclass(frozen=True)
-class _Canvas:
-    figure: Figure
-    axes: list[Axes]
-    footer: float
-    """Height of the strip below the panels, as a fraction."""
-
-
-def _canvas(size: tuple[float, float], shape: tuple[int, int], count: int, title: Sequence[str], **grid: Any) -> _Canvas:
-    """Axes in a grid below a left-aligned title of two lines, above a strip for a legend. Sizes in inches."""
-    width, height = size[0], size[1] + 0.52 + 0.3
-    figure = Figure(figsize=(width, height), facecolor="white")
-    figure.set_layout_engine(
-        ConstrainedLayoutEngine(rect=(0.0, 0.3 / height, 1.0, size[1] / height), w_pad=0.06, h_pad=0.05, wspace=0.03)
-    )
-    found = figure.subplots(*shape, squeeze=False, **grid).ravel()
-    for axes in found[count:]:
-        axes.remove()
-    for axes in found[:count]:
-        axes.tick_params(labelsize=SMALL, length=2.5, width=0.6, color=GREY, labelcolor=INK)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side in ("left", "bottom"))
-            spine.set(linewidth=0.6, color=GREY)
-    for text, above, style in zip(
-        title, (0.11, 0.32), ({"fontsize": LARGE, "fontweight": "bold"}, {"fontsize": NORMAL, "color": GREY}), strict=True
-    ):
-        figure.text(0.08 / width, 1 - above / height, text, ha="left", va="top", **{"color": INK, **style})
-    return _Canvas(figure, list(found[:count]), 0.3 / height)
-
-
-def _heatmap_canvas(made: Sequence[Panel], title: Sequence[str]) -> _Canvas:
-    columns = min(len(made), 3 if len(made) <= 9 else 5)
-    count = math.ceil(len(made) / columns)
-    deepest = [max(len(p.layers) for p in made[i * columns : (i + 1) * columns]) for i in range(count)]
-    heights = [min(max(1.5, 0.155 * layers), 8.0) for layers in deepest]
-    width = 5.6 if columns == 1 else 3.25 * columns + 0.9 if columns <= 3 else 2.5 * columns + 0.9
-    size = (width, sum(heights) + 0.45 * count + 0.25)
-    canvas = _canvas(size, (count, columns), len(made), title, gridspec_kw={"height_ratios": heights})
-    for i, (axes, panel) in enumerate(zip(canvas.axes, made, strict=True)):
-        points = min(NORMAL - 0.5, heights[i // columns] * 72 / len(panel.layers) * 0.85)
-        every = max(1, math.ceil(4.5 / points))
-        rows = range(0, len(panel.layers), every)
-        names = layer_labels(panel.layers)
-        axes.set_yticks(rows, [names[r] for r in rows], fontsize=max(points, 4.5))
+    size = (1.6 + 2.5 * len(rules), 0.55 + 0.46 * len(names))
+    drawn = canvas(size, (1, len(rules)), len(rules), title, sharey=True)
+    totals = compare_with_null(counts, by=["detector", "cell"]).set_index(["detector", "cell"])
+    for axes, rule in zip(drawn.axes, rules, strict=True):
+        axes.set_title(rule, fontsize=NORMAL + 0.5, color=INK, pad=4)
+        for y, cell in enumerate(names):
+            own = counts[(counts["detector"] == rule) & (counts["cell"] == cell)]
+            if len(own):
+                _bars(axes, y, own.groupby("trial_id")["observed"].sum(), totals.loc[(rule, cell)])
+        axes.set_ylim(len(names) - 0.45, -0.55)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_xlabel("jumps per trial", fontsize=NORMAL, color=INK)
         axes.tick_params(axis="y", length=0)
-        if i + columns >= len(made):
-            axes.set_xlabel("training step", fontsize=NORMAL, color=INK)
-    return canvas
-
-
-def _draw_panel(
-    axes: Axes, panel: Panel, norm: Normalize, relative: bool, scale: Literal["linear", "log"]
-) -> QuadMesh:
-    """The mesh over a hatched ground, so that what has no value stays hatched; dots where some seeds are missing."""
-    axes.patch.set(facecolor="#d9d9d9", hatch="//////", edgecolor="#a3a3a3", linewidth=0)
-    x, y = edges(panel.steps), np.arange(len(panel.layers) + 1) - 0.5
-    mesh = axes.pcolormesh(
-        x,
-        y,
-        np.ma.masked_invalid(panel.values),
-        norm=norm,
-        cmap=_DIVERGING if relative else colormaps["viridis"],
-        antialiased=False,
-        rasterized=True,  # thousands of vector cells show seams in every PDF viewer
+    drawn.axes[0].set_yticks(range(len(names)), list(names.values()))
+    drawn.legend(
+        [
+            Patch(color=OBSERVED, label="observed"),
+            Line2D([], [], marker="o", color="white", mec=INK, mew=0.5, ls="", ms=3, label="one seed"),
+            Patch(color=WHITE, label="white noise"),
+            Patch(color=AR1, label="AR(1) noise"),
+        ]
     )
-    for row, start, end in _runs((panel.counts > 0) & (panel.counts < len(panel.trials))):
-        box = Rectangle((x[start], y[row]), x[end] - x[start], 1, fill=False, hatch="....", linewidth=0)
-        box.set_edgecolor("#00000055")
-        axes.add_patch(box)
-    axes.hlines(y[1:-1], x[0], x[-1], colors="white", linewidths=0.7)
-    axes.set_ylim(y[-1], y[0])
-    if scale == "log":
-        axes.set_xscale("symlog", linthresh=1, linscale=0.3)
-        axes.set_xticks([t for t in (0, 1, 10, 100, 1e3, 1e4, 1e5, 1e6) if t <= panel.horizon])
-        axes.xaxis.set_minor_locator(MaxNLocator(1))
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    return mesh
+    return drawn.figure
 
 
-def _runs(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int, int]]:
-    """(row, first, behind last) of every stretch of True."""
-    for row, line in enumerate(mask):
-        turns = np.flatnonzero(np.diff(np.concatenate([[False], line, [False]]).astype(np.int8)))
-        for start, end in zip(turns[::2], turns[1::2], strict=True):
-            yield row, int(start), int(end)
+def _bars(axes: Axes, y: int, observed: "pd.Series[int]", total: Any) -> None:
+    """Three bars at one cell; no bar of a null that no series has."""
+    n = len(observed)
+    axes.barh(y - 0.25, observed.mean(), height=0.24, color=OBSERVED)
+    jitter = y - 0.25 + 0.16 * (np.arange(n) / max(n - 1, 1) - 0.5)
+    axes.scatter(observed, jitter, s=7, facecolors="white", edgecolors=INK, linewidths=0.4, zorder=3, clip_on=False)
+    for family, place, colour in (("white", y, WHITE), ("ar1", y + 0.25, AR1)):
+        if total[f"verdict_{family}"] == "no null":
+            continue
+        mean, low, high = (float(total[c]) / n for c in (f"expected_{family}", f"{family}_lo", f"{family}_hi"))
+        axes.barh(place, mean, height=0.24, color=colour)
+        whisker = [[mean - max(low, 0.0)], [high - mean]]
+        axes.errorbar(mean, place, xerr=whisker, color=INK, elinewidth=0.8, capsize=1.8, capthick=0.8)
 
 
-def _colour_bar(
-    figure: Figure, mesh: QuadMesh, axes: Sequence[Axes], measure: str, relative: bool, clipped: bool, seeds: str
-) -> None:
-    columns = {c.name: c for table in TABLES.values() for c in table.columns}
-    unit = columns[measure].unit if measure in columns else ""
-    extend = "both" if relative and clipped else "neither"
-    bar = figure.colorbar(mesh, ax=list(axes), fraction=0.05, pad=0.015, aspect=18, extend=extend)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=SMALL, length=2.5, width=0.6, color=GREY, labelcolor=INK)
-    if relative:
-        ticks = _octaves(float(mesh.norm.vmax))
-        bar.set_ticks(ticks, labels=[f"×{2.0**t:.3g}" for t in ticks])
-        text = f"{_words(measure)}: ratio to step 0\n{unit + ', ' if unit else ''}log scale, geometric mean of {seeds}"
-    else:
-        text = f"{_words(measure)}{f' ({unit})' if unit else ''}\nmean of {seeds}"
-    bar.set_label(text, fontsize=SMALL, color=INK, linespacing=1.4)
+# -- curves over seeds ---------------------------------------------------------------------------------------------
 
 
-def _octaves(top: float) -> Floats:
-    """Ticks at even log2 ratios, symmetric about 0, three to nine of them."""
-    step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 1e9) if top / s < 4.001)
-    count = math.floor(top / step + 1e-9)
-    return np.arange(-count, count + 1) * step
+def accuracy_curves(rows: pd.DataFrame, value: str = "accuracy", *, log: bool = False) -> Figure:
+    """A value by training step, one line per cell, one panel per data set: mean over seeds, with a band.
 
-
-def _marks(panel: Panel, events: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """Changes that at least half of a panel's trials (and two, if it has them) show between the same measurements."""
-    columns = ["layer", "step_before", "step_after", "direction"]
-    _require(events, ("trial_id", *columns), "events", empty=True)
-    for column in ("mode", "detector"):
-        if column in events and events[column].nunique() > 1:
-            several = ", ".join(sorted(events[column].unique()))
-            raise SpecError(f"events are of more than one {column} ({several}) - give those of one")
-    kept = events["trial_id"].isin(panel.trials) & events["layer"].isin({layer for layer, _ in panel.layers})
-    for column, wanted in (("counted", True), ("measure", measure)):
-        if column in events:
-            kept &= events[column] == wanted
-    columns += ["view"] if "view" in events else []
-    found = events[kept].groupby(columns, sort=True)["trial_id"].nunique().rename("trials").reset_index()
-    return found[found["trials"] >= _least(len(panel.trials))]
-
-
-def _least(trials: int) -> int:
-    return max(min(2, trials), math.ceil(trials / 2))
-
-
-def _draw_marks(axes: Axes, panel: Panel, marks: pd.DataFrame | None) -> None:
-    if marks is None or marks.empty:
-        return
-    for direction, shape in (("increase", "^"), ("decrease", "v")):
-        chosen = marks[marks["direction"] == direction]
-        x = (chosen["step_before"] + chosen["step_after"]) / 2
-        y = [_row(panel, mark) for mark in chosen.to_dict("records")]
-        axes.scatter(x, y, s=15, marker=shape, color="black", edgecolors="white", linewidths=0.5, zorder=3)
-
-
-def _row(panel: Panel, mark: dict[str, Any]) -> int:
-    same = [i for i, (layer, view) in enumerate(panel.layers) if (layer, mark.get("view", view)) == (mark["layer"], view)]
-    return same[0]
-
-
-def _heatmap_legend(
-    canvas: _Canvas, made: Sequence[Panel], marks: dict[str, pd.DataFrame], events: pd.DataFrame | None
-) -> None:
-    handles: list[Any] = []
-    if any(len(found) for found in marks.values()) and events is not None:
-        rule = f" by {events['detector'].iloc[0]}" if "detector" in events else ""
-        sizes = [(_least(len(p.trials)), len(p.trials)) for p in made]
-        share = f"≥ {sizes[0][0]} of {sizes[0][1]}" if len(set(sizes)) == 1 else "at least half"
-        for shape, word in (("^", "rise"), ("v", "fall")):
-            text = f"{word} flagged{rule} at the same step in {share} seeds"
-            handles.append(Line2D([], [], marker=shape, color="black", linestyle="", markersize=3.8, label=text))
-    if any(not np.isfinite(p.values).all() for p in made):
-        handles.append(Patch(facecolor="#d9d9d9", hatch="//////", edgecolor="#a3a3a3", linewidth=0, label="no value"))
-    if any(((p.counts > 0) & (p.counts < len(p.trials))).any() for p in made):
-        handles.append(
-            Patch(facecolor="white", hatch="....", edgecolor="#00000055", linewidth=0, label="some seeds have no value")
-        )
-    _legend(canvas, handles)
-
-
-def _legend(canvas: _Canvas, handles: list[Any]) -> None:
-    """One line in the strip below the axes."""
-    if handles:
-        canvas.figure.legend(
-            handles=handles,
-            loc="center left",
-            bbox_to_anchor=(0.0, canvas.footer / 2),
-            ncols=len(handles),
+    `rows`: of `evaluations` or `scalars`, with cell and data (control, seed) of their trials. Band: Student's 95 %
+    interval of the mean where three or more seeds have a value, the range where two have; the legend says n. `log`:
+    logarithmic steps. SpecError for rows that are empty, lack a column or have no such value.
+    """
+    require(rows, ("trial_id", "cell", "data", "step"), "evaluations")
+    require_number(rows, value, "evaluations")
+    rows = with_controls_apart(rows)
+    sets = list(dict.fromkeys(rows["data"].astype(str)))
+    columns = min(len(sets), 3)
+    shape = (-(-len(sets) // columns), columns)
+    of_trial = {"accuracy": "held-out accuracy", "loss": "held-out loss"}.get(value, words(value))
+    title = (f"{data_words(rows)} · {of_trial}", f"mean of {seeds(rows)}; {_band_words(rows, value)}")
+    drawn = canvas((3.3 * columns + 1.9, 2.5 * shape[0]), shape, len(sets), title)
+    for axes, data in zip(drawn.axes, sets, strict=True):
+        own = rows[rows["data"] == data]
+        for i, (cell, label) in enumerate(labels(own).items()):
+            _curve(axes, own[own["cell"] == cell], value, label, i)
+        step_axis(axes, float(own["step"].max()), log)
+        axes.set_xlabel("training step", fontsize=NORMAL, color=INK)
+        axes.set_xlim(0, float(own["step"].max()) or 1)
+        if value.endswith("accuracy"):
+            axes.set_ylim(top=min(1.0, axes.get_ylim()[1]))
+        if len(sets) > 1:
+            axes.set_title(data, fontsize=NORMAL + 0.5, color=INK, pad=4)
+        axes.legend(
+            loc="upper left",
+            bbox_to_anchor=(1.0, 1.0),
             fontsize=SMALL,
             frameon=False,
             labelcolor=INK,
-            columnspacing=1.6,
-            handletextpad=0.5,
+            borderaxespad=0.2,
         )
+    unit = {c.name: c.unit for t in ("scalars", "evaluations") for c in TABLES[t].columns}.get(value, "")
+    drawn.axes[0].set_ylabel(f"{of_trial}{f' ({unit})' if unit else ''}", fontsize=NORMAL, color=INK)
+    return drawn.figure
+
+
+def band(rows: pd.DataFrame, value: str) -> pd.DataFrame:
+    """By step: mean over trials, low and high of the band (null for one trial), and n. Values that are null are left out."""
+    made = []
+    for step, group in rows.dropna(subset=[value]).groupby("step", sort=True)[value]:
+        values: NDArray[np.float64] = group.to_numpy(np.float64)
+        low, high = np.nan, np.nan
+        if len(values) >= MIN_SEEDS:
+            low, high = t_interval(values)
+        elif len(values) == 2:
+            low, high = float(values.min()), float(values.max())
+        made.append({"step": step, "mean": float(values.mean()), "low": low, "high": high, "n": len(values)})
+    return pd.DataFrame(made, columns=["step", "mean", "low", "high", "n"])
+
+
+def _curve(axes: Axes, rows: pd.DataFrame, value: str, label: str, place: int) -> None:
+    line = band(rows, value)
+    if line.empty:
+        return
+    least, most = line["n"].min(), line["n"].max()
+    n = f"{least}" if least == most else f"{least}–{most}"
+    style = {"color": HUES[place % len(HUES)], "linestyle": DASHES[place // len(HUES) % len(DASHES)]}
+    axes.plot(line["step"], line["mean"], linewidth=1.3, label=f"{label} (n = {n})", **style)
+    axes.fill_between(line["step"], line["low"], line["high"], color=style["color"], alpha=0.18, linewidth=0)
+
+
+def _band_words(rows: pd.DataFrame, value: str) -> str:
+    ns = rows.dropna(subset=[value]).groupby(["cell", "step"])["trial_id"].nunique()
+    said = ["band: 95 % t-interval of the mean"] if (ns >= MIN_SEEDS).any() else []
+    return ", ".join([*said, *(["range where n = 2"] if (ns == 2).any() else [])]) or "no band: n = 1"
+
+
+# -- from a store --------------------------------------------------------------------------------------------------
+
+
+def sweep_figure(
+    store: Store, sweep: str, kind: str = "heatmap", *, data: str | None = None, controls: bool = False, **options: Any
+) -> Figure:
+    """A figure of one sweep: `heatmap`, `jumps` or `accuracy`, of one data set if given; `options` as its function's.
+
+    Cells stand in the order of the plan; controls are left out unless asked for. The heatmap takes `marks`: the rule
+    whose jumps are marked (by default difference_z, where it was run), or None. SpecError for an unknown kind, data
+    set or measure, StoreError for an unknown sweep.
+    """
+    if kind not in _KINDS:
+        raise SpecError(f"unknown figure '{kind}'{did_you_mean(kind, _KINDS)}")
+    lanes = planned_lanes(store, sweep)
+
+    def read(columns: str, table: str) -> pd.DataFrame:
+        query = f"SELECT x.trial_id, {columns}, {_OF_TRIAL} FROM {table} x JOIN trials t USING (sweep, trial_id)"
+        chosen = "x.sweep = $sweep AND ($controls OR t.control = 'none') AND ($data IS NULL OR t.data = $data)"
+        given = {"sweep": sweep, "controls": controls, "data": data}
+        found = store.sql(f"{query} WHERE {chosen} ORDER BY ALL", given)
+        if found.empty and data is not None:
+            known = store.sql("SELECT DISTINCT data FROM trials WHERE sweep = ?", [sweep])["data"]
+            raise SpecError(f"sweep {sweep}: nothing of data set '{data}'{did_you_mean(data, known)}")
+        return in_plan_order(found, lanes)
+
+    return _KINDS[kind](read, **options)
+
+
+def demo_figure(store: Store, sweep: str, path: str | Path) -> Path:
+    """The heatmap of a sweep, with its jumps marked, written to a file; errors of `sweep_figure` and `save`."""
+    return save(sweep_figure(store, sweep), path)
+
+
+_OF_TRIAL = "t.cell, t.data, t.control, t.seed, t.steps, t.probe_size, t.data_completeness"
+_Read = Callable[[str, str], pd.DataFrame]
+
+
+def _heatmap(read: _Read, measure: str = "participation_ratio", *, marks: str | None = RULE, **options: Any) -> Figure:
+    known = {
+        c.name: table for table in ("velocity", "measurements") for c in TABLES[table].columns if c.type in _NUMBERS
+    }
+    if measure not in known:
+        raise SpecError(f"no measure '{measure}'{did_you_mean(measure, known)}")
+    table = known[measure]
+    view = "x.view" if table == "measurements" else "'*' AS view"  # velocity is of the layer, whatever its view
+    rows = read(f'x.step, x.layer, x.layer_index, {view}, x."{measure}"', table)
+    events = None
+    if marks is not None:
+        columns = "x.layer, x.view, x.step_before, x.step_after, x.direction, x.counted, x.measure, x.mode, x.detector"
+        events = read(columns, "jumps")
+        events = events[(events["mode"] == "default") & (events["detector"] == marks)]
+    return layer_step_heatmap(rows, measure, events=events, **options)
+
+
+def _jumps(read: _Read, **options: Any) -> Figure:
+    nulls = ", ".join(f"x.null_{family}_{c}" for family in ("white", "ar1") for c in ("mean", "sd"))
+    rows = read(f"x.layer_index, x.view, x.mode, x.measure, x.detector, x.observed, x.merged, {nulls}", "jump_counts")
+    return counts_against_null(rows, **options)
+
+
+def _accuracy(read: _Read, value: str = "accuracy", **options: Any) -> Figure:
+    known = {c.name: table for table in ("scalars", "evaluations") for c in TABLES[table].columns if c.type in _NUMBERS}
+    if value not in known:
+        raise SpecError(f"no column '{value}' in evaluations or scalars{did_you_mean(value, known)}")
+    return accuracy_curves(read(f'x.step, x."{value}"', known[value]), value, **options)
+
+
+_NUMBERS = ("measure", "int16", "float32", "float64")
+_KINDS: dict[str, Callable[..., Figure]] = {"heatmap": _heatmap, "jumps": _jumps, "accuracy": _accuracy}

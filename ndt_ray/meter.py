@@ -39,7 +39,7 @@ class Meter:
         *,
         views: Mapping[str, str] | None = None,
         spectra: Spectra = "full",
-        extras: bool = True,
+        centred: bool = True,
         velocity: bool = False,
         labels: Tensor | None = None,
         lost: Callable[[str, str], None] = lambda layer, reason: None,
@@ -47,9 +47,9 @@ class Meter:
         for kind in VIEWS:
             view_of(kind, views)
         self.trial_id, self.layers, self._lost = trial_id, dict(layers), lost
-        self._views, self._spectra, self._extras = views, spectra, extras
+        self._views, self._spectra, self._centred = views, spectra, centred
         self._labels = None if labels is None else labels.cpu().numpy()
-        self._velocity: dict[str, VelocityTracker] | None = {} if velocity and extras else None
+        self._velocity: dict[str, VelocityTracker] | None = {} if velocity and centred else None
         self.last = -1
         """The last step measured."""
         self._index: dict[str, int] = {}
@@ -121,12 +121,12 @@ class Meter:
     def _spectra_of(self, found: Sequence[tuple[Layer, Any]]) -> tuple[list[Spectrum], dict[str, str]]:
         """Spectra of all layers that can be measured, and why the others cannot."""
         try:
-            return _measured(found, self._extras), {}
+            return _measured(found, self._centred), {}
         except Exception:  # one layer must not take the others with it
             spectra, failed = [], {}
             for pair in found:
                 try:
-                    spectra += _measured([pair], self._extras)
+                    spectra += _measured([pair], self._centred)
                 except Exception as error:
                     failed[pair[0].path] = _why(error)
             return spectra, failed
@@ -167,12 +167,12 @@ class Meter:
         }
 
 
-def _measured(found: Sequence[tuple[Layer, Any]], extras: bool) -> list[Spectrum]:
+def _measured(found: Sequence[tuple[Layer, Any]], centred: bool) -> list[Spectrum]:
     if not found:
         return []
     linear = {layer.path: output for layer, output in found if isinstance(output, LinearInput)}
     activations = {layer.path: output[None] for layer, output in found if isinstance(output, Tensor)}
-    return measure_layers(activations, [layer for layer, _ in found], extras=extras, linear=linear)
+    return measure_layers(activations, [layer for layer, _ in found], centred=centred, extras=centred, linear=linear)
 
 
 def _why(error: Exception | None) -> str:

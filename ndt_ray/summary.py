@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from ndt_ray.analysis.jumps import compare_with_null
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 from scipy.special import stdtrit
 
+from ndt_ray.analysis.jumps import compare_with_null
 from ndt_ray.plan import Lane
 from ndt_ray.planfile import read_plan
 from ndt_ray.store.reader import Store
@@ -32,6 +32,8 @@ Family = Literal["white", "ar1"]
 RULE, MEASURE = "difference_z", "participation_ratio"
 """The jumps that get a line a cell; all others that were counted share one line."""
 LEVEL = 0.05
+MAX_NAME = 32
+"""Characters of a cell's name that a narrow terminal does not break."""
 MIN_SEEDS = 3
 """Below this there is no interval over seeds, and so no verdict."""
 
@@ -97,9 +99,6 @@ class Jumps:
         text = f"{said[white]} noise gives"
         if white != ar1:
             text = f"{said[white]} white noise gives, {said[ar1]} AR(1) gives"
-        if ar1 == "above":
-            by_chance = LEVEL * self.series
-            text += f" (AR(1) p ≤ {LEVEL:g} in {self.series_above_ar1} of {self.series} series, {by_chance:.2g} by chance)"
         return text
 
 
@@ -126,10 +125,10 @@ class Summary:
 
     def text(self, width: int = 120) -> str:
         """As printed on a terminal of this width, without colours."""
-        console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False, legacy_windows=False)
+        file = io.StringIO()
+        console = Console(file=file, width=width, color_system=None, highlight=False, legacy_windows=False)
         console.print(self)
-        written: io.StringIO = console.file  # type: ignore[assignment]
-        return written.getvalue()
+        return "".join(line.rstrip() + "\n" for line in file.getvalue().splitlines())
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text.assemble((self.sweep, "bold"), f"  {self.about or ''}".rstrip())
@@ -143,18 +142,24 @@ class Summary:
         option = f" --store {shlex.quote(self.where)}" if self.where else ""
         for sql, answers in self.queries:
             yield Text(f"# {answers}", style="dim")
-            yield Text(f'ndt query{option} "{sql}"', no_wrap=True, overflow="ignore")
+            yield Text(f'ndt query{option} "{sql}"')
 
     def _about_jumps(self) -> Iterator[Table | Text]:
         first = self.jumps[0]
-        yield Text(f"jumps of {first.measure} flagged by {first.detector}, and how many it flags in as much noise [95 %]")
+        yield Text(
+            f"jumps of {first.measure} counted by {first.detector}, beside what it counts in noise [95 %], and in how many "
+            f"series alone p ≤ {LEVEL:g} under AR(1) ({LEVEL:.0%} of them by chance)"
+        )
         yield _jump_table(self.jumps)
         judged = [j.ar1.verdict for j in self.others if j.ar1 and j.ar1.verdict]
         if judged:
             counts = ", ".join(f"{judged.count(v)} {v}" for v in ("above", "within", "below"))
-            yield Text(f"other rules and measures, beside AR(1) noise: {counts}, of {len(judged)}", style="dim")
+            yield Text(f"other measures and rules beside AR(1) noise: {counts}, of {len(judged)} in all", style="dim")
         if any(n and n.verdict == "above" for j in (*self.jumps, *self.others) for n in (j.white, j.ar1)):
-            yield Text("noise has no trend: a smooth change alone can be more than it, and proves no jump", style="dim")
+            yield Text(
+                "noise has no trend: a smooth change alone can be counted more often, so more is no proof of jumps",
+                style="dim",
+            )
 
 
 def sweep_summary(store: Store, sweep: str, where: str | None = None) -> Summary:
@@ -252,9 +257,20 @@ def _facts(trials: pd.DataFrame) -> str:
         return "nothing is committed yet"
     pairs = trials[["data", "data_completeness"]].drop_duplicates().itertuples(index=False)
     data = ", ".join(f"{data} ({known})" if isinstance(known, str) else str(data) for data, known in pairs)
-    numbers = [(trials[c].dropna().astype(int), text) for c, text in (("steps", "steps"), ("probe_size", "probe stimuli"))]
-    spans = [(f"{n.min():,}" if n.min() == n.max() else f"{n.min():,}–{n.max():,}", text) for n, text in numbers if len(n)]
+    numbers = [
+        (trials[c].dropna().astype(int), text) for c, text in (("steps", "steps"), ("probe_size", "probe stimuli"))
+    ]
+    spans = [
+        (f"{n.min():,}" if n.min() == n.max() else f"{n.min():,}–{n.max():,}", text) for n, text in numbers if len(n)
+    ]
     return " · ".join([data, *(f"{span} {text}" for span, text in spans)])
+
+
+def in_plan_order(rows: pd.DataFrame, lanes: Sequence[Lane]) -> pd.DataFrame:
+    """Rows with a column `cell`, those of the plan's first cell first; cells that it does not name come last."""
+    cells = list(dict.fromkeys(lane.cell for lane in lanes))
+    place = rows["cell"].map({cell: i for i, cell in enumerate(cells)}).fillna(len(cells))
+    return rows.iloc[np.argsort(place.to_numpy(), kind="stable")].reset_index(drop=True)
 
 
 # -- jumps ---------------------------------------------------------------------------------------------------------
@@ -337,44 +353,63 @@ def _queries(sweep: str, trials: pd.DataFrame, jumps: Sequence[Jumps]) -> Iterat
 
 
 def _cell_table(cells: Sequence[Cell]) -> Table:
-    table = _table("cell")
-    always = ("trials", "finished", "failed")
     rare = [name for name in ("diverged", "unfinished") if any(getattr(cell, name) for cell in cells)]
-    for name in (*always, *rare, "held-out accuracy", "layers", "measured rows"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for cell in cells:
-        numbers = [cell.planned, *(getattr(cell, name) for name in (*always[1:], *rare))]
-        table.add_row(cell.name, *(f"{n:,}" for n in numbers), _accuracy(cell), f"{cell.layers}", f"{cell.rows:,}")
-    return table
+    rows = [
+        (
+            cell.name,
+            *(f"{n:,}" for n in (cell.planned, cell.finished, cell.failed, *(getattr(cell, name) for name in rare))),
+            _accuracy(cell),
+            f"{cell.layers}",
+            f"{cell.rows:,}",
+        )
+        for cell in cells
+    ]
+    columns = ("cell", "trials", "finished", "failed", *rare, "held-out accuracy ± SD", "layers", "measured rows")
+    return _table(columns, rows, numbers=len(columns) - 1)
 
 
 def _accuracy(cell: Cell) -> str:
     if cell.accuracy is None:
         return "-"
-    return f"{cell.accuracy:.3f}" + ("" if cell.accuracy_sd is None else f" ± {cell.accuracy_sd:.3f} SD")
+    return f"{cell.accuracy:.3f}" + ("" if cell.accuracy_sd is None else f" ± {cell.accuracy_sd:.3f}")
 
 
 def _jump_table(jumps: Sequence[Jumps]) -> Table:
-    table = _table("cell")
-    for name in ("observed", "white noise", "AR(1) noise"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("")
-    for j in jumps:
-        table.add_row(j.name, f"{j.observed:,}", _interval(j.white), _interval(j.ar1), j.words)
-    return table
+    columns = ("cell", "observed", "white noise", "AR(1) noise", f"p ≤ {LEVEL:g}", "")
+    rows = [
+        (
+            j.name,
+            f"{j.observed:,}",
+            _interval(j.white),
+            _interval(j.ar1),
+            "-" if j.ar1 is None else f"{j.series_above_ar1} of {j.series}",
+            j.words,
+        )
+        for j in jumps
+    ]
+    return _table(columns, rows, numbers=4)
 
 
 def _interval(null: Null | None) -> str:
-    return "-" if null is None else f"{_rounded(null.expected)} [{_rounded(null.low)}, {_rounded(null.high)}]"
+    if null is None:
+        return "-"
+    digits = 0 if null.expected >= 10 else 1
+    return f"{null.expected:,.{digits}f} [{null.low:,.{digits}f}, {null.high:,.{digits}f}]"
 
 
-def _rounded(number: float) -> str:
-    return f"{number:,.0f}" if number >= 100 else f"{number:.1f}"
-
-
-def _table(first: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    table.add_column(first, overflow="fold")
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> Table:
+    """A name, then `numbers` columns of numbers, which are never broken, then prose."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for i, column in enumerate(columns):
+        longest = max((len(row[i]) for row in rows), default=0)
+        if i == 0:
+            table.add_column(column, overflow="fold", min_width=min(longest, MAX_NAME))
+        elif i <= numbers:
+            table.add_column(column, justify="right", min_width=longest)
+        else:
+            table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

@@ -56,7 +56,7 @@ class HighFrequencyTracker:
     names for them. Rows go to a `store` (path, URI or Store), as the trial of sweep `sweep` that `run` and the model's
     structure name, or stay in memory. `existing`: what to do where that run is there already. `steps`: planned
     updates, which phases are relative to. `views`: as in a sweep file. `spectra`: full, none, or how many eigenvalues
-    a row keeps. `extras=False` leaves out Gram sums, block errors and the measures made of them.
+    a row keeps. `centred=False` measures the uncentred spectrum only, as ndtracker does, at a fraction of the cost.
 
     A layer that gave nothing to measure has a row that says `lost`, one that did not vary `dead`, NaN or infinite
     activations `nonfinite`, a batch of one row `few_rows`; reasons are logged, once each. Under DistributedDataParallel
@@ -81,7 +81,7 @@ class HighFrequencyTracker:
         seed: int | None = None,
         views: Mapping[str, str] | None = None,
         spectra: Spectra = "full",
-        extras: bool = True,
+        centred: bool = True,
         passes: Passes = "train",
     ) -> None:
         _check(model, sampling_frequency, spectra, passes, existing, probe, probe_labels)
@@ -106,8 +106,8 @@ class HighFrequencyTracker:
             chosen,
             views=views,
             spectra=spectra,
-            extras=extras,
-            velocity=self._probe is not None,
+            centred=centred,
+            velocity=self._probe is not None and centred,
             labels=labels,
             lost=self._notices.lost,
         )

@@ -5,7 +5,6 @@ command line, `docs/names.md` from the registry. With `--check` nothing is writt
 exit code is 1.
 """
 
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -44,6 +43,7 @@ def tables() -> str:
         "# Tables",
         "",
         NOTE,
+        "",
         f"Schema version {SCHEMA_VERSION}. Every table is also partitioned by `sweep`. A column of type `measure` is",
         "`float32`, or `float64` in series imported from elsewhere. Steps count optimizer updates: 0 is the",
         "initialisation, and it is measured. The view `wide` joins `measurements` with `trials` and `scalars`.",
@@ -121,6 +121,7 @@ def spec() -> str:
         "# The spec",
         "",
         NOTE,
+        "",
         "A sweep file is YAML: the fields of [Sweep](#sweep), whose `base` holds those of [Trial](#trial). Unknown",
         "keys, doubled keys and unknown names are errors that say where. Numbers are YAML 1.2's, so `3e-4` is a",
         "number; only `true` and `false` are booleans.",
@@ -151,6 +152,7 @@ def names() -> str:
         "# Names",
         "",
         NOTE,
+        "",
         "What a sweep file may call by name; `ndt list models`, and its like, print the same.",
     ]
     for kind in registry.kinds():
@@ -168,9 +170,8 @@ def cli() -> str:
 
     from ndt_ray import cli as package
 
-    app: Any = getattr(package, "app", None) or importlib.import_module("ndt_ray.cli.app").app
-    command: Any = typer.main.get_command(app) if isinstance(app, typer.Typer) else app
-    lines = ["# The command line", "", NOTE, "`ndt COMMAND --help` prints the same.", ""]
+    command: Any = typer.main.get_command(package.app())
+    lines = ["# The command line", "", NOTE, "", "`ndt COMMAND --help` prints the same.", ""]
     lines += ["Exit codes: 0 done, 1 some trials failed, 2 bad spec or usage, 3 store, 4 cluster, 130 interrupted."]
     for path, sub in commands(command, ("ndt",)):
         lines += ["", f"## {' '.join(path)}", "", (sub.help or "").strip() or sub.get_short_help_str(200), ""]
@@ -182,7 +183,7 @@ def cli() -> str:
                 continue
             label = ", ".join(parameter.opts + parameter.secondary_opts)
             if parameter.param_type_name == "argument":
-                label = str(parameter.name).upper()
+                label = (parameter.metavar or str(parameter.name).upper()).strip("[].")
             value = (
                 "" if parameter.default in (None, False, (), []) or callable(parameter.default) else parameter.default
             )
@@ -203,19 +204,12 @@ def commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, .
             yield from commands(sub, (*path, name))
 
 
-def cli_exists() -> bool:
-    found = importlib.util.find_spec("ndt_ray.cli")
-    return found is not None and bool(found.origin) and "main" in Path(str(found.origin)).read_text()
-
-
 # ------------------------------------------------------------------------------------------------------- writing
 
 
 def pages() -> dict[Path, str]:
     """Every generated page with the text it should have."""
-    made = {"tables.md": tables(), "spec.md": spec(), "names.md": names()}
-    if cli_exists():
-        made["cli.md"] = cli()
+    made = {"tables.md": tables(), "spec.md": spec(), "names.md": names(), "cli.md": cli()}
     return {ROOT / "docs" / name: text for name, text in made.items()}
 
 

@@ -36,8 +36,10 @@ def test_a_nested_start_stays_in_the_cluster(ray_cluster: None) -> None:
     assert ray.is_initialized()
 
 
-@pytest.mark.parametrize("first", ["import ray", "from ndt_ray import cluster"])
-def test_a_worker_imports_our_analysis_not_that_of_the_working_directory(tmp_path: Path, first: str) -> None:
+@pytest.mark.parametrize(("first", "starts"), [("import ray", 1), ("pass", 2)])
+def test_a_worker_imports_our_analysis_not_that_of_the_working_directory(
+    tmp_path: Path, first: str, starts: int
+) -> None:
     """A folder `analysis/` in the user's working directory shadows a top-level package of that name in workers.
 
     Ray reads its settings when it is imported: before ours, or after.
@@ -47,14 +49,14 @@ def test_a_worker_imports_our_analysis_not_that_of_the_working_directory(tmp_pat
     script = tmp_path / "driver.py"
     script.write_text(
         f"{first}\n"
-        "import ray\n"
         "from ndt_ray import cluster\n"
         "def where():\n"
         "    import ndt_ray.analysis\n"
         "    return ndt_ray.analysis.__file__\n"
-        "for _ in range(2):\n"
-        "  with cluster.start(cpus=1, gpus=0, object_store=80 * 2**20) as address:\n"
-        "      print(ray.get(ray.remote(where).remote()))\n"
+        f"for _ in range({starts}):\n"
+        "    with cluster.start(cpus=1, gpus=0, object_store=80 * 2**20):\n"
+        "        import ray\n"
+        "        print(ray.get(ray.remote(where).remote()))\n"
     )
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
     done = subprocess.run(

@@ -312,6 +312,8 @@ def test_matrices_of_views() -> None:
     assert tokens.matrix("tokens", 10) == (70, 16)
     assert tokens.matrix("mean", 10) == (10, 16)
     assert units.matrix("units", 10) == (10, 9)
+    assert [tokens.eigenvalues("tokens", 10), conv.eigenvalues("flat", 10)] == [16, 10]
+    assert Layer("b", "tokens", (7, 16), rank=5).eigenvalues("tokens", 10) == 5
 
 
 def test_a_pack_twice_as_wide_writes_twice_as_much() -> None:
