@@ -2,9 +2,8 @@
 
 import math
 import os
-import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,49 +14,44 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 
 from ndt_ray.errors import NdtError, SpecError, did_you_mean
+from ndt_ray.store.schema import TABLES
 from ndt_ray.summary import cell_labels
 
 SMALL, NORMAL, LARGE = 7.0, 8.0, 11.0
 """Font sizes in points."""
 INK, GREY = "#222222", "#6b6b6b"
-HEADER, FOOTER = 0.52, 0.3
+HEADER, FOOTER = 0.52, 0.28
 """Inches above and below the axes, for the title and a legend."""
 FORMATS = ("png", "pdf", "svg")
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """A figure with a title of two lines, its axes, and a strip below them for a legend."""
+    """A figure and its axes, row by row."""
 
     figure: Figure
     axes: list[Axes]
 
-    def legend(self, handles: Sequence[Any]) -> None:
-        """One line in the strip."""
-        if handles:
-            self.figure.legend(
-                handles=handles,
-                loc="center left",
-                bbox_to_anchor=(0.0, FOOTER / 2 / self.figure.get_size_inches()[1]),
-                ncols=len(handles),
-                fontsize=SMALL,
-                frameon=False,
-                labelcolor=INK,
-                columnspacing=1.6,
-                handletextpad=0.5,
-            )
-
 
 def canvas(
-    size: tuple[float, float], shape: tuple[int, int], count: int, title: tuple[str, str], **grid: Any
+    size: tuple[float, float],
+    shape: tuple[int, int],
+    count: int,
+    title: tuple[str, str],
+    handles: Sequence[Any] = (),
+    **grid: Any,
 ) -> Canvas:
-    """`count` axes in a grid of `shape` (rows, columns) that takes `size` (inches, width × height) without the title."""
-    width, height = size[0], size[1] + HEADER + FOOTER
+    """`count` axes in a grid of `shape` (rows, columns), which takes `size` (inches, width × height).
+
+    Above it stands a title of two lines, below it, in one line, a legend of `handles`, if there are any.
+    """
+    footer = FOOTER if handles else 0.0
+    width, height = size[0], size[1] + HEADER + footer
     figure = Figure(figsize=(width, height), facecolor="white")
-    place = (0.0, FOOTER / height, 1.0, size[1] / height)
+    place = (0.0, footer / height, 1.0, size[1] / height)
     figure.set_layout_engine(ConstrainedLayoutEngine(rect=place, w_pad=0.06, h_pad=0.05, wspace=0.03))
     found = figure.subplots(*shape, squeeze=False, **grid).ravel()
     for axes in found[count:]:
@@ -70,6 +64,10 @@ def canvas(
     left = 0.08 / width
     figure.text(left, 1 - 0.1 / height, title[0], ha="left", va="top", size=LARGE, weight="bold", color=INK)
     figure.text(left, 1 - 0.32 / height, title[1], ha="left", va="top", size=NORMAL, color=GREY)
+    if handles:
+        where = {"loc": "center left", "bbox_to_anchor": (0.0, footer / 2 / height), "ncols": len(handles)}
+        style = {"frameon": False, "labelcolor": INK, "columnspacing": 1.4, "handletextpad": 0.5}
+        figure.legend(handles=handles, fontsize=SMALL, **where, **style)
     return Canvas(figure, list(found[:count]))
 
 
@@ -78,7 +76,7 @@ def step_axis(axes: Axes, last: float, log: bool = False) -> None:
     if log:
         axes.set_xscale("symlog", linthresh=1, linscale=0.3)
         axes.set_xticks([0, *(10**k for k in range(int(math.log10(max(last, 1))) + 1))])
-        axes.xaxis.set_minor_locator(MaxNLocator(1))
+        axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -93,18 +91,14 @@ def save(figure: Figure, path: str | Path, dpi: int = 200) -> Path:
     kind = path.suffix.lower().removeprefix(".")
     if kind not in FORMATS:
         raise SpecError(f"{path}: a figure is saved as .png, .pdf or .svg, by its suffix{did_you_mean(kind, FORMATS)}")
-    dates: dict[str, dict[str, None]] = {
-        "png": {"Software": None},
-        "pdf": {"CreationDate": None},
-        "svg": {"Date": None},
-    }
+    varying = {"png": "Software", "pdf": "CreationDate", "svg": "Date"}
     fonts = {"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "ndt-ray"}  # 42: text that journals accept
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".tmp", dir=path.parent)
         with os.fdopen(handle, "wb") as file, rc_context(fonts):
-            figure.savefig(file, format=kind, dpi=dpi, metadata=dates[kind])
+            figure.savefig(file, format=kind, dpi=dpi, metadata={varying[kind]: None})
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
@@ -137,9 +131,16 @@ def require_number(rows: pd.DataFrame, column: str, what: str) -> None:
 
 
 def words(column: str) -> str:
-    """A column's name as prose."""
-    text = re.sub(r"_sv\b", " of singular values", column.removesuffix("_uncentred")).replace("_", " ")
-    return text.replace("energy 90", "energy-90") + (" (uncentred)" if column.endswith("_uncentred") else "")
+    """A column's name as prose; of `velocity`, whose names say little alone, what the schema says of it."""
+    for known in TABLES["velocity"].columns[4:]:
+        if known.name == column:
+            return known.doc
+    text = (
+        column.removesuffix("_uncentred")
+        .replace("energy_90", "energy-90")
+        .replace("ratio_sv", "ratio of singular values")
+    )
+    return text.replace("_", " ") + (" (uncentred)" if column.endswith("_uncentred") else "")
 
 
 def data_words(rows: pd.DataFrame) -> str:

@@ -74,7 +74,7 @@ def counts_against_null(counts: pd.DataFrame, *, measure: str = "participation_r
         f"counted in all layers of a trial, mean of {seeds(counts)}; whiskers: 95 % interval under the null",
     )
     size = (1.6 + 2.5 * len(rules), 0.55 + 0.46 * len(names))
-    drawn = canvas(size, (1, len(rules)), len(rules), title, sharey=True)
+    drawn = canvas(size, (1, len(rules)), len(rules), title, _bar_legend(), sharey=True)
     totals = compare_with_null(counts, by=["detector", "cell"]).set_index(["detector", "cell"])
     for axes, rule in zip(drawn.axes, rules, strict=True):
         axes.set_title(rule, fontsize=NORMAL + 0.5, color=INK, pad=4)
@@ -88,22 +88,23 @@ def counts_against_null(counts: pd.DataFrame, *, measure: str = "participation_r
         axes.set_xlabel("jumps per trial", fontsize=NORMAL, color=INK)
         axes.tick_params(axis="y", length=0)
     drawn.axes[0].set_yticks(range(len(names)), list(names.values()))
-    drawn.legend(
-        [
-            Patch(color=OBSERVED, label="observed"),
-            Line2D([], [], marker="o", color="white", mec=INK, mew=0.5, ls="", ms=3, label="one seed"),
-            Patch(color=WHITE, label="white noise"),
-            Patch(color=AR1, label="AR(1) noise"),
-        ]
-    )
     return drawn.figure
+
+
+def _bar_legend() -> list[Any]:
+    return [
+        Patch(color=OBSERVED, label="observed"),
+        Line2D([], [], marker="o", color="white", mec=INK, mew=0.5, ls="", ms=3, label="one seed"),
+        Patch(color=WHITE, label="white noise"),
+        Patch(color=AR1, label="AR(1) noise"),
+    ]
 
 
 def _bars(axes: Axes, y: int, observed: "pd.Series[int]", total: Any) -> None:
     """Three bars at one cell; no bar of a null that no series has."""
     n = len(observed)
     axes.barh(y - 0.25, observed.mean(), height=0.24, color=OBSERVED)
-    jitter = y - 0.25 + 0.16 * (np.arange(n) / max(n - 1, 1) - 0.5)
+    jitter = y - 0.25 + 0.2 * (np.arange(n) / max(n - 1, 1) - 0.5)
     axes.scatter(observed, jitter, s=7, facecolors="white", edgecolors=INK, linewidths=0.4, zorder=3, clip_on=False)
     for family, place, colour in (("white", y, WHITE), ("ar1", y + 0.25, AR1)):
         if total[f"verdict_{family}"] == "no null":
@@ -158,7 +159,7 @@ def accuracy_curves(rows: pd.DataFrame, value: str = "accuracy", *, log: bool = 
 
 
 def band(rows: pd.DataFrame, value: str) -> pd.DataFrame:
-    """By step: mean over trials, low and high of the band (null for one trial), and n. Values that are null are left out."""
+    """By step: mean over the trials that have a value, low and high of the band (null for one trial), and n."""
     made = []
     for step, group in rows.dropna(subset=[value]).groupby("step", sort=True)[value]:
         values: NDArray[np.float64] = group.to_numpy(np.float64)
@@ -250,11 +251,19 @@ def _jumps(read: _Read, **options: Any) -> Figure:
 
 
 def _accuracy(read: _Read, value: str = "accuracy", **options: Any) -> Figure:
-    known = {c.name: table for table in ("scalars", "evaluations") for c in TABLES[table].columns if c.type in _NUMBERS}
+    known = _numbers("scalars", "evaluations")
     if value not in known:
         raise SpecError(f"no column '{value}' in evaluations or scalars{did_you_mean(value, known)}")
     return accuracy_curves(read(f'x.step, x."{value}"', known[value]), value, **options)
 
 
-_NUMBERS = ("measure", "int16", "float32", "float64")
+def _numbers(*tables: str) -> dict[str, str]:
+    """Columns that can be drawn, and the last of the tables that has each."""
+    kinds = ("measure", "float32", "float64")
+    drawn = {c.name: table for table in tables for c in TABLES[table].columns if c.type in kinds}
+    return drawn | (
+        {"energy_90": "measurements", "energy_90_uncentred": "measurements"} if "velocity" in tables else {}
+    )
+
+
 _KINDS: dict[str, Callable[..., Figure]] = {"heatmap": _heatmap, "jumps": _jumps, "accuracy": _accuracy}

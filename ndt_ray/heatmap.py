@@ -100,7 +100,7 @@ def layer_step_heatmap(
     if len(made) > MAX_PANELS:
         raise SpecError(f"{len(made)} cells are too many panels for one figure ({MAX_PANELS=}) - choose one data set")
     marks = {} if events is None else {panel.cell: concordant(panel, events, measure) for panel in made}
-    drawn = _canvas(made, rows, f"{words(measure)}{' relative to initialisation' if relative else ''}")
+    drawn = _canvas(made, _title(rows, measure, relative), _legend(made, marks, events))
     norm, names = _norm(made, relative, limit), labels(rows)
     alike = len({panel.horizon for panel in made}) == 1
     for axes, panel in zip(drawn.axes, made, strict=True):
@@ -111,7 +111,6 @@ def layer_step_heatmap(
         step_axis(axes, panel.horizon, log=scale == "log")
         axes.set_xlim(float(edges(panel.steps)[0]), max(last, panel.horizon))
     _colour_bar(drawn, mesh, measure, relative, limit is not None, seeds(rows))
-    drawn.legend(_legend(made, marks, events))
     return drawn.figure
 
 
@@ -215,15 +214,20 @@ def _norm(made: Sequence[Panel], relative: bool, limit: float | None) -> Normali
 # -- drawing -------------------------------------------------------------------------------------------------------
 
 
-def _canvas(made: Sequence[Panel], rows: pd.DataFrame, what: str) -> Canvas:
+def _title(rows: pd.DataFrame, measure: str, relative: bool) -> tuple[str, str]:
+    """Two lines; the mean of log ratios is a geometric mean."""
+    what = f"{data_words(rows)} · {words(measure)}{' relative to initialisation' if relative else ''}"
+    return what, " · ".join(filter(None, (f"{'geometric ' if relative else ''}mean of {seeds(rows)}", stimuli(rows))))
+
+
+def _canvas(made: Sequence[Panel], title: tuple[str, str], handles: Sequence[Any]) -> Canvas:
     """Panels as high as their layers need, with layers named."""
     columns = min(len(made), 3 if len(made) <= 9 else 5)
     deepest = [max(len(p.layers) for p in made[i : i + columns]) for i in range(0, len(made), columns)]
     heights = [min(max(1.5, 0.15 * layers), 8.0) for layers in deepest]
     width = 5.4 if columns == 1 else (3.3 if columns <= 3 else 2.6) * columns + 0.8
-    size, about = (width, sum(heights) + 0.42 * len(heights) + 0.2), f"mean of {seeds(rows)}"
-    title = (f"{data_words(rows)} · {what}", " · ".join(filter(None, (about, stimuli(rows)))))
-    drawn = canvas(size, (len(heights), columns), len(made), title, gridspec_kw={"height_ratios": heights})
+    size = (width, sum(heights) + 0.42 * len(heights) + 0.2)
+    drawn = canvas(size, (len(heights), columns), len(made), title, handles, gridspec_kw={"height_ratios": heights})
     for i, (axes, panel) in enumerate(zip(drawn.axes, made, strict=True)):
         points = min(NORMAL - 0.5, heights[i // columns] * 72 / len(panel.layers) * 0.75)
         shown = range(0, len(panel.layers), max(1, math.ceil(4.5 / points)))
@@ -273,11 +277,10 @@ def _colour_bar(drawn: Canvas, mesh: QuadMesh, measure: str, relative: bool, cli
     )
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=SMALL, length=2.5, width=0.6, color=GREY, labelcolor=INK)
-    text = f"{words(measure)}{f' ({unit})' if unit else ''}\nmean of {of}"
     if relative:
         ticks = octaves(float(mesh.norm.vmax))
         bar.set_ticks(ticks, labels=[f"×{2.0**t:.3g}" for t in ticks])
-        text = f"{words(measure)}{f' ({unit})' if unit else ''}\nratio to step 0, geometric mean of {of}"
+    text = f"{words(measure)}{f' ({unit})' if unit else ''}\n{'ratio to step 0' if relative else 'mean'}, {of}"
     bar.set_label(text, fontsize=SMALL, color=INK, linespacing=1.4)
 
 
@@ -295,8 +298,7 @@ def _legend(made: Sequence[Panel], marks: Marks, events: pd.DataFrame | None) ->
         rule = f" by {events['detector'].iloc[0]}" if "detector" in events else ""
         of = {(p.quorum, len(p.trials)) for p in made}
         share = "half of the" if len(of) > 1 else "≥ {} of {}".format(*of.pop())
-        for shape, word in (("^", "rise"), ("v", "fall")):
-            text = f"{word} flagged{rule} in {share} seeds"
+        for shape, text in (("^", "rise"), ("v", f"fall, flagged{rule} at the same step in {share} seeds")):
             handles.append(Line2D([], [], marker=shape, color="black", linestyle="", markersize=3.8, label=text))
     if any(not np.isfinite(p.values).all() for p in made):
         handles.append(Patch(**_ABSENT, label="no value"))

@@ -18,6 +18,7 @@ from ndt_ray.views import VIEWS, kind_of, view_of
 from ndt_ray.watch import Seen
 
 LOST, FEW = "lost", "few_rows"
+NOT_RUN = "did not run"
 NEVER_SEEN = "none"
 """View in the rows of a layer that has not run yet, so that it is not known what it puts out."""
 
@@ -29,7 +30,7 @@ Tables = dict[str, list[dict[str, Any]]]
 class Meter:
     """Measures one model's layers at one step after the other; remembers each layer's place and view.
 
-    `lost` is told (layer, reason) for each row that says `lost`.
+    `lost` is told at each step which layers' rows say `lost`, and why.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Meter:
         centred: bool = True,
         velocity: bool = False,
         labels: Tensor | None = None,
-        lost: Callable[[str, str], None] = lambda layer, reason: None,
+        lost: Callable[[Mapping[str, str]], None] = lambda reasons: None,
     ) -> None:
         for kind in VIEWS:
             view_of(kind, views)
@@ -73,8 +74,7 @@ class Meter:
         reasons = {self.layers[path][0]: why for path, why in lost.items()} | failed
         if reasons:
             tables["measurements"].append(self._lost_rows(step, reasons))
-            for name, why in reasons.items():
-                self._lost(name, why)
+            self._lost(reasons)
         return tables
 
     def names(self) -> list[str]:
@@ -177,7 +177,7 @@ def _measured(found: Sequence[tuple[Layer, Any]], centred: bool) -> list[Spectru
 
 def _why(error: Exception | None) -> str:
     if error is None:
-        return "it did not run"
+        return NOT_RUN
     text = str(error).partition("\n")[0]
     return text if isinstance(error, NdtError) else f"{type(error).__name__}: {text}"
 

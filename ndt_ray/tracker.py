@@ -24,7 +24,7 @@ from ndt_ray.analysis.detectors import Detector, make
 from ndt_ray.errors import NdtError, SpecError, did_you_mean
 from ndt_ray.evaluate import Scores
 from ndt_ray.lanes.numerics import fingerprint
-from ndt_ray.meter import NEVER_SEEN, Meter, Spectra, short_hash, structure
+from ndt_ray.meter import NEVER_SEEN, NOT_RUN, Meter, Spectra, short_hash, structure
 from ndt_ray.probe import Probe
 from ndt_ray.recording import Existing, InMemory, InStore, Recording
 from ndt_ray.run_jumps import Jump, jumps_of
@@ -393,16 +393,23 @@ class _Notices:
 
     def __init__(self, run: str) -> None:
         self._run = run
-        self._told: set[str] = set()
+        self._told: set[Any] = set()
 
-    def lost(self, layer: str, reason: str) -> None:
-        hint = ""
-        if reason == "it did not run":
-            hint = (
-                " in a recorded forward pass since the last log (recorded is: training mode with gradients, unless "
-                "passes= says otherwise; a model compiled and run before the tracker was made needs a probe)"
-            )
-        self.tell(f"lost {layer} {reason}", f"layer '{layer}' is lost, its row is flagged: {reason}{hint}")
+    def lost(self, reasons: Mapping[str, str]) -> None:
+        """Say why the rows of layers are flagged `lost`."""
+        by_reason: dict[str, list[str]] = {}
+        for layer, reason in reasons.items():
+            if (layer, reason) not in self._told:
+                self._told.add((layer, reason))
+                by_reason.setdefault(reason, []).append(layer)
+        for reason, layers in by_reason.items():
+            why = reason
+            if reason == NOT_RUN:
+                why = (
+                    "not run in a recorded forward pass since the last log (recorded is: training mode with gradients, "
+                    "unless passes= says otherwise; a model compiled and run before its tracker was made needs a probe)"
+                )
+            log.warning("run %s: rows flagged lost of %s: %s (said once)", self._run, ", ".join(layers), why)
 
     def tell(self, key: str, message: str, error: Exception | None = None) -> None:
         if key not in self._told:

@@ -175,7 +175,7 @@ class _Nowhere:
 
 
 def time_pack(trial: Trial, lanes: int, n: int) -> float:
-    """Seconds to train `lanes` seeds of a trial for its `n` steps on this machine, recording to nowhere (a
+    """CPU seconds to train `lanes` seeds of a trial for its `n` steps on this machine, recording to nowhere (a
     `calibration.Timer`)."""
     device = torch.device("cpu")
     configure(device)
@@ -183,6 +183,6 @@ def time_pack(trial: Trial, lanes: int, n: int) -> float:
     trials = [Trial.model_validate({**trial.model_dump(), "seed": seed}) for seed in seeds]
     assert trial.train.steps == n
     pack = make_pack(trials, tuple(t.cell for t in trials), device)
-    began = time.perf_counter()
+    began = time.process_time()
     train_pack(pack, _Nowhere())
-    return time.perf_counter() - began
+    return time.process_time() - began
