@@ -20,12 +20,13 @@ Build = Callable[[Trial], nn.Module]
 
 class Engine(ABC):
     """S lanes of one computation. `models[lane]` is a plain module whose parameters are views of the arena:
-    probes, evaluations and checkpoints read it; only training differs between engines."""
+    probes, evaluations and checkpoints read it; only training differs between engines.
+
+    Where trials have a canonical width, the arena has so many lanes: those without a trial are dummies, which train
+    on somebody else's batch and are never looked at, so that every pack of the cell runs the same kernels.
+    """
 
     name: str
-    width_matters = False
-    """Whether the lane width is seen by a kernel, and so belongs to the trial's identity."""
-
     def __init__(self, trials: Sequence[Trial], build: Build, device: torch.device) -> None:
         self.trials = list(trials)
         self.device = device
@@ -33,7 +34,7 @@ class Engine(ABC):
         train = self.trials[0].train
         layout = Layout(self.models[0])
         moments = MOMENTS[train.optimizer] if train.optimizer != "sgd" or train.momentum else ()
-        self.arena = Arena(layout, len(self.trials), moments, device)
+        self.arena = Arena(layout, max(len(self.trials), self.trials[0].width), moments, device)
         for lane, model in enumerate(self.models):
             self.arena.adopt(lane, model)
         self.optimizer = Optimizer(self.trials, self.arena)

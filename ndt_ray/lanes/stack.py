@@ -36,6 +36,10 @@ class StackEngine(Engine):
         self.logits: Tensor | None = None
 
     def backward(self, inputs: Tensor, targets: Tensor, update: int) -> Tensor:
+        dummies = self.arena.lanes - len(inputs)
+        if dummies:
+            inputs = torch.cat([inputs, inputs[:1].expand(dummies, *inputs.shape[1:])])
+            targets = torch.cat([targets, targets[:1].expand(dummies, *targets.shape[1:])])
         if self.accumulating:
             self.arena.grads.zero_()
         for layer in self.masked:
@@ -44,11 +48,12 @@ class StackEngine(Engine):
         each = cross_entropy(logits, targets, self.loss_dtype)
         (each.sum() / each.shape[1]).backward()  # type: ignore[no-untyped-call]
         # The mean is taken per lane on the host: a batched reduction may be ordered by the number of lanes.
-        host = each.detach().double().cpu()
+        host = each.detach()[: len(self.trials)].double().cpu()
         return torch.stack([row.mean() for row in host])
 
     def _masks(self, update: int, site: int, shape: Sequence[int], p: float) -> Tensor:
-        return torch.stack([masks(site, update, tuple(shape[1:]), p) for masks in self.masks])
+        each = [masks(site, update, tuple(shape[1:]), p) for masks in self.masks]
+        return torch.stack(each + each[:1] * (self.arena.lanes - len(each)))
 
 
 def supports(model: nn.Module) -> bool:

@@ -156,3 +156,20 @@ def test_optimizer_is_torchs(optimizer: str) -> None:
         opt.step()
     for slot in engine.arena.layout:
         assert torch.allclose(slot.view(engine.arena.weights[0]), plain.get_parameter(slot.name), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["mlp_narrow", "transformer_narrow", "cnn_shallow"])
+def test_dummy_lanes_fill_the_canonical_width(model: str) -> None:
+    """What a GPU pack does: fewer trials than the width give the bits of a full pack, and train no dummy's weights in."""
+    steps = 30 if model == "mlp_narrow" else 3
+
+    def lane(seed: int) -> Trial:
+        return trial(model, "stack", seed, steps).model_copy(update={"width": 4})
+
+    few, full = run([lane(1), lane(3)]), run([lane(s) for s in (3, 5, 6, 7)])
+    assert few[0].arena.lanes == full[0].arena.lanes == 4 and few[1].shape[1] == 2
+    assert torch.equal(few[1][:, 1], full[1][:, 0])
+    assert torch.equal(few[0].arena.weights[1], full[0].arena.weights[0])
+    state = few[0].lane_state(1)
+    few[0].load_lane_state(0, state)
+    assert torch.equal(few[0].arena.weights[0], few[0].arena.weights[1])
