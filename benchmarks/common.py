@@ -140,7 +140,7 @@ class Bar:
     def met(self) -> bool | None:
         if self.value is None:
             return None
-        return self.value <= self.limit if self.at_most else self.value >= self.limit
+        return bool(self.value <= self.limit if self.at_most else self.value >= self.limit)
 
     def __str__(self) -> str:
         verdict = {True: "met       ", False: "MISSED    ", None: "not tested"}[self.met]

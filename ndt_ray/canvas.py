@@ -3,7 +3,8 @@
 import math
 import os
 import tempfile
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,14 +62,29 @@ def canvas(
         for side, spine in axes.spines.items():
             spine.set_visible(side in ("left", "bottom"))
             spine.set(linewidth=0.6, color=GREY)
-    left = 0.08 / width
-    figure.text(left, 1 - 0.1 / height, title[0], ha="left", va="top", size=LARGE, weight="bold", color=INK)
-    figure.text(left, 1 - 0.32 / height, title[1], ha="left", va="top", size=NORMAL, color=GREY)
+    for text, top, points, colour, weight in (
+        (title[0], 0.1, LARGE, INK, "bold"),
+        (title[1], 0.32, NORMAL, GREY, "normal"),
+    ):
+        font: dict[str, Any] = {"size": fitted(text, width - 0.16, points), "color": colour, "weight": weight}
+        figure.text(0.08 / width, 1 - top / height, text, ha="left", va="top", **font)
     if handles:
-        where = {"loc": "center left", "bbox_to_anchor": (0.0, footer / 2 / height), "ncols": len(handles)}
-        style = {"frameon": False, "labelcolor": INK, "columnspacing": 1.4, "handletextpad": 0.5}
-        figure.legend(handles=handles, fontsize=SMALL, **where, **style)
+        where: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (0.0, footer / 2 / height)}
+        style: dict[str, Any] = {"frameon": False, "labelcolor": INK, "columnspacing": 1.4, "handletextpad": 0.5}
+        figure.legend(handles=handles, ncols=len(handles), fontsize=SMALL, **where, **style)
     return Canvas(figure, list(found[:count]))
+
+
+def fitted(text: str, inches: float, size: float, least: float = 5.0) -> float:
+    """The font size, `size` or smaller, at which a line is no longer than so many inches: 0.64 em a character."""
+    return max(least, min(size, inches * 72 / (0.64 * max(len(text), 1))))
+
+
+def head(axes: Axes, text: str, inches: float) -> None:
+    """A panel's title in the width of its column: smaller where it is long, then on several lines."""
+    size = fitted(text, inches, NORMAL + 0.5, least=6.0)
+    lines = textwrap.wrap(text.replace("/", "/ "), max(8, int(inches * 72 / (0.64 * size)))) if size <= 6.0 else [text]
+    axes.set_title("\n".join(lines).replace("/ ", "/"), fontsize=size, color=INK, pad=4)
 
 
 def step_axis(axes: Axes, last: float, log: bool = False) -> None:

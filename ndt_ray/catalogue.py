@@ -139,7 +139,8 @@ class TorchCatalogue:
         if trial.engine == "stack" and not stackable:
             known = "Linear, Conv2d, Embedding, LayerNorm, GroupNorm and no buffers or shared weights"
             raise SpecError(f"engine: stack cannot train {trial.model.name}, which has more than {known}: use loop")
-        pays = stackable and (device == "cuda" or only_linear(module))
+        own = ".py:" in trial.model.name  # may be written for [batch, ...] alone: stacked on request only
+        pays = stackable and not own and (device == "cuda" or only_linear(module))
         engine = trial.engine if trial.engine != "auto" else "stack" if pays else "loop"
         width = 0
         if engine == "stack" and device == "cuda":

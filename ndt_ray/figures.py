@@ -25,6 +25,7 @@ from ndt_ray.canvas import (
     SMALL,
     canvas,
     data_words,
+    head,
     labels,
     require,
     require_number,
@@ -38,7 +39,8 @@ from ndt_ray.errors import SpecError, did_you_mean
 from ndt_ray.heatmap import MAX_PANELS, layer_step_heatmap
 from ndt_ray.store.reader import Store
 from ndt_ray.store.schema import TABLES
-from ndt_ray.summary import MIN_SEEDS, RULE, in_plan_order, planned_lanes, t_interval
+from ndt_ray.summary import RULE, in_plan_order, planned_lanes
+from ndt_ray.verdicts import MIN_SEEDS, t_interval
 
 __all__ = [
     "MAX_PANELS", "accuracy_curves", "counts_against_null", "demo_figure", "layer_step_heatmap", "save", "sweep_figure",
@@ -46,7 +48,7 @@ __all__ = [
 
 HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#444444")
 """Okabe and Ito's, which colour-blind readers can tell apart, without the yellow that white paper swallows."""
-DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 OBSERVED, WHITE, AR1 = "#1f4e79", "#d4d4d4", "#9a9a9a"
 
 
@@ -71,13 +73,13 @@ def counts_against_null(counts: pd.DataFrame, *, measure: str = "participation_r
     names, rules = labels(counts), sorted(counts["detector"].unique())
     title = (
         f"{data_words(counts)} · jumps of {words(measure)} beside noise",
-        f"counted in all layers of a trial, mean of {seeds(counts)}; whiskers: 95 % interval under the null",
+        f"sum over the series of a trial, mean of {seeds(counts)}; whiskers: 95 % interval under the null",
     )
     size = (1.6 + 2.5 * len(rules), 0.55 + 0.46 * len(names))
     drawn = canvas(size, (1, len(rules)), len(rules), title, _bar_legend(), sharey=True)
     totals = compare_with_null(counts, by=["detector", "cell"]).set_index(["detector", "cell"])
     for axes, rule in zip(drawn.axes, rules, strict=True):
-        axes.set_title(rule, fontsize=NORMAL + 0.5, color=INK, pad=4)
+        head(axes, rule, 2.5)
         for y, cell in enumerate(names):
             own = counts[(counts["detector"] == rule) & (counts["cell"] == cell)]
             if len(own):
@@ -133,26 +135,23 @@ def accuracy_curves(rows: pd.DataFrame, value: str = "accuracy", *, log: bool = 
     shape = (-(-len(sets) // columns), columns)
     of_trial = {"accuracy": "held-out accuracy", "loss": "held-out loss"}.get(value, words(value))
     title = (f"{data_words(rows)} · {of_trial}", f"mean of {seeds(rows)}; {_band_words(rows, value)}")
-    drawn = canvas((3.3 * columns + 1.9, 2.5 * shape[0]), shape, len(sets), title)
+    drawn = canvas((3.3 * columns + 1.9, 2.5 * shape[0]), shape, len(sets), title, sharey=value.endswith("accuracy"))
+    named = {data: labels(rows[rows["data"] == data]) for data in sets}
+    styles = {label: i for i, label in enumerate(dict.fromkeys(n for names in named.values() for n in names.values()))}
     for axes, data in zip(drawn.axes, sets, strict=True):
-        own = rows[rows["data"] == data]
-        for i, (cell, label) in enumerate(labels(own).items()):
-            _curve(axes, own[own["cell"] == cell], value, label, i)
-        step_axis(axes, float(own["step"].max()), log)
+        for cell, label in named[data].items():
+            _curve(axes, rows[rows["cell"] == cell], value, label, styles[label])
+        last = float(rows.loc[rows["data"] == data, "step"].max())
+        step_axis(axes, last, log)
         axes.set_xlabel("training step", fontsize=NORMAL, color=INK)
-        axes.set_xlim(0, float(own["step"].max()) or 1)
-        if value.endswith("accuracy"):
-            axes.set_ylim(top=min(1.0, axes.get_ylim()[1]))
+        axes.set_xlim(0, last or 1)
+        axes.tick_params(labelleft=True)
         if len(sets) > 1:
-            axes.set_title(data, fontsize=NORMAL + 0.5, color=INK, pad=4)
-        axes.legend(
-            loc="upper left",
-            bbox_to_anchor=(1.0, 1.0),
-            fontsize=SMALL,
-            frameon=False,
-            labelcolor=INK,
-            borderaxespad=0.2,
-        )
+            head(axes, data, 3.3)
+        style: dict[str, Any] = {"fontsize": SMALL, "frameon": False, "labelcolor": INK, "borderaxespad": 0.2}
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), **style)
+    if value.endswith("accuracy"):
+        drawn.axes[0].set_ylim(top=min(1.0, drawn.axes[0].get_ylim()[1]))
     unit = {c.name: c.unit for t in ("scalars", "evaluations") for c in TABLES[t].columns}.get(value, "")
     drawn.axes[0].set_ylabel(f"{of_trial}{f' ({unit})' if unit else ''}", fontsize=NORMAL, color=INK)
     return drawn.figure
@@ -178,7 +177,7 @@ def _curve(axes: Axes, rows: pd.DataFrame, value: str, label: str, place: int) -
         return
     least, most = line["n"].min(), line["n"].max()
     n = f"{least}" if least == most else f"{least}–{most}"
-    style = {"color": HUES[place % len(HUES)], "linestyle": DASHES[place // len(HUES) % len(DASHES)]}
+    style: dict[str, Any] = {"color": HUES[place % len(HUES)], "linestyle": DASHES[place // len(HUES) % len(DASHES)]}
     axes.plot(line["step"], line["mean"], linewidth=1.3, label=f"{label} (n = {n})", **style)
     axes.fill_between(line["step"], line["low"], line["high"], color=style["color"], alpha=0.18, linewidth=0)
 
@@ -228,9 +227,7 @@ _Read = Callable[[str, str], pd.DataFrame]
 
 
 def _heatmap(read: _Read, measure: str = "participation_ratio", *, marks: str | None = RULE, **options: Any) -> Figure:
-    known = {
-        c.name: table for table in ("velocity", "measurements") for c in TABLES[table].columns if c.type in _NUMBERS
-    }
+    known = _numbers("velocity", "measurements")
     if measure not in known:
         raise SpecError(f"no measure '{measure}'{did_you_mean(measure, known)}")
     table = known[measure]
@@ -258,12 +255,9 @@ def _accuracy(read: _Read, value: str = "accuracy", **options: Any) -> Figure:
 
 
 def _numbers(*tables: str) -> dict[str, str]:
-    """Columns that can be drawn, and the last of the tables that has each."""
-    kinds = ("measure", "float32", "float64")
-    drawn = {c.name: table for table in tables for c in TABLES[table].columns if c.type in kinds}
-    return drawn | (
-        {"energy_90": "measurements", "energy_90_uncentred": "measurements"} if "velocity" in tables else {}
-    )
+    """Columns that can be drawn, each with the last of the tables that has it."""
+    kinds, keys = ("measure", "float32", "float64", "int16"), ("layer_index",)
+    return {c.name: t for t in tables for c in TABLES[t].columns if c.type in kinds and c.name not in keys}
 
 
 _KINDS: dict[str, Callable[..., Figure]] = {"heatmap": _heatmap, "jumps": _jumps, "accuracy": _accuracy}

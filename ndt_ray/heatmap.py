@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 
 from ndt_ray.canvas import (
     GREY,
+    HEADER,
     INK,
     NORMAL,
     SMALL,
     Canvas,
     canvas,
     data_words,
+    head,
     labels,
     require,
     require_number,
@@ -103,9 +105,10 @@ def layer_step_heatmap(
     drawn = _canvas(made, _title(rows, measure, relative), _legend(made, marks, events))
     norm, names = _norm(made, relative, limit), labels(rows)
     alike = len({panel.horizon for panel in made}) == 1
+    pitch = (drawn.figure.get_size_inches()[0] - 0.8) / _columns(made)
     for axes, panel in zip(drawn.axes, made, strict=True):
+        head(axes, names[panel.cell], pitch)
         mesh = _draw(axes, panel, norm, DIVERGING if relative else colormaps["viridis"])
-        axes.set_title(names[panel.cell], fontsize=NORMAL + 0.5, color=INK, pad=4)
         _mark(axes, panel, marks.get(panel.cell))
         last = max(float(edges(p.steps)[-1]) for p in (made if alike else [panel]))
         step_axis(axes, panel.horizon, log=scale == "log")
@@ -162,12 +165,13 @@ def concordant(panel: Panel, events: pd.DataFrame, measure: str) -> pd.DataFrame
 
 
 def layer_names(layers: Sequence[tuple[str, str]]) -> list[str]:
-    """Module paths to read: `transformer.layers.1.linear2` as `block 1 linear2`, unless two would read the same.
+    """Module paths to read: `transformer.layers.1.linear2` as `block 1 linear2`, the output of an attention as `attn`.
 
-    The view is added where a layer has several.
+    Paths as they are where two would read the same; the view is added where a layer has several.
     """
     paths = [layer for layer, _ in layers]
     short = [re.sub(r"^(?:.*\.)?(?:layers|blocks)\.(\d+)\.", r"block \1 ", path) for path in paths]
+    short = [name.replace("self_attn.out_proj", "attn") for name in short]
     names = short if len(set(short)) == len(set(paths)) else paths
     return [f"{n} ({view})" if paths.count(p) > 1 else n for n, (p, view) in zip(names, layers, strict=True)]
 
@@ -222,7 +226,7 @@ def _title(rows: pd.DataFrame, measure: str, relative: bool) -> tuple[str, str]:
 
 def _canvas(made: Sequence[Panel], title: tuple[str, str], handles: Sequence[Any]) -> Canvas:
     """Panels as high as their layers need, with layers named."""
-    columns = min(len(made), 3 if len(made) <= 9 else 5)
+    columns = _columns(made)
     deepest = [max(len(p.layers) for p in made[i : i + columns]) for i in range(0, len(made), columns)]
     heights = [min(max(1.5, 0.15 * layers), 8.0) for layers in deepest]
     width = 5.4 if columns == 1 else (3.3 if columns <= 3 else 2.6) * columns + 0.8
@@ -237,6 +241,10 @@ def _canvas(made: Sequence[Panel], title: tuple[str, str], handles: Sequence[Any
         if i + columns >= len(made):
             axes.set_xlabel("training step", fontsize=NORMAL, color=INK)
     return drawn
+
+
+def _columns(made: Sequence[Panel]) -> int:
+    return min(len(made), 3 if len(made) <= 9 else 5)
 
 
 def _draw(axes: Axes, panel: Panel, norm: Normalize, colours: Any) -> QuadMesh:
@@ -272,24 +280,26 @@ def _mark(axes: Axes, panel: Panel, marks: pd.DataFrame | None) -> None:
 
 def _colour_bar(drawn: Canvas, mesh: QuadMesh, measure: str, relative: bool, clipped: bool, of: str) -> None:
     unit = {c.name: c.unit for table in TABLES.values() for c in table.columns}.get(measure, "")
+    height = drawn.figure.get_size_inches()[1] - HEADER - 0.8
+    shrink = min(1.0, 2.6 / height)
+    ends = "both" if clipped else "neither"
     bar = drawn.figure.colorbar(
-        mesh, ax=drawn.axes, fraction=0.05, pad=0.015, aspect=18, extend="both" if clipped else "neither"
+        mesh, ax=drawn.axes, shrink=shrink, aspect=height * shrink / 0.13, fraction=0.05, pad=0.015, extend=ends
     )
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=SMALL, length=2.5, width=0.6, color=GREY, labelcolor=INK)
     if relative:
-        ticks = octaves(float(mesh.norm.vmax))
-        bar.set_ticks(ticks, labels=[f"×{2.0**t:.3g}" for t in ticks])
+        ticks = octaves(mesh.get_clim()[1] or 1.0)
+        bar.set_ticks(ticks, labels=[f"×{2.0**t:.2g}" for t in ticks])
     text = f"{words(measure)}{f' ({unit})' if unit else ''}\n{'ratio to step 0' if relative else 'mean'}, {of}"
     bar.set_label(text, fontsize=SMALL, color=INK, linespacing=1.4)
 
 
-def octaves(top: float) -> Floats:
+def octaves(top: float) -> list[float]:
     """Ticks at even log2 ratios within ±top, symmetric about 0, five or seven of them."""
     step = 2.0 ** math.floor(math.log2(top / 2))
     count = math.floor(top / step + 1e-9)
-    ticks: Floats = np.arange(-count, count + 1) * step
-    return ticks
+    return [i * step for i in range(-count, count + 1)]
 
 
 def _legend(made: Sequence[Panel], marks: Marks, events: pd.DataFrame | None) -> list[Any]:

@@ -33,7 +33,7 @@ class Probe:
 
     def show(self, model: nn.Module, watch: Watch) -> tuple[Seen, Scores | None]:
         """One forward pass under `watch`, and loss and accuracy on it where there are labels."""
-        watch.install()
+        watch.install(untraced=False)
         try:
             with unnoticed(model):
                 output = self._forward(model)

@@ -1,12 +1,14 @@
 """Jumps in the series of one run, as a tracker reports them: in the caller's own training steps."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from ndt_ray.analysis.detectors import Detector, Ints, uniform_grid
+from ndt_ray.analysis.detectors import Detector, Floats, Ints, RollingLevel, uniform_grid
 from ndt_ray.analysis.jumps import RESOLUTION
 
 if TYPE_CHECKING:
@@ -29,6 +31,37 @@ class Jump:
     z_score: float
     direction: Literal["increase", "decrease"]
 
+    @property
+    def metric_name(self) -> str:
+        """ndtracker's name for `metric`."""
+        return self.metric
+
+
+class JumpDetector:
+    """ndtracker's rule for one series: values over `z_threshold` SDs from the mean of the `window_size` before.
+
+    It starts once `min_samples` values have passed. SpecError where these do not fit together.
+    """
+
+    def __init__(self, window_size: int = 50, z_threshold: float = 3.0, min_samples: int = 20) -> None:
+        self.rule = RollingLevel(window_size, z_threshold, min_samples)
+
+    def detect_jumps(
+        self,
+        values: ArrayLike,
+        metric_name: str = "dimensionality",
+        step_offset: int = 0,
+        *,
+        steps: Sequence[int] | None = None,
+    ) -> list[Jump]:
+        """Jumps in `values`, at their training `steps`; without these, at their places + `step_offset`.
+
+        SpecError where steps do not rise evenly or values are not finite: leave out what was not measured.
+        """
+        series = np.asarray(values, dtype=np.float64)
+        at = np.arange(len(series)) + step_offset if steps is None else np.asarray(steps)
+        return _described(self.rule, at, series, ("", 0, "", metric_name))
+
 
 def jumps_of(rows: "pd.DataFrame", layer: str, column: str, rule: Detector) -> tuple[list[Jump], bool]:
     """Jumps of one layer's measurements in one view, and whether the series was long enough to be judged.
@@ -45,34 +78,31 @@ def jumps_of(rows: "pd.DataFrame", layer: str, column: str, rule: Detector) -> t
         s, v = steps[part], values[part]
         if float(v.std()) <= RESOLUTION * float(np.abs(v).max()):
             continue
-        events = rule(s, v)
-        for i in range(len(events)):
-            before, after = int(events.step_before[i]), int(events.step_after[i])
-            low, high = (float(v[np.searchsorted(s, step)]) for step in (before, after))
-            found.append(
-                Jump(
-                    after,
-                    before,
-                    layer,
-                    int(rows["layer_index"].iloc[0]),
-                    str(rows["view"].iloc[0]),
-                    column,
-                    low,
-                    high,
-                    float(events.magnitude[i]),
-                    float(events.z[i]),
-                    "increase" if events.direction[i] > 0 else "decrease",
-                )
-            )
+        found += _described(rule, s, v, (layer, int(rows["layer_index"].iloc[0]), str(rows["view"].iloc[0]), column))
     return found, bool(parts)
 
 
-def _parts(steps: Ints, values: np.ndarray) -> list[Ints]:
+def _described(rule: Detector, steps: Ints, values: Floats, identity: tuple[str, int, str, str]) -> list[Jump]:
+    events = rule(steps, values)
+    columns = (events.step_before, events.step_after, events.magnitude, events.z, events.direction)
+    found = []
+    for before, after, magnitude, z, direction in zip(*(column.tolist() for column in columns), strict=True):
+        low, high = (float(values[np.searchsorted(steps, step)]) for step in (before, after))
+        way: Literal["increase", "decrease"] = "increase" if direction > 0 else "decrease"
+        found.append(Jump(after, before, *identity, low, high, magnitude, z, way))
+    return found
+
+
+def _parts(steps: Ints, values: Floats) -> list[Ints]:
     """Places of the runs of finite values without a hole, on the grid of the most common distance."""
     if len(steps) < 2:
         return []
-    every = int(np.bincount(np.diff(steps)).argmax())
-    start = int(np.bincount(steps % every, minlength=every).argmax())
-    grid = uniform_grid(steps, every, start=start)
+    every = _most_common(np.diff(steps))
+    grid = uniform_grid(steps, every, start=_most_common(steps % every))
     grid = grid[np.isfinite(values[grid])]
     return np.split(grid, np.flatnonzero(np.diff(steps[grid]) != every) + 1)
+
+
+def _most_common(values: Ints) -> int:
+    found, counts = np.unique(values, return_counts=True)
+    return int(found[counts.argmax()])

@@ -1,37 +1,31 @@
 """What `ndt sweep` prints at its end: what was trained, how well, whether jumps outnumber noise, what to ask next.
 
-Every number, and every word that judges, is computed from the tables. A verdict needs two witnesses: the count over all
-series lies outside the interval of the null, and so does, over seeds, the mean of observed - expected. The first alone
-takes the layers of a trial for independent, which they are not; the second alone rests on few seeds.
+Every number, and every word that judges (verdicts.py), is computed from the tables.
 """
 
 import io
-import math
 import re
 import shlex
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
-from scipy.special import stdtrit
 
-from ndt_ray.analysis.jumps import compare_with_null
 from ndt_ray.plan import Lane
 from ndt_ray.planfile import read_plan
 from ndt_ray.store.reader import Store
 from ndt_ray.store.sweep import open_sweep
-
-Verdict = Literal["above", "within", "below"]
-Family = Literal["white", "ar1"]
+from ndt_ray.verdicts import LEVEL, Jumps, Null, jump_verdicts
 
 RULE, MEASURE = "difference_z", "participation_ratio"
 """The jumps that get a line a cell; all others that were counted share one line."""
-LEVEL = 0.05
+_P = f"p≤{LEVEL:g}"
 MAX_NAME = 32
 """Characters of a cell's name that a narrow terminal does not break."""
 MIN_SEEDS = 3
@@ -61,48 +55,6 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Null:
-    """Events expected from one kind of noise in all series together, with their 95 % interval."""
-
-    expected: float
-    low: float
-    high: float
-    verdict: Verdict | None
-    """What the observed count is beside them; None for fewer than `MIN_SEEDS` seeds."""
-
-
-@dataclass(frozen=True)
-class Jumps:
-    """Counted jumps of one cell, by one rule on one measure, beside two kinds of noise."""
-
-    name: str
-    measure: str
-    detector: str
-    trials: int
-    series: int
-    observed: int
-    white: Null | None
-    ar1: Null | None
-    """None where no series has a null: too short, or constant."""
-    series_above_ar1: int
-    """Series whose own count has p <= LEVEL under AR(1) noise; by chance LEVEL of them at most."""
-
-    @property
-    def words(self) -> str:
-        """The verdict as a phrase that says no more than the counts do."""
-        if self.white is None or self.ar1 is None:
-            return "no null: series constant or too short"
-        white, ar1 = self.white.verdict, self.ar1.verdict
-        if white is None or ar1 is None:
-            return f"descriptive only: {_plural(self.trials, 'seed')}"
-        said = {"above": "more than", "within": "what", "below": "fewer than"}
-        text = f"{said[white]} noise gives"
-        if white != ar1:
-            text = f"{said[white]} white noise gives, {said[ar1]} AR(1) gives"
-        return text
-
-
-@dataclass(frozen=True)
 class Summary:
     """What a sweep came to. Print it with rich, or take its `text` or (for a program) its `value`."""
 
@@ -120,8 +72,13 @@ class Summary:
 
     def value(self) -> dict[str, Any]:
         """All of it as plain values."""
-        jumps = [{**asdict(j), "words": j.words} for j in (*self.jumps, *self.others)]
-        return {**asdict(self), "jumps": jumps} | {"others": len(self.others)}
+        return {
+            "sweep": self.sweep,
+            "about": self.about,
+            "cells": [{**asdict(cell), "unfinished": cell.unfinished} for cell in self.cells],
+            "jumps": [{**asdict(j), "words": j.words} for j in (*self.jumps, *self.others)],
+            "queries": [{"sql": sql, "answers": answers} for sql, answers in self.queries],
+        }
 
     def text(self, width: int = 120) -> str:
         """As printed on a terminal of this width, without colours."""
@@ -146,20 +103,16 @@ class Summary:
 
     def _about_jumps(self) -> Iterator[Table | Text]:
         first = self.jumps[0]
-        yield Text(
-            f"jumps of {first.measure} counted by {first.detector}, beside what it counts in noise [95 %], and in how many "
-            f"series alone p ≤ {LEVEL:g} under AR(1) ({LEVEL:.0%} of them by chance)"
-        )
+        yield Text(f"jumps of {first.measure} counted by {first.detector}, beside its counts on noise [95 %]")
         yield _jump_table(self.jumps)
+        notes = [f"{_P}: series whose own count is so rare in AR(1) noise; by chance {LEVEL:.0%} of them at most"]
         judged = [j.ar1.verdict for j in self.others if j.ar1 and j.ar1.verdict]
         if judged:
             counts = ", ".join(f"{judged.count(v)} {v}" for v in ("above", "within", "below"))
-            yield Text(f"other measures and rules beside AR(1) noise: {counts}, of {len(judged)} in all", style="dim")
+            notes.append(f"other measures and rules, beside AR(1) noise: {counts}, of {len(judged)} counts in all")
         if any(n and n.verdict == "above" for j in (*self.jumps, *self.others) for n in (j.white, j.ar1)):
-            yield Text(
-                "noise has no trend: a smooth change alone can be counted more often, so more is no proof of jumps",
-                style="dim",
-            )
+            notes.append("noise has no trend: steep smooth training alone can count more, so more is no proof of jumps")
+        yield from (Text(note, style="dim") for note in notes)
 
 
 def sweep_summary(store: Store, sweep: str, where: str | None = None) -> Summary:
@@ -182,7 +135,7 @@ def sweep_summary(store: Store, sweep: str, where: str | None = None) -> Summary
         tuple(_cell(label, name, lanes, trials, measured) for name, label in names.items()),
         chosen,
         others,
-        tuple(_queries(sweep, trials, chosen)),
+        tuple(_queries(sweep, trials, chosen if "jumps" in store.snapshot().parts else ())),
         where,
     )
 
@@ -243,12 +196,15 @@ def _cell(label: str, name: str, lanes: Sequence[Lane], trials: pd.DataFrame, me
     ended = own["status"].value_counts()
     scores = own.loc[own["status"] == "finished", "final_accuracy"].dropna()
     return Cell(
-        label,
-        len(planned),
-        *(int(ended.get(status, 0)) for status in ("finished", "failed", "diverged")),
-        float(scores.mean()) if len(scores) else None,
-        float(scores.std(ddof=1)) if len(scores) > 1 else None,
-        *(int(measured[column].get(name, 0)) for column in ("layers", "rows")),
+        name=label,
+        planned=len(planned),
+        finished=int(ended.get("finished", 0)),
+        failed=int(ended.get("failed", 0)),
+        diverged=int(ended.get("diverged", 0)),
+        accuracy=float(scores.mean()) if len(scores) else None,
+        accuracy_sd=float(scores.std(ddof=1)) if len(scores) > 1 else None,
+        layers=int(measured["layers"].get(name, 0)),
+        rows=int(measured["rows"].get(name, 0)),
     )
 
 
@@ -257,13 +213,13 @@ def _facts(trials: pd.DataFrame) -> str:
         return "nothing is committed yet"
     pairs = trials[["data", "data_completeness"]].drop_duplicates().itertuples(index=False)
     data = ", ".join(f"{data} ({known})" if isinstance(known, str) else str(data) for data, known in pairs)
-    numbers = [
-        (trials[c].dropna().astype(int), text) for c, text in (("steps", "steps"), ("probe_size", "probe stimuli"))
-    ]
-    spans = [
-        (f"{n.min():,}" if n.min() == n.max() else f"{n.min():,}–{n.max():,}", text) for n, text in numbers if len(n)
-    ]
-    return " · ".join([data, *(f"{span} {text}" for span, text in spans)])
+    spans = []
+    for column, text in (("steps", "steps"), ("probe_size", "probe stimuli")):
+        numbers = trials[column].dropna()
+        if len(numbers):
+            span = dict.fromkeys(f"{int(n):,}" for n in (numbers.min(), numbers.max()))
+            spans.append(f"{'–'.join(span)} {text}")
+    return " · ".join([data, *spans])
 
 
 def in_plan_order(rows: pd.DataFrame, lanes: Sequence[Lane]) -> pd.DataFrame:
@@ -273,56 +229,15 @@ def in_plan_order(rows: pd.DataFrame, lanes: Sequence[Lane]) -> pd.DataFrame:
     return rows.iloc[np.argsort(place.to_numpy(), kind="stable")].reset_index(drop=True)
 
 
-# -- jumps ---------------------------------------------------------------------------------------------------------
-
-
 def _jumps(counts: pd.DataFrame, names: dict[str, str]) -> tuple[tuple[Jumps, ...], tuple[Jumps, ...]]:
     """Jumps of every cell by the rule and measure that get lines of their own, and all others."""
-    if counts.empty:
-        return (), ()
     place = {name: i for i, name in enumerate(names)}
-    keys = ["detector", "measure", "name"]
-    totals = compare_with_null(counts, by=keys).set_index(keys)
-    made = [_judged(names[key[2]], key, group, totals.loc[key]) for key, group in counts.groupby(keys, sort=True)]
-    order = {label: place[name] for name, label in names.items()}
-    made.sort(key=lambda j: (j.detector, j.measure, order[j.name]))
-    first = next((j for j in made if (j.detector, j.measure) == (RULE, MEASURE)), made[0])
-    chosen = [j for j in made if (j.detector, j.measure) == (first.detector, first.measure)]
-    return tuple(chosen), tuple(j for j in made if j not in chosen)
-
-
-def _judged(label: str, key: tuple[str, str, str], counts: pd.DataFrame, total: Any) -> Jumps:
-    return Jumps(
-        label,
-        key[1],
-        key[0],
-        int(counts["trial_id"].nunique()),
-        len(counts),
-        int(counts["observed"].sum()),
-        _null("white", counts, total),
-        _null("ar1", counts, total),
-        int((counts["p_ar1"] <= LEVEL).sum()),
-    )
-
-
-def _null(family: Family, counts: pd.DataFrame, total: Any) -> Null | None:
-    if total[f"verdict_{family}"] == "no null":
-        return None
-    excess = (counts["observed"] - counts[f"null_{family}_mean"]).groupby(counts["trial_id"]).sum(min_count=1).dropna()
-    verdict: Verdict | None = None
-    if len(excess) >= MIN_SEEDS:
-        low, high = t_interval(excess.to_numpy(np.float64))
-        over_seeds = "above" if low > 0 else "below" if high < 0 else "within"
-        verdict = total[f"verdict_{family}"] if total[f"verdict_{family}"] == over_seeds else "within"
-    low, high = total[f"{family}_lo"], total[f"{family}_hi"]
-    return Null(float(total[f"expected_{family}"]), max(0.0, float(low)), float(high), verdict)
-
-
-def t_interval(values: np.ndarray[Any, np.dtype[np.float64]], level: float = 1 - LEVEL) -> tuple[float, float]:
-    """Student's interval of the mean of independent values; NaN for fewer than two."""
-    n, mean = len(values), float(values.mean())
-    half = float(stdtrit(n - 1, 0.5 + level / 2)) * float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    return mean - half, mean + half
+    made = sorted(jump_verdicts(counts), key=lambda j: (j.detector, j.measure, place[j.name]))
+    made = [replace(j, name=names[j.name]) for j in made]
+    pairs = [(j.detector, j.measure) for j in made]
+    first = (RULE, MEASURE) if (RULE, MEASURE) in pairs else next(iter(pairs), None)
+    chosen = tuple(j for j, pair in zip(made, pairs, strict=True) if pair == first)
+    return chosen, tuple(j for j, pair in zip(made, pairs, strict=True) if pair != first)
 
 
 # -- what to ask next ----------------------------------------------------------------------------------------------
@@ -336,15 +251,15 @@ def _queries(sweep: str, trials: pd.DataFrame, jumps: Sequence[Jumps]) -> Iterat
             "what failed",
         )
     yield (
-        f"SELECT cell, layer, round(avg(participation_ratio), 1) AS dimensions, step FROM wide WHERE sweep = '{sweep}' "
-        "AND control = 'none' AND phase IN (0, 1) GROUP BY cell, layer, layer_index, step ORDER BY cell, layer_index, step",
+        f"SELECT cell, layer, step, round(avg({MEASURE}), 1) AS dimensions FROM wide WHERE sweep = '{sweep}' AND "
+        "control = 'none' AND phase IN (0, 1) GROUP BY cell, layer, layer_index, step ORDER BY cell, layer_index, step",
         "dimensionality before and after training",
     )
     if jumps:
         yield (
-            "SELECT cell, layer, step_before, direction, count(DISTINCT trial_id) AS seeds FROM jumps JOIN trials USING "
-            f"(sweep, trial_id) WHERE sweep = '{sweep}' AND counted AND detector = '{jumps[0].detector}' AND measure = "
-            f"'{jumps[0].measure}' GROUP BY ALL ORDER BY seeds DESC, cell, layer, step_before LIMIT 10",
+            "SELECT cell, layer, step_before, direction, count(DISTINCT trial_id) AS seeds FROM jumps JOIN trials "
+            f"USING (sweep, trial_id) WHERE sweep = '{sweep}' AND counted AND detector = '{jumps[0].detector}' AND "
+            f"measure = '{jumps[0].measure}' GROUP BY ALL ORDER BY seeds DESC, cell, layer, step_before LIMIT 10",
             "jumps that seeds agree on",
         )
 
@@ -375,7 +290,7 @@ def _accuracy(cell: Cell) -> str:
 
 
 def _jump_table(jumps: Sequence[Jumps]) -> Table:
-    columns = ("cell", "observed", "white noise", "AR(1) noise", f"p ≤ {LEVEL:g}", "")
+    columns = ("cell", "observed", "white noise", "AR(1) noise", _P, "")
     rows = [
         (
             j.name,
@@ -398,14 +313,15 @@ def _interval(null: Null | None) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> Table:
-    """A name, then `numbers` columns of numbers, which are never broken, then prose."""
+    """A name, then `numbers` columns of numbers, which are never broken (their headers are), then prose."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for i, column in enumerate(columns):
         longest = max((len(row[i]) for row in rows), default=0)
         if i == 0:
-            table.add_column(column, overflow="fold", min_width=min(longest, MAX_NAME))
+            table.add_column(column, overflow="fold", no_wrap=longest <= MAX_NAME)
         elif i <= numbers:
-            table.add_column(column, justify="right", min_width=longest)
+            header = "\n".join(textwrap.wrap(column, max([longest, *map(len, column.split())])))
+            table.add_column(header, justify="right", no_wrap=True)
         else:
             table.add_column(column, overflow="fold")
     for row in rows:

@@ -227,7 +227,7 @@ class HighFrequencyTracker:
 
     def _number(self, name: str, value: Any) -> float | None:
         try:
-            return None if value is None else float(value)
+            return None if value is None else float(value.detach() if isinstance(value, Tensor) else value)
         except (TypeError, ValueError, RuntimeError) as error:
             self._notices.tell(f"number {name}", f"{name} is not one number and is left out", error)
             return None

@@ -149,21 +149,22 @@ class Watch:
         self._axes = {path: stimulus_axis(model, path) for path in paths}
         self._seen: dict[str, _Kept] = {}
         self._errors: dict[str, Exception] = {}
-        self._steady: dict[str, bool] = {}
-        """Whether a layer's output stood until it was looked at; absent while not known."""
+        self._steady: dict[tuple[str, bool], bool] = {}
+        """Whether a layer's output (or, with True, its input) stood until it was looked at; absent while not known."""
         self._always_copy = False
         self._handles: list[RemovableHandle] = []
-        self._ordering: list[RemovableHandle] = []
+        self._ordering: dict[str, RemovableHandle] = {}
 
-    def install(self) -> None:
+    def install(self, *, untraced: bool = True) -> None:
+        """Put the hooks on. `untraced`: keep the compiler out of them; needless where the model runs eagerly."""
         for path in self._axes:
             module = self.model.get_submodule(path)
-            self._handles.append(module.register_forward_hook(_After(self, path, module), with_kwargs=True))
+            self._handles.append(module.register_forward_hook(_After(self, path, module, untraced), with_kwargs=True))
             if path not in self.order:
-                self._ordering.append(module.register_forward_pre_hook(_Before(self, path, module)))
+                self._ordering[path] = module.register_forward_pre_hook(_Before(self, path, module, untraced))
 
     def remove(self) -> None:
-        for handle in (*self._handles, *self._ordering):
+        for handle in (*self._handles, *self._ordering.values()):
             handle.remove()
         self._handles.clear()
         self._ordering.clear()
@@ -194,15 +195,14 @@ class Watch:
 
     def _settle(self) -> None:
         for path, kept in self._seen.items():
-            self._steady[path] = self._steady.get(path, True) and not kept.overwritten
+            key = path, kept.weights is not None
+            self._steady[key] = self._steady.get(key, True) and not kept.overwritten
 
     def _forget(self) -> None:
         self._seen.clear()
         self._errors.clear()
-        if self.order and self._ordering:
-            for handle in self._ordering:
-                handle.remove()
-            self._ordering.clear()
+        for path in self._ordering.keys() & self.order.keys():
+            self._ordering.pop(path).remove()
 
     def recording(self) -> bool:
         """Whether a forward pass that runs now is recorded."""
@@ -224,12 +224,13 @@ class Watch:
     def _keep(self, path: str, module: nn.Module, args: Any, output: Any) -> _Kept:
         tensor = first_tensor(output, path).detach()
         wanted = self.expected or self._always_copy
-        if wanted and self._steady.get(path, True) and expands(module, args, tensor):
+        if wanted and self._steady.get((path, True), True) and expands(module, args, tensor):
             assert isinstance(module, nn.Linear)
             weights = module.weight.detach().clone(), None if module.bias is None else module.bias.detach().clone()
             inputs = args[0].detach()
             return _Kept(self._turned(path, inputs), _version(inputs), None, weights)
-        copy = tensor.is_inference() or (path not in self._steady) or (not self._steady[path] and wanted)
+        steady = self._steady.get((path, False))
+        copy = tensor.is_inference() or steady is None or (not steady and wanted)
         kept = self._turned(path, tensor)
         return _Kept(kept, _version(tensor), kept.clone() if copy else None)
 
@@ -263,30 +264,35 @@ def _version(tensor: Tensor) -> int:
 class _Hook:
     """A hook of one module and of no copy of it: what is copied or pickled with a model does nothing."""
 
-    _torchdynamo_disable = True
-    """The mark of torch.compiler.disable, which would import the compiler (2 s) into programs that do not compile: a
-    compiled model breaks its graph here and calls the hook as it is."""
-
-    def __init__(self, watch: Watch, path: str, module: nn.Module) -> None:
+    def __init__(self, watch: Watch, path: str, module: nn.Module, untraced: bool) -> None:
         self.watch, self.path, self.module = watch, path, module
+        # A compiled model breaks its graph here and calls this as it is.
+        self._run = torch.compiler.disable(self.run) if untraced else self.run  # type: ignore[no-untyped-call]
+
+    def __call__(self, *arguments: Any) -> None:
+        self._run(*arguments)
 
     def __reduce__(self) -> Any:
         # Takes anything, does nothing, and can be unpickled where there is no ndt_ray.
         return getattr, (nullcontext(), "__exit__")
 
-    def _mine(self, module: nn.Module) -> bool:
+    def run(self, module: nn.Module, *arguments: Any) -> None:
+        raise NotImplementedError
+
+    def mine(self, module: nn.Module) -> bool:
         return module is self.module or getattr(module, "_is_replica", False)  # DataParallel's replicas share hooks
 
 
 class _Before(_Hook):
-    def __call__(self, module: nn.Module, _args: Any) -> None:
-        if self._mine(module):
+    def run(self, module: nn.Module, *_: Any) -> None:
+        if self.mine(module):
             self.watch.note(self.path)
 
 
 class _After(_Hook):
-    def __call__(self, module: nn.Module, args: Any, _kwargs: Any, output: Any) -> None:
-        if self._mine(module) and self.watch.recording():
+    def run(self, module: nn.Module, *arguments: Any) -> None:
+        if self.mine(module) and self.watch.recording():
+            args, _kwargs, output = arguments
             self.watch.keep(self.path, module, args, output)
 
 

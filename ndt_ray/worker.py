@@ -1,65 +1,42 @@
 """What one worker does with one pack: claim it, go on where it stood, train, commit; the same inline and on Ray."""
 
 import functools
+import gc
+import logging
+import random
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from ndt_ray import registry
+from ndt_ray import cluster, registry
+from ndt_ray.calibration import pack_timer
 from ndt_ray.data import Dataset, load
-from ndt_ray.errors import NdtError
+from ndt_ray.jobs import ForeignFingerprint, Job, Outcome
 from ndt_ray.lanes.numerics import configure, fingerprint, pick_device
 from ndt_ray.models import build, load_user_factory
 from ndt_ray.models.build import Factory
-from ndt_ray.progress import Event, event
 from ndt_ray.spec import Trial
-from ndt_ray.store.reader import open_store
+from ndt_ray.store.reader import Store, open_store
 from ndt_ray.store.sweep import Sweep
 from ndt_ray.store.writer import PackWriter
 from ndt_ray.train import Arrays, Pack, train_pack
 
 Report = Callable[[dict[str, Any]], None]
-STOP_POLL_SECONDS = 0.5
+State = Callable[[], Arrays]
+
+POLL_SECONDS = 0.5
+POLL_SHARE = 0.01
+"""Of the time, at most, that asking may take: a request to an object store takes 10-100 ms."""
 REPORT_SECONDS = 2.0
+DRAIN_COMMIT_SECONDS = 10.0
+"""Between commits on a node that is about to go: its end may come before the notice said."""
 
-
-class ForeignFingerprint(NdtError):
-    """A half-done pack whose bits were computed elsewhere: it waits for such a machine, or begins again on request."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One pack as it is sent to a worker: plain values only."""
-
-    store: str
-    sweep: str
-    pack: str
-    trials: tuple[dict[str, Any], ...]
-    cells: tuple[str, ...]
-    gpus: float = 0.0
-    restart: bool = False
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "Job":
-        return cls(**{**value, "trials": tuple(value["trials"]), "cells": tuple(value["cells"])})
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an attempt at a pack ended; `failed` counts lanes that raised or diverged."""
-
-    pack: str
-    status: Literal["finished", "stopped", "already"]
-    step: int
-    failed: tuple[tuple[str, str], ...] = ()
+log = logging.getLogger(__name__)
 
 
 def factory_of(trial: Trial) -> Factory:
@@ -85,15 +62,54 @@ def make_pack(trials: list[Trial], cells: tuple[str, ...], device: torch.device)
     return Pack(trials, functools.partial(build_trial, data), data, device, cells, fingerprint(device))
 
 
-def run_pack(job: Job, report: Report, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
-    """Runs a pack to its end, or until the sweep's stop file (or `should_stop`) asks to commit and leave.
+@contextmanager
+def prepared(gpus: float) -> Iterator[torch.device]:
+    """The device of a pack, with this process as every pack finds it, whatever a user's model in another one did to it.
 
-    Raises StoreError, DataError or SpecError as they come; a worker that another one has replaced ends with Superseded.
+    Nothing of ours draws from the global generators, but a user's module may. Outside, they are as they were: a
+    sweep may be run from a notebook.
     """
-    trials = [Trial.model_validate(t) for t in job.trials]
-    device = pick_device(job.gpus)
+    device = pick_device(gpus)
     configure(device)
+    generators = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
+    torch.set_flush_denormal(False)
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    random.seed(0)
+    if device.type == "cuda" and gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(gpus)  # Ray counts GPUs, it does not divide their memory
+    try:
+        yield device
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(grad)
+        torch.set_rng_state(generators[0])
+        np.random.set_state(generators[1])  # noqa: NPY002
+        random.setstate(generators[2])
+        if device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()  # other packs share the card
+
+
+def run_pack(job: Job, report: Report) -> Outcome:
+    """Runs a pack to its end, or until the sweep's stop file asks to commit and leave.
+
+    Raises StoreError, DataError or SpecError as they come; ForeignFingerprint where another kind of machine began the
+    pack; Superseded where another worker has taken it over.
+    """
     store = open_store(job.store)
+    folder = Sweep(store.location, job.sweep)
+    if folder.stop_requested():  # before anything is claimed
+        return Outcome(job.pack, "stopped", 0)
+    with prepared(job.gpus) as device:
+        return _run(job, folder, store, device, report)
+
+
+def _run(job: Job, folder: Sweep, store: Store, device: torch.device, report: Report) -> Outcome:
+    trials = job.trials
     mark = f"{trials[0].engine} {fingerprint(device)}"
     ids = tuple(t.trial_id for t in trials)
     with PackWriter(store, job.sweep, job.pack, trials=ids, fingerprint=mark, restart=job.restart) as writer:
@@ -104,21 +120,38 @@ def run_pack(job: Job, report: Report, should_stop: Callable[[], bool] = lambda:
                 f"pack {job.pack} stands at step {writer.resume[0]} of a run on '{writer.fingerprint_before}', and "
                 f"this machine is '{mark}': a trial never mixes two. Run it there, or begin it again with --restart"
             )
-        folder = Sweep(store.location, job.sweep)
-        if folder.stop_requested():
-            return Outcome(job.pack, "stopped", writer.step)
         # A drain lets running packs end: only packs that have not begun heed it.
-        sink = StoreSink(writer, job, report, lambda: should_stop() or folder.stop_requested() == "stop")
+        sink = StoreSink(writer, job.pack, report, lambda: folder.stop_requested() == "stop", node_goes)
         finished = train_pack(make_pack(trials, job.cells, device), sink, writer.resume)
         return Outcome(job.pack, "finished" if finished else "stopped", writer.step, tuple(sink.failed))
+
+
+def node_goes() -> bool:
+    """Whether this node is being taken away. A head that does not answer is not asked to: training goes on."""
+    try:
+        return cluster.draining()
+    except Exception as error:
+        log.warning("the cluster does not say whether this node is draining: %s", cluster.first_line(error))
+        return False
 
 
 class StoreSink:
     """A `train.Sink` that writes to the store, reports now and then, and asks whether to stop."""
 
-    def __init__(self, writer: PackWriter, job: Job, report: Report, should_stop: Callable[[], bool]) -> None:
-        self.writer, self.job, self.report, self.should_stop = writer, job, report, should_stop
-        self.last_report = self.last_poll = time.monotonic()
+    def __init__(
+        self,
+        writer: PackWriter,
+        pack: str,
+        report: Report,
+        should_stop: Callable[[], bool],
+        draining: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.writer, self.pack, self.report, self.clock = writer, pack, report, clock
+        self.should_stop, self.draining = should_stop, draining
+        self.last_report = self.last_commit = clock()
+        self.next_poll = self.last_report + POLL_SECONDS
+        self.going = False
         self.failed: list[tuple[str, str]] = []
 
     def rows(self, table: str, columns: Mapping[str, Any]) -> None:
@@ -130,30 +163,28 @@ class StoreSink:
     def checkpoint(self, trial_id: str, step: int, tensors: Arrays, reason: str) -> None:
         self.writer.checkpoint(trial_id, step, tensors, reason)
 
-    def heartbeat(
-        self, step: int, state: Callable[[], Mapping[str, np.ndarray]], progress: Mapping[str, float]
-    ) -> bool:
-        now = time.monotonic()
-        stop = False
-        if now - self.last_poll >= STOP_POLL_SECONDS:
-            self.last_poll = now
-            stop = self.should_stop()
-        if stop or self.writer.should_commit():
+    def heartbeat(self, step: int, state: State, progress: Mapping[str, float]) -> bool:
+        now = self.clock()
+        stop, notice = self._poll(now) if now >= self.next_poll else (False, False)
+        late = self.going and now - self.last_commit >= DRAIN_COMMIT_SECONDS
+        if stop or notice or late or self.writer.should_commit():
             self.writer.commit(step, state())
+            self.last_commit = self.clock()
         if now - self.last_report >= REPORT_SECONDS:
             self.last_report = now
-            self.report({**progress, "pack": self.job.pack})
+            self.report({**progress, "pack": self.pack})
         return stop
 
-    def commit(self, step: int, state: Callable[[], Mapping[str, np.ndarray]], finished: bool) -> None:
+    def _poll(self, now: float) -> tuple[bool, bool]:
+        """Whether to stop, and whether the node's end has just been announced."""
+        stop, before = self.should_stop(), self.going
+        self.going = before or self.draining()
+        after = self.clock()
+        self.next_poll = after + max(POLL_SECONDS, (after - now) / POLL_SHARE)
+        return stop, self.going and not before
+
+    def commit(self, step: int, state: State, finished: bool) -> None:
         self.writer.commit(step, None if finished else state(), finished)
-
-
-def failure(job: Job, error: BaseException | str) -> Event:
-    """The event of a pack that is given up, with the command that reproduces it here."""
-    text = str(error) if isinstance(error, NdtError | str) else f"{type(error).__name__}: {error}"
-    again = f"ndt sweep {job.sweep} --store {job.store} --executor inline --pack {job.pack}"
-    return event("fail", pack=job.pack, cell=job.cells[0], error=text.partition("\n")[0], reproduce=again)
 
 
 class _Nowhere:
@@ -165,24 +196,18 @@ class _Nowhere:
     def checkpoint(self, trial_id: str, step: int, tensors: Arrays, reason: str) -> None:
         pass
 
-    def heartbeat(
-        self, step: int, state: Callable[[], Mapping[str, np.ndarray]], progress: Mapping[str, float]
-    ) -> bool:
+    def heartbeat(self, step: int, state: State, progress: Mapping[str, float]) -> bool:
         return False
 
-    def commit(self, step: int, state: Callable[[], Mapping[str, np.ndarray]], finished: bool) -> None:
+    def commit(self, step: int, state: State, finished: bool) -> None:
         pass
 
 
-def time_pack(trial: Trial, lanes: int, n: int) -> float:
-    """CPU seconds to train `lanes` seeds of a trial for its `n` steps on this machine, recording to nowhere (a
-    `calibration.Timer`)."""
-    device = torch.device("cpu")
-    configure(device)
-    seeds = [{"init": s, "order": s, "dropout": s, "data": s} for s in range(lanes)]
-    trials = [Trial.model_validate({**trial.model_dump(), "seed": seed}) for seed in seeds]
-    assert trial.train.steps == n
-    pack = make_pack(trials, tuple(t.cell for t in trials), device)
-    began = time.process_time()
-    train_pack(pack, _Nowhere())
-    return time.process_time() - began
+def train_nowhere(trials: list[Trial]) -> None:
+    """Trains and measures a pack whose rows nobody wants."""
+    with prepared(0.0) as device:
+        train_pack(make_pack(trials, tuple(t.cell for t in trials), device), _Nowhere())
+
+
+time_pack = pack_timer(train_nowhere)
+"""What a plan times this machine with."""

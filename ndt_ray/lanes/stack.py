@@ -47,9 +47,9 @@ class StackEngine(Engine):
         logits = self.stacked(inputs)
         each = cross_entropy(logits, targets, self.loss_dtype)
         (each.sum() / each.shape[1]).backward()  # type: ignore[no-untyped-call]
-        # The mean is taken per lane on the host: a batched reduction may be ordered by the number of lanes.
-        host = each.detach()[: len(self.trials)].double().cpu()
-        return torch.stack([row.mean() for row in host])
+        # On the host, along the contiguous axis: torch orders a batched reduction by the number of lanes, numpy does not.
+        host = each.detach()[: len(self.trials)].double().cpu().contiguous()
+        return torch.from_numpy(host.numpy().mean(1))
 
     def _masks(self, update: int, site: int, shape: Sequence[int], p: float) -> Tensor:
         each = [masks(site, update, tuple(shape[1:]), p) for masks in self.masks]

@@ -77,7 +77,8 @@ def _chunk(value: Any, rows: int) -> Any:
 def _bytes(chunk: Any) -> int:
     if isinstance(chunk, np.ndarray):
         return int(chunk.nbytes)
-    return sum(8 + getattr(value, "nbytes", 0) for value in chunk)
+    arrays = chunk if chunk and isinstance(chunk[0], np.ndarray) else ()
+    return 8 * len(chunk) + sum(getattr(value, "nbytes", 0) for value in arrays)
 
 
 def _column(chunks: list[Any], kind: pa.DataType) -> pa.Array:

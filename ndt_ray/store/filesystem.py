@@ -271,6 +271,11 @@ def write_all(file: Any, data: Any) -> None:
         view = view[written if written is not None else len(view) :]
 
 
+def to_disk(descriptor: int) -> None:
+    """Return when the file (or folder) would survive a power cut."""
+    os.fsync(descriptor)
+
+
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """A local file that takes its name only when the block ends well: written beside it, flushed, renamed."""
@@ -280,7 +285,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         with open(temporary, "xb", buffering=0) as file:
             yield file
             if durable:
-                os.fsync(file.fileno())
+                to_disk(file.fileno())
         os.replace(temporary, path)
         if durable:
             _sync_folder(path.parent)
@@ -308,7 +313,7 @@ def _create_local(path: Path, data: bytes) -> bool:
         return False
     with os.fdopen(descriptor, "wb", buffering=0) as file:
         write_all(file, data)
-        os.fsync(file.fileno())
+        to_disk(file.fileno())
     _sync_folder(path.parent)
     return True
 
@@ -316,7 +321,7 @@ def _create_local(path: Path, data: bytes) -> bool:
 def _sync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        to_disk(descriptor)
     finally:
         os.close(descriptor)
 

@@ -65,7 +65,7 @@ def test_temporary_names_are_hidden_from_duckdb_and_pyarrow(tmp_path: Path, monk
 
 def test_data_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    monkeypatch.setattr(filesystem.os, "fsync", lambda fd: order.append("sync"))
+    monkeypatch.setattr(filesystem, "to_disk", lambda descriptor: order.append("sync"))
     real = filesystem.os.replace
     monkeypatch.setattr(filesystem.os, "replace", lambda *a: (order.append("rename"), real(*a))[1])
     Location.of(tmp_path).write("x", b"1")
