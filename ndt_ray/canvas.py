@@ -71,7 +71,8 @@ def canvas(
     if handles:
         where: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (0.0, footer / 2 / height)}
         style: dict[str, Any] = {"frameon": False, "labelcolor": INK, "columnspacing": 1.4, "handletextpad": 0.5}
-        figure.legend(handles=handles, ncols=len(handles), fontsize=SMALL, **where, **style)
+        points = fitted("".join(f"{handle.get_label()}......" for handle in handles), width, SMALL)
+        figure.legend(handles=handles, ncols=len(handles), fontsize=points, **where, **style)
     return Canvas(figure, list(found[:count]))
 
 

@@ -203,15 +203,15 @@ def sweep_figure(
     if kind not in _KINDS:
         raise SpecError(f"unknown figure '{kind}'{did_you_mean(kind, _KINDS)}")
     lanes = planned_lanes(store, sweep)
+    if data is not None:
+        known = set(store.sql("SELECT DISTINCT data FROM trials WHERE sweep = ?", [sweep])["data"])
+        if data not in known:
+            raise SpecError(f"sweep {sweep}: no trial of data set '{data}'{did_you_mean(data, known)}")
 
     def read(columns: str, table: str) -> pd.DataFrame:
         query = f"SELECT x.trial_id, {columns}, {_OF_TRIAL} FROM {table} x JOIN trials t USING (sweep, trial_id)"
         chosen = "x.sweep = $sweep AND ($controls OR t.control = 'none') AND ($data IS NULL OR t.data = $data)"
-        given = {"sweep": sweep, "controls": controls, "data": data}
-        found = store.sql(f"{query} WHERE {chosen} ORDER BY ALL", given)
-        if found.empty and data is not None:
-            known = store.sql("SELECT DISTINCT data FROM trials WHERE sweep = ?", [sweep])["data"]
-            raise SpecError(f"sweep {sweep}: nothing of data set '{data}'{did_you_mean(data, known)}")
+        found = store.sql(f"{query} WHERE {chosen} ORDER BY ALL", {"sweep": sweep, "controls": controls, "data": data})
         return in_plan_order(found, lanes)
 
     return _KINDS[kind](read, **options)

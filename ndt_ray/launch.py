@@ -5,8 +5,8 @@ relaunch is the same command, and nothing of Tune's own is kept.
 """
 
 import contextlib
-import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -17,15 +17,21 @@ from types import FrameType
 from typing import Any, Literal, Protocol
 
 from ndt_ray import cluster
-from ndt_ray.errors import StoreError
+from ndt_ray.errors import CheckpointError, ClusterError, StoreError
+from ndt_ray.jobs import Job, failure
 from ndt_ray.progress import Event, View, event
+from ndt_ray.store.filesystem import Location
 from ndt_ray.store.manifests import Superseded
 from ndt_ray.store.sweep import Sweep as SweepFolder
-from ndt_ray.worker import Job, Outcome, failure, run_pack
 
 ExecutorName = Literal["inline", "ray"]
+Emit = Callable[[Event], None]
 PASSED_ON = ("NDT_DATA", "NDT_CACHE", "NDT_OFFLINE", "NDT_COMMIT_SECONDS", "MKL_CBWR")
 """Settings of this process that workers take over where they have none of their own."""
+TUNE_SETTINGS = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: Tune's handler would end running packs without a commit
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # its own state is never restored from
+}
 
 
 @dataclass
@@ -35,8 +41,22 @@ class Summary:
     finished: int = 0
     stopped: int = 0
     failed: list[Event] = field(default_factory=list)
-    lanes_failed: list[tuple[str, str]] = field(default_factory=list)
+    lanes_failed: list[tuple[str, str, str]] = field(default_factory=list)
+    """(pack, trial, why)."""
+    taken: list[Event] = field(default_factory=list)
+    """Packs that another worker took over."""
     interrupted: bool = False
+
+    def count(self, e: Event) -> None:
+        """Takes an event into account."""
+        if e["event"] == "finish":
+            self.finished += 1
+            self.lanes_failed += [(e["pack"], trial, error) for trial, error in e.get("lanes_failed", ())]
+        elif e["event"] == "stop":
+            self.stopped += 1
+            self.taken += [e] if e.get("error") else []
+        elif e["event"] == "fail":
+            self.failed.append(e)
 
 
 @dataclass(frozen=True)
@@ -47,74 +67,85 @@ class Resources:
     gpus: float = 0.0
     retries: int = 3
 
+    @property
+    def bundle(self) -> dict[str, float]:
+        """As Ray counts them."""
+        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
+
 
 class Executor(Protocol):
     """Runs jobs; every event of theirs goes to `emit`."""
 
-    def run(self, jobs: Sequence[Job], emit: Callable[[Event], None]) -> None:
+    def start(self) -> None:
+        """Gets ready; the second time it does nothing."""
+
+    def run(self, jobs: Sequence[Job], emit: Emit) -> None:
         """Returns when all jobs have finished, failed or stopped."""
+
+    def close(self) -> None:
+        """Gives back what `start` took."""
+
+
+class Teller:
+    """Hands every event to the sweep's log and to a view. A log that cannot be written does not end the sweep."""
+
+    def __init__(self, folder: SweepFolder, view: View) -> None:
+        self.folder, self.view, self.logging = folder, view, True
+
+    def __call__(self, e: Event) -> None:
+        self.view.show(e)
+        if self.logging:
+            try:
+                self.folder.append_events([e])
+            except StoreError as error:
+                self.logging = False
+                self.view.show(event("notice", text=f"events are no longer logged: {error}"))
 
 
 def launch(
     folder: SweepFolder,
     jobs: Sequence[Job],
     executor: Executor,
-    view: View,
+    tell: Emit,
     *,
-    finished_trials: int = 0,
     drain: bool = False,
     fail_fast: bool = False,
 ) -> Summary:
-    """Runs the jobs and returns how they ended. Events go to the sweep's log and to `view` alike.
+    """Runs the jobs and returns how they ended.
 
     The first Ctrl-C (or SIGTERM) asks every running pack to commit and stop, or with `drain` lets running packs end
-    and starts no more; the second one ends at once.
+    and starts no more; the second one ends at once, with KeyboardInterrupt.
     """
-    folder.clear_stop()
     summary = Summary()
+    if not jobs:
+        return summary
+    folder.clear_stop()
 
     def emit(e: Event) -> None:
-        folder.append_events([e])
-        _count(summary, e)
-        view.show(e)
+        summary.count(e)
+        tell(e)
         if fail_fast and e["event"] == "fail":
             folder.request_stop()
 
-    emit(_plan_event(folder.name, jobs, finished_trials))
+    executor.start()  # first: Ray takes the signals for itself
     with _graceful(folder, summary, drain):
         executor.run(jobs, emit)
     folder.clear_stop()
-    emit(event("done", finished=summary.finished, failed=len(summary.failed), stopped=summary.stopped))
     return summary
-
-
-def _plan_event(sweep: str, jobs: Sequence[Job], finished_trials: int) -> Event:
-    packs = [
-        {"pack": j.pack, "cell": j.cells[0], "trials": len(j.trials), "steps": j.trials[0]["train"]["steps"]}
-        for j in jobs
-    ]
-    return event("plan", sweep=sweep, packs=packs, finished_trials=finished_trials)
-
-
-def _count(summary: Summary, e: Event) -> None:
-    if e["event"] == "finish":
-        summary.finished += 1
-        summary.lanes_failed += [(trial, error) for trial, error in e.get("lanes_failed", ())]
-    elif e["event"] == "stop":
-        summary.stopped += 1
-    elif e["event"] == "fail":
-        summary.failed.append(e)
 
 
 @contextlib.contextmanager
 def _graceful(folder: SweepFolder, summary: Summary, drain: bool) -> Iterator[None]:
-    """Signals asked for a stop are turned into the sweep's stop file; a second one interrupts."""
+    """Signals ask for a stop by the sweep's stop file; a second one interrupts."""
 
     def handle(signum: int, frame: FrameType | None) -> None:
         if summary.interrupted:
             raise KeyboardInterrupt
         summary.interrupted = True
-        folder.request_stop("drain" if drain else "stop")
+        try:
+            folder.request_stop("drain" if drain else "stop")
+        except StoreError as error:  # nobody would hear of it
+            raise KeyboardInterrupt from error
 
     try:
         before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -131,27 +162,27 @@ def _graceful(folder: SweepFolder, summary: Summary, drain: bool) -> Iterator[No
 def attempt(job: Job, report: Callable[[dict[str, Any]], None]) -> Event:
     """One attempt at a pack, as the event it ends with. What a second attempt could mend (a full disk, an
     unreachable store) is raised for the retry loop; anything else is a failure of this pack alone."""
+    from ndt_ray.worker import run_pack
+
     try:
-        outcome = run_pack(job, report)
+        return run_pack(job, report).event()
     except Superseded as error:
         return event("stop", pack=job.pack, error=str(error))
+    except CheckpointError as error:  # of the pack's own recovery state: no second look makes it whole
+        return failure(job, error)
     except (StoreError, OSError):
         raise
     except Exception as error:
         return failure(job, error)
-    return _end(outcome)
-
-
-def _end(outcome: Outcome) -> Event:
-    if outcome.status == "stopped":
-        return event("stop", pack=outcome.pack, step=outcome.step)
-    return event("finish", pack=outcome.pack, step=outcome.step, lanes_failed=[list(f) for f in outcome.failed])
 
 
 class Inline:
     """Packs one after another in this process: a debugger works, and no Ray is needed."""
 
-    def run(self, jobs: Sequence[Job], emit: Callable[[Event], None]) -> None:
+    def start(self) -> None:
+        pass
+
+    def run(self, jobs: Sequence[Job], emit: Emit) -> None:
         for job in jobs:
             emit(event("start", pack=job.pack))
             try:
@@ -159,78 +190,115 @@ class Inline:
             except (StoreError, OSError) as error:
                 emit(failure(job, error))
 
+    def close(self) -> None:
+        pass
+
 
 class OnRay:
     """Packs as Tune trials over reused actors, on a cluster or on one started for the purpose."""
 
-    def __init__(self, resources: Resources, address: str | None = None, cpus: int | None = None) -> None:
-        self.resources, self.address, self.cpus = resources, address, cpus
+    def __init__(self, resources: Resources, address: str | None = None, workers: int | None = None) -> None:
+        self.resources, self.address, self.workers = resources, address, workers
+        self.local = address in (None, "local")
+        self.stack = contextlib.ExitStack()
+        self.started = False
 
-    def run(self, jobs: Sequence[Job], emit: Callable[[Event], None]) -> None:
-        if jobs:
-            with cluster.start(self.address, self.cpus):
-                self._tune(jobs, emit)
+    def start(self) -> None:
+        """ClusterError where no cluster can be had, or one started here can never hold a pack."""
+        if not self.started:
+            cpus = math.ceil(self.workers * max(1.0, self.resources.cpus)) if self.workers else None
+            self.stack.enter_context(cluster.start(self.address, cpus))
+            self.started = True
 
-    def _tune(self, jobs: Sequence[Job], emit: Callable[[Event], None]) -> None:
+    def close(self) -> None:
+        self.stack.close()
+        self.started = False
+
+    def run(self, jobs: Sequence[Job], emit: Emit) -> None:
         from ray import tune
 
         from ndt_ray.tuning import Relay
 
-        scratch = tempfile.mkdtemp(prefix="ndt-tune-") if self.address in (None, "local") else None
-        by_pack = {job.pack: job for job in jobs}
-        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        bundle = {"CPU": self.resources.cpus, **({"GPU": self.resources.gpus} if self.resources.gpus else {})}
-        relay = Relay(by_pack, emit)
+        self._check_room(emit)
+        store = Location.of(jobs[0].store)
+        scratch = tempfile.mkdtemp(prefix="ndt-tune-") if self.local else None
+        relay = Relay({job.pack: job for job in jobs}, emit)
         # Tune warns of each trial whose result files are missing: they were never asked for.
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         try:
-            tune.Tuner(
-                tune.with_resources(tune_pack, tune.PlacementGroupFactory([bundle])),
-                param_space={"pack": tune.grid_search(list(by_pack)), "jobs": _JobFile(jobs, environment).as_dict()},
-                tune_config=tune.TuneConfig(reuse_actors=True),
-                run_config=tune.RunConfig(
-                    name="ndt",
-                    storage_path=scratch or f"{jobs[0].store}/tune",
-                    verbose=0,
-                    failure_config=tune.FailureConfig(max_failures=self.resources.retries),
-                    callbacks=[relay],
-                ),
-            ).fit()
+            with _environment(TUNE_SETTINGS):
+                tune.Tuner(
+                    tune.with_resources(_trainable(jobs), tune.PlacementGroupFactory([self.resources.bundle])),
+                    param_space={"pack": tune.grid_search([job.pack for job in jobs])},
+                    tune_config=tune.TuneConfig(reuse_actors=True),
+                    run_config=tune.RunConfig(
+                        name="ndt",
+                        storage_path=scratch or f"{jobs[0].store}/tune",  # on a cluster all nodes must see it
+                        verbose=0,
+                        failure_config=tune.FailureConfig(max_failures=self.resources.retries),
+                        callbacks=[relay],
+                    ),
+                ).fit()
         finally:
+            relay.close()
             if scratch:
                 shutil.rmtree(scratch, ignore_errors=True)
-        relay.close()
+            else:
+                store.delete_tree("tune")
+
+    def _check_room(self, emit: Emit) -> None:
+        """Tune waits for ever for a node that can hold a trial."""
+        import ray
+
+        need = self.resources.bundle
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if any(all(node.get(name, 0) >= n for name, n in need.items()) for node in nodes):
+            return
+        wanted = " and ".join(f"{n:g} {name}" for name, n in need.items())
+        if self.local:
+            found = " and ".join(f"{max((n.get(name, 0) for n in nodes), default=0):g} {name}" for name in need)
+            raise ClusterError(
+                f"a pack needs {wanted}, but this machine has {found}: set run.cpus and run.gpus, or give --address"
+            )
+        emit(event("notice", text=f"no node of the cluster has {wanted} now: waiting for one"))
 
 
-class _JobFile:
-    """Where workers find their job: files beside the sweep, so that Tune's own state stays small."""
-
-    def __init__(self, jobs: Sequence[Job], environment: Mapping[str, str]) -> None:
-        from ndt_ray.store.filesystem import Location
-
-        self.store, self.sweep, self.environment = jobs[0].store, jobs[0].sweep, dict(environment)
-        location = Location.of(self.store)
-        for job in jobs:
-            text = json.dumps(job.as_dict()).encode()
-            location.write(_job_path(self.sweep, job.pack), text, durable=False)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"store": self.store, "sweep": self.sweep, "environment": self.environment}
-
-
-def _job_path(sweep: str, pack: str) -> str:
-    return f"sweeps/{sweep}/jobs/{pack}.json"
-
-
-def tune_pack(config: dict[str, Any]) -> None:
-    """The Tune trainable: one pack in a (reused) worker process."""
+def _trainable(jobs: Sequence[Job]) -> Callable[[dict[str, Any]], None]:
+    """The Tune trainable, with the jobs in Ray's object store: Tune's own state names packs only."""
     from ray import tune
 
-    from ndt_ray.store.filesystem import Location
+    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    found: Callable[[dict[str, Any]], None] = tune.with_parameters(
+        tune_pack, jobs={job.pack: job.dump() for job in jobs}, environment=environment
+    )
+    return found
 
-    jobs = config["jobs"]
-    for name, value in jobs["environment"].items():
+
+def tune_pack(config: dict[str, Any], jobs: Mapping[str, bytes], environment: Mapping[str, str]) -> None:
+    """One pack in a (reused) worker process. What is raised for a retry is reported first: Tune keeps its text only."""
+    from ray import tune
+
+    for name, value in environment.items():
         os.environ.setdefault(name, value)
-    text = Location.of(jobs["store"]).read(_job_path(jobs["sweep"], config["pack"]))
-    end = attempt(Job.from_dict(json.loads(text)), lambda fields: tune.report({"ndt": event("progress", **fields)}))
+    job = Job.load(jobs[config["pack"]])
+    try:
+        end = attempt(job, lambda fields: tune.report({"ndt": event("progress", **fields)}))
+    except Exception as error:
+        tune.report({"ndt": {**failure(job, error), "event": "trouble"}})
+        raise
     tune.report({"ndt": end})
+
+
+@contextlib.contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables, as they were before afterwards."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, old in before.items():
+            if old is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = old

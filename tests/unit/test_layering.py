@@ -20,14 +20,14 @@ PLACES: dict[str, int] = {
     # 1: training and measuring, in memory
     "data": 1, "models": 1, "lanes": 1, "capture": 1, "views": 1, "grams": 1, "spectra": 1, "measures": 1,
     "velocity": 1, "coarse": 1, "evaluate": 1, "record": 1, "train": 1, "catalogue": 1, "calibration": 1,
-    "watch": 1, "probe": 1, "meter": 1, "activation_capture": 1, "probe_files": 1, "weight_files": 1,
+    "watch": 1, "probe": 1, "meter": 1, "activation_capture": 1, "probe_files": 1,
     # 2: files
     "store": 2, "original": 2,
     # 3: running
     "cluster": 3, "doctor": 3, "spot": 3, "worker": 3, "launch": 3, "tuning": 3, "progress": 3, "analysis": 3,
-    "recording": 3, "run_jumps": 3, "checkpoint_series": 3,
+    "recording": 3, "run_jumps": 3, "checkpoint_series": 3, "weight_files": 3, "jobs": 3,
     # 4: showing
-    "summary": 4, "canvas": 4, "figures": 4, "heatmap": 4, "report": 4,
+    "summary": 4, "verdicts": 4, "canvas": 4, "figures": 4, "heatmap": 4, "report": 4,
     # 5: the surfaces
     "run": 5, "cli": 5, "tracker": 5, "service": 5, "__main__": 5, "": 5,
 }  # fmt: skip
