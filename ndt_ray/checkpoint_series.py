@@ -25,7 +25,7 @@ from ndt_ray.probe_files import ProbeData, read_probe
 from ndt_ray.recording import InStore
 from ndt_ray.store.reader import Store, open_store
 from ndt_ray.watch import Watch, choose
-from ndt_ray.weight_files import SUFFIXES, load_weights, read_weights
+from ndt_ray.weight_files import SUFFIXES, load_weights, read_step, read_weights
 
 STEP_PATTERN = r"(?:step|iter(?:ation)?|update|ckpt|checkpoint)s?[-_=]?(\d+)"
 """Where a file's name says its step, unless told otherwise; else the last number in it."""
@@ -111,7 +111,7 @@ class _Series:
         self.watch = Watch(model, layers, "all")
         self.identity = {
             "run": run,
-            "structure": structure(model),
+            "structure": short_hash(structure(model)),
             "source": source,
             "layers": [name for name, _ in layers.values()],
             "probe": self.probe.hash,
@@ -283,7 +283,7 @@ def _ordered(files: Sequence[Path], pattern: re.Pattern[str] | None) -> tuple[li
     skipped: list[tuple[str, str]] = []
     for path in files:
         try:
-            step = read_weights(path).step
+            step = read_step(path)
             if step is None:
                 step = _step_of_name(path, pattern)
             if step >= 2**31:

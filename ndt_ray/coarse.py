@@ -34,7 +34,7 @@ def weight_spectra(model: nn.Module) -> dict[str, Any]:
     largest are round-off.
     """
     weights = {name: p.detach() for name, p in model.named_parameters() if p.ndim >= 2}
-    solved = [eigenvalues(gram([w.flatten(1).unsqueeze(1)]).cpu().numpy()).values[0] for w in weights.values()]
+    solved = [eigenvalues(gram([w.flatten(1)[None, :, None]]).cpu().numpy()).values[0] for w in weights.values()]
     singular = [np.sqrt(values) for values in solved]
     return {
         "parameter": list(weights),

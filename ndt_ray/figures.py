@@ -218,8 +218,16 @@ def sweep_figure(
 
 
 def demo_figure(store: Store, sweep: str, path: str | Path) -> Path:
-    """The heatmap of a sweep, with its jumps marked, written to a file; errors of `sweep_figure` and `save`."""
-    return save(sweep_figure(store, sweep), path)
+    """The heatmap of a sweep, with its jumps marked, written to a file; errors of `sweep_figure` and `save`.
+
+    Of a sweep with more cells than one figure has room for: its first data set (the title says which).
+    """
+    cells = store.sql(
+        "SELECT DISTINCT cell, data FROM trials WHERE sweep = ? AND control = 'none' ORDER BY ALL", [sweep]
+    )
+    several = len(cells) > MAX_PANELS and cells["data"].nunique() > 1
+    first = in_plan_order(cells, planned_lanes(store, sweep))["data"].iloc[0] if several else None
+    return save(sweep_figure(store, sweep, data=first), path)
 
 
 _OF_TRIAL = "t.cell, t.data, t.control, t.seed, t.steps, t.probe_size, t.data_completeness"

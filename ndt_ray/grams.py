@@ -1,15 +1,16 @@
 """Activations of one layer -> Gram matrices, and the sums over stimuli that a spectrum cannot give, for S lanes.
 
 Everything is float64: products of float32 are exact in it, and a float32 Gram is wrong by up to 0.7 % where a layer is
-numerically rank-deficient. A lane's numbers do not depend on the lanes beside it: products are formed lane by lane (a
-float64 `bmm` over lanes gave other bits in 41 of 451 cases), and what runs over all lanes at once is element-wise or a
-reduction within a lane. On a GPU, where a reduction may be split by the number of its outputs, lanes go one by one.
+numerically rank-deficient. A lane's numbers do not depend on the lanes beside it: products are batched only where that
+was seen to give the bits of single ones, and what else runs over all lanes at once is element-wise or a reduction
+within a lane. On a GPU, where a reduction may be split by the number of its outputs, lanes go one by one.
 
 Shapes: S lanes, P stimuli, m rows (positions, tokens) each, f features. Where stimuli come in blocks, `[S, 16, q, …]`,
 stimulus a stands at [a mod 16, a div 16]; a block's missing last stimulus is zero, which no centred sum sees.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -55,41 +56,59 @@ class Sums:
     means: Tensor
 
 
-def gram(lanes: Sequence[Tensor] | Tensor) -> Tensor:
-    """Uncentred Gram matrices `[S, side, side]` on the smaller side of `[P, m, f]` a lane, any float type."""
-    first = lanes[0]
-    stimuli, m, f = first.shape
-    if first.is_cuda or first.numel() <= _PIECE:
-        double = _double(lanes) if isinstance(lanes, Tensor) else torch.stack([_double(x) for x in lanes])
-        x = double.view(len(lanes), -1, f)
-        return by_lane(x, x.mT) if stimuli * m <= f else by_lane(x.mT, x)
-    if stimuli * m <= f:
+def gram(stacks: Sequence[Tensor]) -> Tensor:
+    """Uncentred Gram matrices `[S, side, side]` on the smaller side, of lanes as in `sums`, any float type."""
+    _, stimuli, m, f = stacks[0].shape
+    by_rows, cuda = stimuli * m <= f, stacks[0].is_cuda
+    if cuda or stimuli * m * f <= _PIECE:
+        parts = []
+        for piece in _pieces(stacks, 1 if cuda else _PIECE // (stimuli * m * f)):
+            x = _joined([_double(stack).view(len(stack), -1, f) for stack in piece])
+            parts.append(by_lane(x, x.mT) if by_rows else by_lane(x.mT, x))
+        return _joined(parts)
+    lanes = [lane for stack in stacks for lane in stack]
+    if by_rows:
         return torch.stack([x @ x.mT for x in (_double(lane).view(-1, f) for lane in lanes)])
-    out = first.new_zeros((len(lanes), f, f), dtype=torch.float64)
+    out = stacks[0].new_zeros((len(lanes), f, f), dtype=torch.float64)
     for lane, total in zip(lanes, out, strict=True):
-        for piece in lane.split(max(1, _PIECE // (m * f))):
-            x = _double(piece).view(-1, f)
+        for part in lane.split(max(1, _PIECE // (m * f))):
+            x = _double(part).view(-1, f)
             total.addmm_(x.mT, x)
     return out
 
 
-def sums(lanes: Sequence[Tensor] | Tensor) -> Sums:
-    """All sums of `[P, m, f]` a lane, by the cheapest of three ways."""
-    first = lanes[0]
-    shape = Shape(*first.shape)
+def sums(stacks: Sequence[Tensor]) -> Sums:
+    """All sums of lanes that come as stacks `[S_i, P, m, f]`, S = sum of S_i, by the cheapest of three ways."""
+    first = stacks[0]
+    shape = Shape(*first.shape[1:])
     if shape.total <= shape.features:
         way = _by_rows
     else:
         way = _by_stimulus_moments if shape.rows >= shape.features else _by_features
-    at_once = 1 if first.is_cuda else max(1, _PIECE // first.numel())
-    parts = [way(lanes[i : i + at_once], shape) for i in range(0, len(lanes), at_once)]
-    if len(parts) == 1:
-        return parts[0]
-    return Sums(*(torch.cat([getattr(p, field.name) for p in parts]) for field in fields(Sums)))
+    at_once = 1 if first.is_cuda else max(1, _PIECE // first[0].numel())
+    parts = [way(piece, shape) for piece in _pieces(stacks, at_once)]
+    return Sums(*(_joined([getattr(p, field.name) for p in parts]) for field in fields(Sums)))
 
 
-def _by_features(lanes: Sequence[Tensor] | Tensor, shape: Shape) -> Sums:
-    x, mean = _blocked(lanes, shape)
+def _pieces(stacks: Sequence[Tensor], at_once: int) -> Iterator[list[Tensor]]:
+    """The same lanes in the same order, so many at a time."""
+    piece: list[Tensor] = []
+    room = at_once
+    for stack in stacks:
+        start = 0
+        while start < len(stack):
+            part = stack[start : start + room]
+            piece.append(part)
+            start, room = start + len(part), room - len(part)
+            if not room:
+                yield piece
+                piece, room = [], at_once
+    if piece:
+        yield piece
+
+
+def _by_features(stacks: Sequence[Tensor], shape: Shape) -> Sums:
+    x, mean = _blocked(stacks, shape)
     s, m, f = len(x), shape.rows, shape.features
     blocks, flat = x.view(s, BLOCKS, -1, f), x.view(s, -1, f)
     shift = blocks.sum(2)
@@ -130,8 +149,9 @@ def _stimulus_sums(inner: Tensor, means: Tensor, total: Tensor) -> tuple[Tensor,
     return torch.stack((t, _dot(means), _dot(inner.flatten(2)) / m**2, u, q), 1), _kernel_norm(means)
 
 
-def _by_stimulus_moments(lanes: Sequence[Tensor] | Tensor, shape: Shape) -> Sums:
+def _by_stimulus_moments(stacks: Sequence[Tensor], shape: Shape) -> Sums:
     """For more rows a stimulus than features (convolutions): one pass over the data, the rest from `[S, P, f, f]`."""
+    lanes = [lane for stack in stacks for lane in stack]
     s, m, f = len(lanes), shape.rows, shape.features
     q, here = -(-shape.stimuli // BLOCKS), slice(0, shape.stimuli)
     moment = lanes[0].new_zeros((s, q * BLOCKS, f, f), dtype=torch.float64)
@@ -169,9 +189,9 @@ def _by_stimulus_moments(lanes: Sequence[Tensor] | Tensor, shape: Shape) -> Sums
     return Sums(total, uncentred, _dot(mean), stimulus, _kernel_norm(u), block, u[:, here])
 
 
-def _by_rows(lanes: Sequence[Tensor] | Tensor, shape: Shape) -> Sums:
+def _by_rows(stacks: Sequence[Tensor], shape: Shape) -> Sums:
     """For no more rows than features: everything from the Gram matrix of the rows."""
-    x, mean = _blocked(lanes, shape)
+    x, mean = _blocked(stacks, shape)
     s, m = len(x), shape.rows
     flat = x.view(s, -1, shape.features)
     n = flat.shape[1]
@@ -209,17 +229,19 @@ def _by_rows(lanes: Sequence[Tensor] | Tensor, shape: Shape) -> Sums:
     return Sums(centred, uncentred, mean_square, stimulus, k_k, block, kernel[:, stimuli][:, :, stimuli])
 
 
-def _blocked(lanes: Sequence[Tensor] | Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
+def _blocked(stacks: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
     """Centred `[S, 16, q, m, f]` and the mean rows `[S, f]`."""
     q, left = -(-shape.stimuli // BLOCKS), shape.stimuli % BLOCKS
     whole = shape.stimuli - left
-    x = lanes[0].new_empty((len(lanes), BLOCKS, q, shape.rows, shape.features), dtype=torch.float64)
-    for lane, blocks in zip(lanes, x.transpose(1, 2), strict=True):
-        blocks[: whole // BLOCKS] = torch.unflatten(lane[:whole], 0, (-1, BLOCKS))
+    lanes = sum(len(stack) for stack in stacks)
+    x = stacks[0].new_empty((lanes, BLOCKS, q, shape.rows, shape.features), dtype=torch.float64)
+    in_stacks = x.transpose(1, 2).split([len(stack) for stack in stacks])
+    for stack, blocks in zip(stacks, in_stacks, strict=True):
+        blocks[:, : whole // BLOCKS] = stack[:, :whole].unflatten(1, (-1, BLOCKS))
         if left:
-            blocks[-1, :left] = lane[whole:]
-            blocks[-1, left:] = 0
-    mean = x.view(len(lanes), -1, shape.features).sum(1) / shape.total
+            blocks[:, -1, :left] = stack[:, whole:]
+            blocks[:, -1, left:] = 0
+    mean = x.view(lanes, -1, shape.features).sum(1) / shape.total
     x -= mean[:, None, None, None, :]
     if left:
         x[:, left:, -1] = 0
@@ -232,12 +254,35 @@ def _in_order(by_block: Tensor, stimuli: int) -> Tensor:
 
 
 def by_lane(a: Tensor, b: Tensor) -> Tensor:
-    """Matrix products lane by lane: `[S, i, j]` by `[S, j, k]`, or batches of them that do not run over lanes."""
+    """Matrix products of lanes, `[S, i, j]` by `[S, j, k]` or batches of them, to the bits of one lane at a time."""
     out = a.new_empty((*a.shape[:-1], b.shape[-1]))
+    many = len(a) > 1 and not a.is_cuda
+    if many and _batched_equals_single(a.shape, a.stride(), b.shape, b.stride(), a.dtype, torch.get_num_threads()):
+        return torch.bmm(a.flatten(0, -3), b.flatten(0, -3), out=out.flatten(0, -3)).view(out.shape)
+    return _one_by_one(a, b, out)
+
+
+def _one_by_one(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     form = torch.mm if a.ndim == 3 else torch.bmm
     for x, y, z in zip(a.unbind(0), b.unbind(0), out.unbind(0), strict=True):
         form(x, y, out=z)
     return out
+
+
+Sizes = tuple[int, ...]
+
+
+@functools.lru_cache(maxsize=4096)
+def _batched_equals_single(
+    left: Sizes, left_strides: Sizes, right: Sizes, right_strides: Sizes, dtype: torch.dtype, threads: int
+) -> bool:
+    """Whether one `bmm` over all lanes gives the bits of one lane at a time; which kernels run, shapes decide."""
+    g = torch.Generator().manual_seed(left[-1])
+    a, b = (torch.empty_strided(*layout, dtype=dtype) for layout in ((left, left_strides), (right, right_strides)))
+    for x in (a, b):
+        x.copy_(torch.randn(x.shape, generator=g, dtype=dtype))
+    single = _one_by_one(a, b, a.new_empty((*left[:-1], right[-1])))
+    return torch.equal(torch.bmm(a.flatten(0, -3), b.flatten(0, -3)).view(single.shape), single)
 
 
 def _dot(a: Tensor, b: Tensor | None = None) -> Tensor:
@@ -253,3 +298,7 @@ def _kernel_norm(means: Tensor) -> Tensor:
 
 def _double(x: Tensor) -> Tensor:
     return x.to(torch.float64, memory_format=torch.contiguous_format)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -18,7 +18,7 @@ class ForeignFingerprint(NdtError):
 
 @dataclass(frozen=True)
 class Job:
-    """One pack and where its results go. `first` and `lanes` are those of `plan.Pack`: a trial apart, 100 bytes each."""
+    """One pack and where its results go; `first` (as JSON has it) and `lanes` are those of `plan.Pack`."""
 
     store: str
     sweep: str
@@ -26,7 +26,8 @@ class Job:
     first: dict[str, Any]
     lanes: tuple[Lane, ...]
     gpus: float = 0.0
-    restart: bool = False
+    begin_after: int = 0
+    """What writers of generations up to this one have committed is given up."""
 
     @property
     def cell(self) -> str:
@@ -61,25 +62,29 @@ class Outcome:
     step: int
     failed: tuple[tuple[str, str], ...] = ()
 
-    def event(self) -> Event:
+    def event(self, job: Job) -> Event:
         """As the event that ends the pack."""
         if self.status == "stopped":
             return event("stop", pack=self.pack, step=self.step)
-        return event("finish", pack=self.pack, step=self.step, lanes_failed=[list(lane) for lane in self.failed])
+        found = event("finish", pack=self.pack, step=self.step, lanes_failed=[list(lane) for lane in self.failed])
+        if self.failed:
+            found |= {"cell": job.cell, "reproduce": reproduce(job, restart=True)}
+        return found
 
 
 def failure(job: Job, error: BaseException | str) -> Event:
     """The event of a pack that is given up, with the command that reproduces it here."""
     known = isinstance(error, NdtError | str)
     text = str(error) if known else f"{type(error).__name__}: {error}"
-    found = event("fail", pack=job.pack, cell=job.cell, error=text.strip(), reproduce=reproduce(job))
+    code = error.exit_code if isinstance(error, NdtError) else 1
+    found = event("fail", pack=job.pack, cell=job.cell, error=text.strip(), code=code, reproduce=reproduce(job))
     if isinstance(error, BaseException) and not known:
         found["traceback"] = "".join(traceback.format_exception(error))
     return found
 
 
 def reproduce(job: Job, restart: bool = False) -> str:
-    """The command that runs this pack alone, in one process. The stored spec holds the overrides of the command line."""
+    """The command that runs this pack alone, in one process; the stored spec holds the overrides of the launch."""
     local = "://" not in job.store
     spec = f"{job.store}/sweeps/{job.sweep}/spec.yaml" if local else job.sweep
     words = ["ndt", "sweep", spec, "--store", job.store, "--executor", "inline", "--pack", job.pack]

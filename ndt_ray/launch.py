@@ -34,6 +34,17 @@ TUNE_SETTINGS = {
 }
 
 
+@dataclass(frozen=True)
+class FailedLane:
+    """A trial that raised or diverged while the others of its pack went on."""
+
+    trial: str
+    error: str
+    pack: str
+    cell: str
+    reproduce: str
+
+
 @dataclass
 class Summary:
     """How a launch ended."""
@@ -41,8 +52,7 @@ class Summary:
     finished: int = 0
     stopped: int = 0
     failed: list[Event] = field(default_factory=list)
-    lanes_failed: list[tuple[str, str, str]] = field(default_factory=list)
-    """(pack, trial, why)."""
+    lanes_failed: "list[FailedLane]" = field(default_factory=list)
     taken: list[Event] = field(default_factory=list)
     """Packs that another worker took over."""
     interrupted: bool = False
@@ -51,7 +61,8 @@ class Summary:
         """Takes an event into account."""
         if e["event"] == "finish":
             self.finished += 1
-            self.lanes_failed += [(e["pack"], trial, error) for trial, error in e.get("lanes_failed", ())]
+            given = {name: e[name] for name in ("pack", "cell", "reproduce") if name in e}
+            self.lanes_failed += [FailedLane(trial, error, **given) for trial, error in e["lanes_failed"]]
         elif e["event"] == "stop":
             self.stopped += 1
             self.taken += [e] if e.get("error") else []
@@ -165,7 +176,7 @@ def attempt(job: Job, report: Callable[[dict[str, Any]], None]) -> Event:
     from ndt_ray.worker import run_pack
 
     try:
-        return run_pack(job, report).event()
+        return run_pack(job, report).event(job)
     except Superseded as error:
         return event("stop", pack=job.pack, error=str(error))
     except CheckpointError as error:  # of the pack's own recovery state: no second look makes it whole

@@ -31,7 +31,7 @@ class Driver:
         if self.host != socket.gethostname():
             return False
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.began) < 1.0
+            return bool(abs(psutil.Process(self.pid).create_time() - self.began) < 1.0)
         except psutil.Error:
             return False
 

@@ -91,6 +91,9 @@ _KERNELS: dict[str, Callable[[Floats, Floats], Floats]] = {
     "power_law_alpha": _power_law_alpha,
 }
 
+NAMES = tuple(_KERNELS)
+"""Of the measures that are functions of one spectrum, in the order of the tables' columns."""
+
 
 def _apply(name: str, eigenvalues: ArrayLike) -> Floats:
     share = _relative(eigenvalues)

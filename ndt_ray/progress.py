@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,11 +10,13 @@ from typing import IO, Any, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 Event = dict[str, Any]
-"""`event` is one of plan, start, progress, retry, finish, fail, stop, done; `time` is seconds since the epoch."""
+"""`event` is one of plan, start, progress, retry, finish, fail, stop, notice, analysis, done; `time` is seconds since
+the epoch. Others may come: who reads events passes over what it does not know."""
 
 
 class View(Protocol):
@@ -28,13 +31,33 @@ class View(Protocol):
 
 @dataclass
 class PackState:
+    """One pack, as its events tell it."""
+
     cell: str
     trials: int
     steps: int
     step: int = 0
     status: str = "waiting"
     rate: float = 0.0
-    eta: float = 0.0
+    """Seed-steps a second."""
+
+    @property
+    def work(self) -> int:
+        """Seed-steps in all."""
+        return self.trials * self.steps
+
+    @property
+    def over(self) -> bool:
+        return self.status in ("done", "failed", "stopped")
+
+
+@dataclass
+class AnalysisState:
+    """One analysis, as its events tell it."""
+
+    total: int
+    done: int
+    dead: int
 
 
 @dataclass
@@ -43,55 +66,71 @@ class Tally:
 
     sweep: str = ""
     packs: dict[str, PackState] = field(default_factory=dict)
+    analyses: dict[str, AnalysisState] = field(default_factory=dict)
     already: int = 0
     failed: list[Event] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
     began: float = 0.0
+    first_start: float | None = None
+    """When the first pack began: Ray takes seconds to get there."""
     now: float = 0.0
 
     def take(self, event: Event) -> None:
+        """One more event."""
         self.now = float(event["time"])
         kind = event["event"]
         if kind == "plan":
             self.sweep, self.began, self.already = event["sweep"], self.now, event["finished_trials"]
             self.packs = {p["pack"]: PackState(p["cell"], p["trials"], p["steps"]) for p in event["packs"]}
-            return
-        pack = self.packs.get(event.get("pack", ""))
-        if pack is None:
-            return
+            self.first_start, self.failed, self.analyses = None, [], {}
+        elif kind == "analysis":
+            done = event["done"] + event["skipped"]
+            self.analyses[event["analysis"]] = AnalysisState(event["total"], done, event["dead"])
+        elif kind == "notice":
+            self.notices.append(event["text"])
+        elif pack := self.packs.get(event.get("pack", "")):
+            self._take(kind, pack, event)
+
+    def _take(self, kind: str, pack: PackState, event: Event) -> None:
         if kind == "progress":
-            pack.step, pack.rate = int(event["step"]), float(event["seed_steps_s"])
+            pack.status, pack.step, pack.rate = "running", int(event["step"]), float(event["seed_steps_s"])
+            return
+        pack.rate = 0.0
+        if kind == "start":
             pack.status = "running"
-        elif kind == "start":
-            pack.status = "running"
+            self.first_start = self.first_start or self.now
         elif kind == "retry":
             pack.status = "retrying"
         elif kind == "finish":
-            pack.status, pack.step, pack.rate = "done", pack.steps, 0.0
+            pack.status, pack.step = "done", pack.steps
         elif kind == "fail":
-            pack.status, pack.rate = "failed", 0.0
+            pack.status = "failed"
             self.failed.append(event)
         elif kind == "stop":
-            pack.status, pack.rate = "stopped", 0.0
-
-    @property
-    def total_work(self) -> float:
-        return float(sum(p.trials * p.steps for p in self.packs.values()))
-
-    @property
-    def done_work(self) -> float:
-        return float(sum(p.trials * p.step for p in self.packs.values()))
+            pack.status, pack.step = "stopped", max(pack.step, int(event.get("step", 0)))
 
     @property
     def share(self) -> float:
-        return self.done_work / self.total_work if self.total_work else 1.0
+        """Of the work that is done; what failed is over too."""
+        total = sum(p.work for p in self.packs.values())
+        done = sum(p.work if p.status in ("done", "failed") else p.trials * p.step for p in self.packs.values())
+        return done / total if total else 1.0
+
+    @property
+    def rate(self) -> float:
+        """Seed-steps a second of all that run."""
+        return sum(p.rate for p in self.packs.values() if p.status == "running")
 
     @property
     def eta(self) -> float | None:
-        """Seconds left at the mean rate so far; None before anything is known."""
-        elapsed = self.now - self.began
-        return elapsed * (1 - self.share) / self.share if self.share > 0.01 else None
+        """Seconds left at the mean rate since the first pack began; None before anything is known."""
+        share = self.share
+        if self.first_start is None or share < 0.01 or all(p.over for p in self.packs.values()):
+            return None
+        return (self.now - self.first_start) * (1 - share) / share
 
     def cells(self) -> dict[str, list[PackState]]:
+        """Packs by cell, in the order of the plan."""
         by_cell: dict[str, list[PackState]] = {}
         for pack in self.packs.values():
             by_cell.setdefault(pack.cell, []).append(pack)
@@ -106,38 +145,92 @@ def clock(seconds: float | None) -> str:
     return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
 
 
+STATES = ("running", "retrying", "failed", "stopped", "waiting", "done")
+"""In the order in which cells are shown where there is no room for all."""
+OTHER_LINES = 8
+"""Of a terminal's height, taken by all that is not a cell."""
+
+
 class LiveView:
     """A table per cell with a bar below, redrawn in place on a terminal."""
 
     def __init__(self, console: Console) -> None:
         self.tally = Tally()
-        self.bar = Progress(TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.percentage:>3.0f} %"))
-        self.task: TaskID = self.bar.add_task("", total=1.0)
-        self.live = Live(console=console, refresh_per_second=4, transient=False)
-        self.live.start()
+        self.console = console
+        self.live = Live(console=console, refresh_per_second=4, get_renderable=self._picture)
+        self.lock = threading.Lock()  # of the tally; never held while printing, which waits for the drawing thread
 
     def show(self, event: Event) -> None:
-        self.tally.take(event)
+        with self.lock:
+            self.tally.take(event)
+        if event["event"] == "plan" and event["packs"]:
+            self.live.start()
+        if event["event"] in ("retry", "fail"):
+            self.console.print(_trouble(event), style="red" if event["event"] == "fail" else "yellow", highlight=False)
+        elif event["event"] == "notice":
+            self.console.print(event["text"], style="yellow", highlight=False)
+
+    def _picture(self) -> Group:
+        """Drawn by the thread that refreshes, so that the clock goes on between events."""
+        with self.lock:
+            t = self.tally
+            if t.packs and not all(p.over for p in t.packs.values()):
+                t.now = max(t.now, time.time())
+            told = [f"{name} {a.done}/{a.total}{_dead(a)}" for name, a in t.analyses.items() if a.total]
+            return Group(self._table(), self._bar(), *([Text("   ".join(told))] if told else []))
+
+    def _bar(self) -> Table:
         t = self.tally
-        failed = f" · failed {len(t.failed)}" if t.failed else ""
-        text = f"{t.sweep}  {clock(t.now - t.began)} · left {clock(t.eta)}{failed}"
-        self.bar.update(self.task, completed=t.share, description=text)
-        self.live.update(Group(self._table(), self.bar))
+        line = Table.grid(padding=(0, 1), expand=True)
+        for ratio in (None, 1, None, None):
+            line.add_column(ratio=ratio, no_wrap=True)
+        left = "done" if all(p.over for p in t.packs.values()) else f"left {clock(t.eta)}"
+        rate = f" · {t.rate:,.0f} seed-steps/s" if t.rate else ""
+        line.add_row(t.sweep, ProgressBar(1.0, t.share), f"{t.share:4.0%}", f"{clock(t.now - t.began)} · {left}{rate}")
+        return line
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="dim")
         for name in ("cell", "trials", "step", "seed-steps/s", "state"):
-            table.add_column(name, justify="left" if name in ("cell", "state") else "right")
-        for cell, packs in self.tally.cells().items():
-            states = sorted({p.status for p in packs})
-            steps = sum(p.step * p.trials for p in packs) / max(1, sum(p.trials for p in packs))
-            rate = sum(p.rate for p in packs if p.status == "running")
-            row = [cell, str(sum(p.trials for p in packs)), f"{steps:,.0f}/{packs[0].steps:,}"]
-            table.add_row(*row, f"{rate:,.0f}" if rate else "", ", ".join(states))
+            left = name in ("cell", "state")
+            table.add_column(name, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
+        cells = self.tally.cells()
+        room = max(3, self.console.height - OTHER_LINES)
+        urgent = sorted(cells, key=lambda c: min(STATES.index(p.status) for p in cells[c])) if len(cells) > room else []
+        for cell in [c for c in cells if not urgent or c in urgent[:room]]:
+            table.add_row(*_cell_row(cell, cells[cell]))
+        if hidden := urgent[room:]:
+            packs = [p for c in hidden for p in cells[c]]
+            table.add_row(f"and {len(hidden)} cells more", f"{sum(p.trials for p in packs)}", "", "", _states(packs))
         return table
 
     def close(self) -> None:
-        self.live.stop()
+        if self.live.is_started:
+            self.live.stop()
+
+
+def _cell_row(cell: str, packs: list[PackState]) -> list[str]:
+    trials = sum(p.trials for p in packs)
+    step = sum(p.step * p.trials for p in packs) / max(1, trials)
+    rate = sum(p.rate for p in packs if p.status == "running")
+    steps = max(p.steps for p in packs)
+    return [cell, str(trials), f"{step:,.0f}/{steps:,}", f"{rate:,.0f}" if rate else "", _states(packs)]
+
+
+def _states(packs: list[PackState]) -> str:
+    counts = [(state, sum(p.status == state for p in packs)) for state in STATES]
+    found = [(state, n) for state, n in counts if n]
+    return found[0][0] if len(found) == 1 else ", ".join(f"{n} {state}" for state, n in found)
+
+
+def _dead(analysis: AnalysisState) -> str:
+    return f" ({analysis.dead} failed)" if analysis.dead else ""
+
+
+def _trouble(event: Event) -> str:
+    """A failure or a retry in one line."""
+    what = "failed" if event["event"] == "fail" else "tried again"
+    return f"{event['cell']} (pack {event['pack']}) {what}: {event['error'].partition(chr(10))[0]}"
 
 
 class PlainView:
@@ -150,17 +243,23 @@ class PlainView:
 
     def show(self, event: Event) -> None:
         self.tally.take(event)
-        t = self.tally
-        if event["event"] == "plan":
+        t, kind = self.tally, event["event"]
+        if kind == "plan" and t.packs:
             trials = sum(p.trials for p in t.packs.values())
-            done = f", {t.already} already done" if t.already else ""
-            self._line(f"{t.sweep}: {trials} trials in {len(t.packs)} packs to run{done}")
-        elif event["event"] in ("retry", "fail"):
-            self._line(f"{event['event']} {event['pack']} {event.get('cell', '')}: {event.get('error', '')}")
-        twentieth = int(t.share * 20)
-        if twentieth > self.told:
+            done = f", {t.already:,} already done" if t.already else ""
+            self._line(f"{t.sweep}: {trials:,} trials in {len(t.packs):,} packs to run{done}")
+        elif kind in ("retry", "fail"):
+            self._line(_trouble(event))
+        elif kind == "notice":
+            self._line(event["text"])
+        elif kind == "analysis" and event["last"] and event["done"] + event["dead"]:
+            state = t.analyses[event["analysis"]]
+            self._line(f"{t.sweep}: {event['analysis']} {state.done} of {state.total}{_dead(state)}")
+        twentieth = int(t.share * 20 + 1e-9)
+        if t.packs and twentieth > self.told:
             self.told = twentieth
-            self._line(f"{t.sweep}: {twentieth * 5} % after {clock(t.now - t.began)}, left {clock(t.eta)}")
+            left = f", left {clock(t.eta)}" if t.eta is not None else ""
+            self._line(f"{t.sweep}: {twentieth * 5} % after {clock(t.now - t.began)}{left}")
 
     def _line(self, text: str) -> None:
         print(text, file=self.out, flush=True)

@@ -135,10 +135,11 @@ class InStore:
         if self._failure or self._writer.should_commit():
             try:
                 self._commit(finished=False)
-            except StoreError as error:
-                if self._failure is None or str(error) != str(self._failure):
-                    log.warning("rows could not be stored, the run goes on: %s", error)
-                self._failure, self._retry_at = error, time.monotonic() + RETRY_SECONDS
+            except Exception as error:  # kept, told, and raised by `close` if it lasts
+                failure = error if isinstance(error, StoreError) else StoreError(f"{type(error).__name__}: {error}")
+                if str(failure) != str(self._failure):
+                    log.warning("rows could not be stored, the run goes on: %s", failure)
+                self._failure, self._retry_at = failure, time.monotonic() + RETRY_SECONDS
 
     def flush(self) -> None:
         if self._open and os.getpid() == self._pid:
@@ -153,7 +154,7 @@ class InStore:
             if isinstance(self._failure, Superseded):
                 raise self._failure
             self._commit(finished=finished)
-        except StoreError as failure:
+        except Exception as failure:
             self._writer.close("failed", str(failure))
             raise StoreError(f"{failure}; {self._unstored()}") from failure
         if not finished:

@@ -7,7 +7,7 @@ y = Q R (x, 1) with orthonormal Q, so that R (x, 1), of d_in + 1 features, has t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from ndt_ray import grams
 from ndt_ray.errors import SpecError
 from ndt_ray.grams import BLOCKS, Shape
 from ndt_ray.measures import GRAM_SUMS as GRAM_SUMS
-from ndt_ray.measures import all_measures, participation_ratio_corrected
+from ndt_ray.measures import NAMES, all_measures, participation_ratio_corrected
 from ndt_ray.views import as_matrix as as_matrix
 from ndt_ray.views import by_stimulus
 from ndt_ray.views import view_of as view_of
@@ -33,6 +33,9 @@ DEAD = 1e-13
 
 SOLVED = 1e-9
 """Relative agreement of the eigenvalues' sum and sum of squares with the Gram matrix's; observed: below 1e-13."""
+
+DIRECTIONS = 5
+"""Leading directions over stimuli that are followed from step to step (`velocity`)."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,25 @@ class LinearInput(NamedTuple):
     bias: Lanes | None = None
 
 
+class Leading(NamedTuple):
+    """The largest eigenvalues `[S, 5]` of symmetric matrices, descending, and their eigenvectors `[S, n, 5]`."""
+
+    values: Floats
+    vectors: Floats
+
+
 @dataclass(frozen=True)
 class Stimuli:
     """A layer's representation, one entry a stimulus: the mean over its positions or tokens, centred, `[S, P, d]`.
 
     `features`: in some orthonormal coordinates of the feature space. `kernel`: as inner products, d = P. Which of
-    them is a function of the layer's shape alone.
+    them is a function of the layer's shape alone. `leading`, of the values' Gram matrix or of the kernel, is there
+    where the spectrum came with it.
     """
 
     form: Literal["features", "kernel"]
     values: Floats
+    leading: Leading | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,11 @@ class Spectrum:
     delete_block_pr: Floats | None = None
     stimuli: Stimuli | None = None
 
+    def part(self, layer: Layer, lanes: slice) -> "Spectrum":
+        """Some of the lanes, as those of `layer`."""
+        parts = {field.name: _part(getattr(self, field.name), lanes) for field in fields(self)}
+        return Spectrum(**{**parts, "layer": layer})
+
 
 class Rows(NamedTuple):
     """Columns of the tables `measurements` and `spectra` but for trial_id and step; `lane` says whose each row is."""
@@ -101,42 +118,52 @@ def measure_layers(
     *,
     centred: bool = True,
     extras: bool = True,
+    directions: bool = False,
     linear: Mapping[str, LinearInput] | None = None,
 ) -> list[Spectrum]:
     """Spectra of all layers and lanes, in the order of `layers`.
 
-    `extras` adds mean norm, Gram sums, delete-block participation ratios and `stimuli` (and implies `centred`).
+    `extras` adds mean norm, Gram sums, delete-block participation ratios and `stimuli` (and implies `centred`);
+    `directions` the leading ones of stimuli, where the centred spectrum has them at half the price of their own.
     `linear` gives, by path, inputs and weights of Linear layers; used where d_in + 1 is the smallest side, or where
     there are no `activations` of the layer.
     """
     taken = [_take(layer, activations.get(layer.path), (linear or {}).get(layer.path)) for layer in layers]
-    if not (centred or extras):
-        return _uncentred_only(layers, taken)
-    found = [_Found.of(grams.sums(lanes)) for lanes, _ in taken]
-    solved = _solve([g for f in found for g in (f.centred, f.uncentred)])
-    out = []
-    for i, (layer, (lanes, features)) in enumerate(zip(layers, taken, strict=True)):
-        shape = Shape(lanes[0].shape[0], lanes[0].shape[1], features)
-        out.append(_spectrum(layer, shape, found[i], solved[2 * i], solved[2 * i + 1], extras))
-    return out
+    alike: dict[tuple[Shape, int, torch.device], list[int]] = {}
+    for i, (stacks, features) in enumerate(taken):
+        _, stimuli, m, f = stacks[0].shape
+        alike.setdefault((Shape(stimuli, m, features), f, stacks[0].device), []).append(i)
+    groups = [(key[0], [stack for i in places for stack in taken[i][0]]) for key, places in alike.items()]
+    if centred or extras:
+        together = _centred(groups, extras, directions)
+    else:
+        together = _uncentred_only(groups)
+    out: dict[int, Spectrum] = {}
+    for places, found in zip(alike.values(), together, strict=True):
+        start = 0
+        for i in places:
+            stop = start + sum(len(stack) for stack in taken[i][0])
+            out[i] = found.part(layers[i], slice(start, stop))
+            start = stop
+    return [out[i] for i in range(len(layers))]
 
 
-def _take(layer: Layer, lanes: Lanes | None, through: LinearInput | None) -> tuple[Lanes, int]:
-    """`[P, m, f]` a lane, and how many features the layer really has."""
+def _take(layer: Layer, lanes: Lanes | None, through: LinearInput | None) -> tuple[list[Tensor], int]:
+    """Stacks of lanes `[S_i, P, m, f]`, and how many features the layer really has."""
     if through is not None and layer.kind != "positions":
         weight = through.weight
         d_out, d_in = weight[0].shape
         inputs = [by_stimulus(x, layer.kind, layer.view) for x in through.inputs]
         if lanes is None or d_in + 1 < min(d_out, inputs[0].shape[0] * inputs[0].shape[1]):
             bias = through.bias if through.bias is not None else [w.new_zeros(d_out) for w in weight]
-            return [_through(x, w, b) for x, w, b in zip(inputs, weight, bias, strict=True)], d_out
+            return [_through(x, w, b)[None] for x, w, b in zip(inputs, weight, bias, strict=True)], d_out
     if lanes is None:
         raise SpecError(f"no activations were captured for layer '{layer.path}'")
     if isinstance(lanes, Tensor) and not lanes.is_cuda:
-        rows = by_stimulus(lanes, layer.kind, layer.view, lanes=1)
-        return rows, rows.shape[3]
-    each = [by_stimulus(a, layer.kind, layer.view) for a in lanes]
-    return each, each[0].shape[2]
+        stacks = [by_stimulus(lanes, layer.kind, layer.view, lanes=1)]
+    else:
+        stacks = [by_stimulus(a, layer.kind, layer.view)[None] for a in lanes]
+    return stacks, stacks[0].shape[3]
 
 
 def _through(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -169,57 +196,94 @@ def _host(x: Tensor) -> Floats:
     return np.ascontiguousarray(x.cpu().numpy())
 
 
-def _uncentred_only(layers: Sequence[Layer], taken: list[tuple[Lanes, int]]) -> list[Spectrum]:
-    solved = _solve([_host(grams.gram(lanes)) for lanes, _ in taken])
-    out = []
-    for layer, (lanes, features), (values, trace, failed) in zip(layers, taken, solved, strict=True):
-        shape = Shape(lanes[0].shape[0], lanes[0].shape[1], features)
-        out.append(Spectrum(layer, shape, _flags(trace, trace <= 0, failed), values, trace))
-    return out
+_Group = tuple[Shape, list[Tensor]]
+"""Layers of one shape, as stacks of lanes."""
+
+_NO_LAYER = Layer("", 0, "", "")
+
+
+def _uncentred_only(groups: Sequence[_Group]) -> list[Spectrum]:
+    solved = _solve([(_host(grams.gram(stacks)), 0) for _, stacks in groups])
+    return [
+        Spectrum(_NO_LAYER, shape, _flags(s.trace, s.trace <= 0, s.failed), s.values, s.trace)
+        for (shape, _), s in zip(groups, solved, strict=True)
+    ]
+
+
+def _centred(groups: Sequence[_Group], extras: bool, directions: bool) -> list[Spectrum]:
+    found = [_Found.of(grams.sums(stacks)) for _, stacks in groups]
+    # With one row a stimulus, the matrix of the stimuli is the matrix.
+    leading = [DIRECTIONS if extras and directions and shape.rows == 1 else 0 for shape, _ in groups]
+    plain = _solve([(f.centred, n) for f, n in zip(found, leading, strict=True)])
+    raw = _solve([(f.uncentred, 0) for f in found])
+    return [_spectrum(shape, *parts, extras) for (shape, _), *parts in zip(groups, found, plain, raw, strict=True)]
 
 
 class Solved(NamedTuple):
-    """Eigenvalues `[k, n]`, descending and not negative; trace `[k]`; whether the solver failed its check `[k]`."""
+    """Eigenvalues `[k, n]`, descending and not negative; the matrices' trace and squared norm `[k]`; whether the
+    solver failed its check `[k]`; the leading eigenvectors, if asked for."""
 
     values: Floats
     trace: Floats
+    norm: Floats
     failed: NDArray[np.bool_]
+    leading: Leading | None = None
 
 
-def _solve(matrices: list[Floats]) -> list[Solved]:
-    """Descending eigenvalues, trace, and whether the solver failed its check; matrices of one size in one call."""
-    out: list[Solved | None] = [None] * len(matrices)
-    for side in sorted({m.shape[-1] for m in matrices}):
-        places = [i for i, m in enumerate(matrices) if m.shape[-1] == side]
-        stacked = np.concatenate([matrices[i] for i in places]) if len(places) > 1 else matrices[places[0]]
+def _solve(matrices: Sequence[tuple[Floats, int]]) -> list[Solved]:
+    """Solutions of several `[k, n, n]`, with so many leading vectors each; those that are alike in one call."""
+    out: dict[int, Solved] = {}
+    alike: dict[tuple[int, int], list[int]] = {}
+    for i, (matrix, leading) in enumerate(matrices):
+        alike.setdefault((matrix.shape[-1], leading), []).append(i)
+    for (_, leading), places in alike.items():
+        parts = [matrices[i][0] for i in places]
+        solution = eigenvalues(np.concatenate(parts) if len(parts) > 1 else parts[0], leading)
         start = 0
-        solution = eigenvalues(stacked)
-        for i in places:
-            stop = start + len(matrices[i])
-            out[i] = Solved(solution.values[start:stop], solution.trace[start:stop], solution.failed[start:stop])
+        for i, part in zip(places, parts, strict=True):
+            stop = start + len(part)
+            out[i] = Solved(*(_part(values, slice(start, stop)) for values in solution))
             start = stop
-    return [s for s in out if s is not None]
+    return [out[i] for i in range(len(matrices))]
 
 
-def eigenvalues(matrices: Floats) -> Solved:
+def _part(value: Any, lanes: slice) -> Any:
+    """Some lanes of anything that holds all of them: an array, a tuple of flags, a record of such."""
+    if isinstance(value, np.ndarray):
+        return value[lanes]
+    if isinstance(value, Leading):
+        return Leading(value.values[lanes], value.vectors[lanes])
+    if isinstance(value, Stimuli):
+        return Stimuli(value.form, value.values[lanes], _part(value.leading, lanes))
+    return value[lanes] if type(value) is tuple else value
+
+
+def eigenvalues(matrices: Floats, leading: int = 0) -> Solved:
     """Spectra of symmetric non-negative matrices `[k, n, n]`, each solved by itself, on the host.
 
     The sum and sum of squares of the eigenvalues are checked against the matrix; what is not finite, or fails, is NaN.
+    `leading`: how many eigenvectors are wanted, which doubles the time.
     """
     trace = np.trace(matrices, axis1=1, axis2=2)
     finite = np.isfinite(trace)
     if not finite.all():
         # LAPACK would refuse, or loop, on what is not finite.
         matrices = np.where(finite[:, None, None], matrices, 0.0)
-    values = torch.linalg.eigvalsh(torch.from_numpy(matrices)).numpy()[:, ::-1]
-    flat = matrices.reshape(len(matrices), -1)
-    norm = _squares(flat)
+    vectors = None
+    if leading:
+        ascending, vectors = torch.linalg.eigh(torch.from_numpy(matrices))
+    else:
+        ascending = torch.linalg.eigvalsh(torch.from_numpy(matrices))
+    values = ascending.numpy()[:, ::-1]
+    norm = _squares(matrices.reshape(len(matrices), -1))
     with np.errstate(invalid="ignore"):
         off = np.abs(values.sum(1) - trace) > SOLVED * trace
         off |= np.abs((values * values).sum(1) - norm) > SOLVED * norm
     failed = off & finite
     values = np.where((finite & ~failed)[:, None], np.clip(values, 0.0, None), np.nan)
-    return Solved(values, trace, failed)
+    if vectors is None:
+        return Solved(values, trace, norm, failed)
+    return Solved(values, trace, norm, failed, Leading(values[:, :leading], vectors.numpy()[:, :, : -leading - 1 : -1]))
 
 
 def _squares(x: Floats, y: Floats | None = None) -> Floats:
@@ -236,31 +300,27 @@ def _flags(trace: Floats, dead: NDArray[np.bool_], failed: NDArray[np.bool_]) ->
     )
 
 
-def _spectrum(layer: Layer, shape: Shape, found: _Found, plain: Solved, raw: Solved, extras: bool) -> Spectrum:
+def _spectrum(shape: Shape, found: _Found, plain: Solved, raw: Solved, extras: bool) -> Spectrum:
     dead = plain.trace <= DEAD * raw.trace
     # A dead layer's spectrum is zero, not the round-off that is left of it; its measures are then null.
     values = np.where(dead[:, None], 0.0, plain.values)
-    spectrum = Spectrum(
-        layer,
+    trace = np.where(dead, 0.0, plain.trace)
+    flags = _flags(raw.trace, dead, plain.failed | raw.failed)
+    if not extras:
+        return Spectrum(_NO_LAYER, shape, flags, raw.values, raw.trace, values, trace)
+    form: Literal["features", "kernel"] = "kernel" if found.centred.shape[1] == shape.total else "features"
+    return Spectrum(
+        _NO_LAYER,
         shape,
-        _flags(raw.trace, dead, plain.failed | raw.failed),
+        flags,
         raw.values,
         raw.trace,
         values,
-        np.where(dead, 0.0, plain.trace),
-    )
-    if not extras:
-        return spectrum
-    norm = _squares(found.centred.reshape(len(dead), -1))
-    form: Literal["features", "kernel"] = "kernel" if found.centred.shape[1] == shape.total else "features"
-    return Spectrum(
-        **{
-            **vars(spectrum),
-            "mean_norm": np.sqrt(found.mean_square),
-            "gram_sums": _gram_sums(found, shape, norm),
-            "delete_block_pr": np.where(dead[:, None], np.nan, _delete_block_pr(found, shape, plain.trace, norm)),
-            "stimuli": Stimuli(form, found.means),
-        }
+        trace,
+        mean_norm=np.sqrt(found.mean_square),
+        gram_sums=_gram_sums(found, shape, plain.norm),
+        delete_block_pr=np.where(dead[:, None], np.nan, _delete_block_pr(found, shape, plain)),
+        stimuli=Stimuli(form, found.means, plain.leading),
     )
 
 
@@ -278,11 +338,12 @@ def _gram_sums(found: _Found, shape: Shape, norm: Floats) -> Floats:
     return np.stack(parts, -1)
 
 
-def _delete_block_pr(found: _Found, shape: Shape, trace: Floats, norm: Floats) -> Floats:
+def _delete_block_pr(found: _Found, shape: Shape, plain: Solved) -> Floats:
     """Participation ratio of the re-centred matrix without each block of stimuli, `[S, 16]`; NaN for an empty block.
 
     With the block's second moment B and row sum s, and n rows left, what is left has covariance G - B - s s' / n.
     """
+    trace, norm = plain.trace, plain.norm
     cross, own, kept, shift = np.moveaxis(found.block, 1, 0)
     sizes = np.array([len(range(b, shape.stimuli, BLOCKS)) for b in range(BLOCKS)])
     left = np.where((sizes > 0) & (sizes < shape.stimuli - 1), (shape.stimuli - sizes) * shape.rows, np.nan)
@@ -301,16 +362,12 @@ def rows(spectra: Sequence[Spectrum], keep: str | int = "full") -> Rows:
     """
     lanes = [len(s.flags) for s in spectra]
     common = _common(spectra, lanes)
-    uncentred = _measures([s.eigenvalues_uncentred for s in spectra])
-    plain = _measures([_or_nan(s.eigenvalues, n) for s, n in zip(spectra, lanes, strict=True)])
-    corrected = [
-        None if s.gram_sums is None else participation_ratio_corrected(s.gram_sums, s.shape.stimuli) for s in spectra
-    ]
-    dead = np.isnan(plain["stable_rank"])
+    centred = [np.empty((len(s.flags), 0)) if s.eigenvalues is None else s.eigenvalues for s in spectra]
+    plain, uncentred = _measures(centred, [s.eigenvalues_uncentred for s in spectra])
     measurements = {
         **common,
         **plain,
-        "participation_ratio_corrected": np.where(dead, np.nan, _column(corrected, lanes)),
+        "participation_ratio_corrected": np.where(np.isnan(plain["stable_rank"]), np.nan, _corrected(spectra, lanes)),
         **{f"{name}_uncentred": values for name, values in uncentred.items()},
         "flag": [flag for s in spectra for flag in s.flags],
     }
@@ -340,21 +397,29 @@ def _common(spectra: Sequence[Spectrum], lanes: list[int]) -> dict[str, Any]:
     }
 
 
-def _measures(spectra: list[Floats]) -> dict[str, Floats]:
-    """All measures of `[S, r]` a layer, concatenated; layers of one length in one call."""
-    sizes = [s.shape[1] for s in spectra]
+def _measures(*tables: Sequence[Floats]) -> list[dict[str, Floats]]:
+    """All measures of spectra `[S, r]` a layer, concatenated, for each table of layers; those of one length in one
+    call."""
+    spectra = [values for table in tables for values in table]
     start = np.cumsum([0, *(len(s) for s in spectra)])
-    out: dict[str, Floats] = {name: np.full(start[-1], np.nan) for name in all_measures(np.zeros(0))}
-    for size in sorted(set(sizes)):
-        places = [i for i, s in enumerate(sizes) if s == size]
+    found: dict[str, Floats] = {name: np.empty(start[-1]) for name in NAMES}
+    alike: dict[int, list[int]] = {}
+    for i, values in enumerate(spectra):
+        alike.setdefault(values.shape[1], []).append(i)
+    for places in alike.values():
         where = np.concatenate([np.arange(start[i], start[i + 1]) for i in places])
         for name, values in all_measures(np.concatenate([spectra[i] for i in places])).items():
-            out[name][where] = values
-    return out
+            found[name][where] = values
+    ends = np.cumsum([0, *(sum(map(len, table)) for table in tables)])
+    return [{name: values[a:b] for name, values in found.items()} for a, b in zip(ends, ends[1:], strict=False)]
 
 
-def _or_nan(values: Floats | None, lanes: int) -> Floats:
-    return np.full((lanes, 0), np.nan) if values is None else values
+def _corrected(spectra: Sequence[Spectrum], lanes: list[int]) -> Floats:
+    if not spectra:
+        return np.zeros(0)
+    none = [np.full((n, len(GRAM_SUMS)), np.nan) for n in lanes]
+    sums = [n if s.gram_sums is None else s.gram_sums for s, n in zip(spectra, none, strict=True)]
+    return participation_ratio_corrected(np.concatenate(sums), _repeat([s.shape.stimuli for s in spectra], lanes))
 
 
 def _repeat(values: list[int], lanes: list[int]) -> NDArray[np.int64]:
@@ -371,7 +436,7 @@ def _lists(parts: Sequence[Floats | None], lanes: list[int], size: int | None, d
     # A lane on its way to infinity may be too large for float32 before it is for float64: it is inf here.
     with np.errstate(over="ignore"):
         return [
-            None if part is None else part[lane, :size].astype(dtype)
+            row
             for part, n in zip(parts, lanes, strict=True)
-            for lane in range(n)
+            for row in ([None] * n if part is None else part[:, :size].astype(dtype))
         ]

@@ -94,7 +94,7 @@ class HighFrequencyTracker:
         self._watch = Watch(self._model, chosen, "all" if self._probe else passes)
         self._identity = {
             "run": run,
-            "structure": structure(self._model),
+            "structure": short_hash(structure(self._model)),
             "layers": [name for name, _ in chosen.values()],
             "probe": self._probe.hash if self._probe else None,
             "views": dict(views or {}),
@@ -162,8 +162,8 @@ class HighFrequencyTracker:
             number: int = operator.index(step)
         except TypeError:
             raise SpecError(f"step must be a whole number, the training step just done, but got {step!r}") from None
-        if number < 0:
-            raise SpecError(f"step must be 0 or more, but got {number}")
+        if not 0 <= number < 2**31:
+            raise SpecError(f"step must lie in 0..{2**31 - 1}, but got {number}")
         return number
 
     def _advances(self, step: int) -> bool:
@@ -179,8 +179,8 @@ class HighFrequencyTracker:
 
     def _expect_next(self, step: int) -> None:
         """Guess whether the next step will be measured: what may be overwritten is copied only then."""
-        ahead = step + max(step - self._logged, 1) if self._logged >= 0 else step + 1
-        self._watch.expected = ahead % self.sampling_frequency == 0
+        ahead = step + max(step - self._logged, 1)
+        self._watch.expected = self._logged < 0 or ahead % self.sampling_frequency == 0
         self._logged = step
         self._logs += 1
         if self._first < 0:
@@ -242,7 +242,8 @@ class HighFrequencyTracker:
     def get_results(self, layer: str | None = None) -> "dict[str, pd.DataFrame] | pd.DataFrame":
         """What was measured: a DataFrame by layer, or the one of `layer`.
 
-        Columns: step, the measures of the centred spectrum (and `_uncentred`), n_stimuli, view, flag, loss, grad_norm.
+        Columns: step, the measures of the centred spectrum (and `_uncentred`), n_stimuli, view, flag, loss, grad_norm,
+        layer_index.
         """
         found = self._results()
         if layer is None:
@@ -317,11 +318,15 @@ class HighFrequencyTracker:
             self._recording = InStore(
                 opened, sweep, pack, self.trial_id, existing=existing, fingerprint=mark, state=self._meter.state
             )
+        try:
             if self._recording.resumed is not None:
                 self._meter.load(self._recording.resumed)
                 return
-        self._recording.rows("trials", self._trial(mark))
-        self._recording.flush()
+            self._recording.rows("trials", self._trial(mark))
+            self._recording.flush()
+        except BaseException:
+            _abandon(self._watch, self._recording)
+            raise
 
     def _trial(self, mark: str) -> dict[str, Any]:
         measured = "training batch" if self._probe is None else "probe"
@@ -352,7 +357,8 @@ class HighFrequencyTracker:
             raise
         except Exception as error:
             raise SpecError(
-                f"the probe does not go through {type(self._model).__name__}: {type(error).__name__}: {error}"
+                f"the probe does not go through {type(self._model).__name__} (a tuple is positional inputs; labels are "
+                f"probe_labels): {type(error).__name__}: {error}"
             ) from error
 
     def close(self) -> None:

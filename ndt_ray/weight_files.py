@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,21 +32,36 @@ class Weights:
     step: int | None
 
 
+def read_step(path: Path) -> int | None:
+    """The step that a file says, its tensors left on the disk; CheckpointError as in `read_weights`."""
+    if path.suffix == ".safetensors":
+        return _safetensors(path, tensors=False).step
+    return _step_in(_mapping(path, mmap=True))
+
+
 def read_weights(path: Path) -> Weights:
     """Weights of a .safetensors file or of one that torch.save wrote, on the CPU.
 
     The latter holds a state dict, or one under model_state_dict, state_dict or model. CheckpointError where the file
     is missing, damaged, holds no state dict, or holds objects that only unpickling would restore.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing: give the files of the series")
-    return _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
+    if path.suffix == ".safetensors":
+        return _safetensors(path)
+    held = _mapping(path)
+    inner = next((held[key] for key in STATE_KEYS if isinstance(held.get(key), Mapping)), held)
+    state = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
+    if not state:
+        raise CheckpointError(
+            f"{path} holds no weights: neither at the top nor under {', '.join(STATE_KEYS)}; its keys are "
+            f"{_listed(map(str, held)) or 'none'}"
+        )
+    return Weights(path, state, _step_in(held))
 
 
-def _safetensors(path: Path) -> Weights:
+def _safetensors(path: Path, tensors: bool = True) -> Weights:
     try:
         with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}
+            state = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}
             meta = dict(file.metadata() or {})
         meta |= json.loads(meta.get("ndt", "{}"))  # our own
     except (SafetensorError, OSError, ValueError, TypeError) as error:
@@ -53,9 +69,10 @@ def _safetensors(path: Path) -> Weights:
     return Weights(path, state, _step_in(meta))
 
 
-def _torch(path: Path) -> Weights:
+def _mapping(path: Path, mmap: bool = False) -> Mapping[str, Any]:
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        # Files of before 2020 cannot be mapped.
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found is None:
@@ -68,14 +85,7 @@ def _torch(path: Path) -> Weights:
         raise CheckpointError(f"{path} is damaged ({_first_line(error)}): take it out of the series") from error
     if not isinstance(held, Mapping):
         raise CheckpointError(f"{path} holds a {type(held).__name__}, not a state dict")
-    inner = next((held[key] for key in STATE_KEYS if isinstance(held.get(key), Mapping)), held)
-    state = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
-    if not state:
-        raise CheckpointError(
-            f"{path} holds no weights: neither at the top nor under {', '.join(STATE_KEYS)}; its keys are "
-            f"{_listed(map(str, held))}"
-        )
-    return Weights(path, state, _step_in(held))
+    return held
 
 
 def _step_in(held: Mapping[str, Any]) -> int | None:

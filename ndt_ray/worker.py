@@ -21,6 +21,7 @@ from ndt_ray.lanes.numerics import configure, fingerprint, pick_device
 from ndt_ray.models import build, load_user_factory
 from ndt_ray.models.build import Factory
 from ndt_ray.spec import Trial
+from ndt_ray.store.manifests import newest
 from ndt_ray.store.reader import Store, open_store
 from ndt_ray.store.sweep import Sweep
 from ndt_ray.store.writer import PackWriter
@@ -112,7 +113,9 @@ def _run(job: Job, folder: Sweep, store: Store, device: torch.device, report: Re
     trials = job.trials
     mark = f"{trials[0].engine} {fingerprint(device)}"
     ids = tuple(t.trial_id for t in trials)
-    with PackWriter(store, job.sweep, job.pack, trials=ids, fingerprint=mark, restart=job.restart) as writer:
+    before = newest(store.location, job.sweep, job.pack)
+    restart = before is not None and before.generation <= job.begin_after
+    with PackWriter(store, job.sweep, job.pack, trials=ids, fingerprint=mark, restart=restart) as writer:
         if writer.finished:
             return Outcome(job.pack, "already", writer.step)
         if writer.resume is not None and writer.fingerprint_before != mark:

@@ -35,10 +35,20 @@ def opened(where: str, create: bool = False) -> "Store":
     return open_store(where, create=create)
 
 
-def sweep_from(name: str, assignments: list[str] | None, where: list[str] | None) -> "Sweep":
-    """The sweep of a command line: a file or a packaged name, with its overrides."""
-    from ndt_ray.sweepfile import load_sweep, with_overrides
+def sweep_from(name: str, assignments: list[str] | None, where: list[str] | None, store: str) -> "Sweep":
+    """The sweep of a command line with its overrides: a file, a packaged name, or a name in the store."""
+    from ndt_ray.sweepfile import load_sweep, packaged_sweeps, with_overrides
 
+    if "." not in name and "/" not in name and name not in packaged_sweeps() and exists(store):
+        from ndt_ray.store.sweep import list_sweeps
+        from ndt_ray.sweepfile import parse_sweep
+
+        there = opened(store)
+        if name in list_sweeps(there):
+            spec = there.location.read(f"sweeps/{name}/spec.yaml").decode()
+            return with_overrides(
+                parse_sweep(spec, origin=f"{store}: {name}", folder=Path()), assignments or (), where or ()
+            )
     return with_overrides(load_sweep(name), assignments or (), where or ())
 
 

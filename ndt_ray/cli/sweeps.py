@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -27,8 +27,13 @@ if TYPE_CHECKING:
     from ndt_ray.launch import ExecutorName
     from ndt_ray.run import Result
 
-SweepName = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or the name of one that comes along.")]
+SweepName = Annotated[
+    str, typer.Argument(metavar="SWEEP", help="A sweep file, or the name of one that comes along or is in the store.")
+]
 StoredSweep = Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep in the store.")]
+
+MOST_LANES = 20
+"""Failed trials that are listed; the rest is counted."""
 
 
 def register(ndt: typer.Typer) -> None:
@@ -51,7 +56,8 @@ def plan(
     from ndt_ray.run import Options, plan_sweep
 
     there = opened(store) if exists(store) else None
-    made = plan_sweep(sweep_from(name, assignments, where), there, Options(workers=workers), notify=_notice)
+    chosen = sweep_from(name, assignments, where, store)
+    made = plan_sweep(chosen, there, Options(workers=workers), notify=_notice)
     if as_json:
         sys.stdout.writelines(plan_lines(made))
     else:
@@ -69,7 +75,9 @@ def sweep(
     pack: Annotated[list[str] | None, typer.Option("--pack", help="Only this pack, e.g. one that failed.")] = None,
     drain: Annotated[bool, typer.Option("--drain", help="Ctrl-C lets running packs end.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failed pack.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew what another kind of machine began.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin half-done packs anew (with --pack: finished ones too).")
+    ] = False,
     analyses: Annotated[bool, typer.Option("--analyses/--no-analyses", help="Run the sweep's analyses.")] = True,
     figure: Annotated[str | None, typer.Option("--figure", help="Write the layer by step map here.")] = None,
     as_json: JsonOption = False,
@@ -80,7 +88,7 @@ def sweep(
 
     if executor not in ("ray", "inline"):
         raise SpecError(f"--executor {executor}: choose ray or inline")
-    chosen = sweep_from(name, assignments, where)
+    chosen = sweep_from(name, assignments, where, store)
     options = Options(
         executor=cast("ExecutorName", executor),
         address=address,
@@ -91,88 +99,101 @@ def sweep(
         packs=tuple(pack or ()),
         analyses=analyses,
     )
-    there = opened(store, create=True)
-    result = run_sweep(chosen, there, options, make_view(as_json), notify=_notice)
+    result = run_sweep(chosen, store, options, make_view(as_json), notify=_notice)
     if not as_json:
         _tell(result, store, chosen.name)
-        if figure is not None or result.ok:
-            _figure(there, chosen.name, figure)
-    if result.launch.interrupted:
-        raise typer.Exit(130)
-    raise typer.Exit(0 if result.ok else 1)
+        _figure(store, chosen.name, figure, result)
+    raise typer.Exit(result.exit_code)
 
 
 def _tell(result: "Result", store: str, name: str) -> None:
-    """How a run ended, on stderr: failures first, each with the command that reproduces it."""
+    """How a run ended: what went wrong on stderr, each with the command that reproduces it; the summary on stdout."""
     launched = result.launch
     lines = []
-    for failure in launched.failed:
-        lines += [f"✗ {failure['pack']} {failure['cell']}: {failure['error']}", f"    {failure['reproduce']}"]
-    lines += [f"✗ trial {trial}: {error}" for trial, error in launched.lanes_failed]
+    for failed in launched.failed:
+        lines += [f"✗ {failed['cell']} (pack {failed['pack']}): {failed['error']}", f"    {failed['reproduce']}"]
+    for lane in launched.lanes_failed[:MOST_LANES]:
+        lines.append(f"✗ trial {lane.trial} of {lane.cell} (pack {lane.pack}): {lane.error}")
+    if launched.lanes_failed:
+        lines += [f"    and {len(launched.lanes_failed) - MOST_LANES} trials more"] * (
+            len(launched.lanes_failed) > MOST_LANES
+        )
+        lines += sorted({f"    {lane.reproduce}" for lane in launched.lanes_failed[:MOST_LANES]})
     for report in result.analyses:
-        lines += [f"✗ {report.analysis}: {letter}" for letter in report.dead]
-    if launched.stopped:
-        lines.append(f"stopped: {launched.stopped} packs are not finished; the same command goes on")
+        lines += [f"✗ {report.analysis} of {letter.partition}: {letter.error}" for letter in report.dead]
+    lines += [f"! {event['error']}" for event in launched.taken]
+    if unfinished := launched.stopped - len(launched.taken):
+        lines.append(f"stopped: {unfinished} packs are not finished; the same command goes on with them")
     if not launched.finished and not launched.failed and not launched.stopped:
-        lines.append(f"{result.already} of {result.plan.n_trials} trials already done: nothing to run")
+        lines.append(f"{result.already:,} of {result.plan.n_trials:,} trials already done: nothing to run")
     for line in lines:
         print(line, file=sys.stderr)
     if launched.finished or result.already:
-        from ndt_ray.summary import print_summary
+        from rich.console import Console
 
-        print_summary(opened(store), name, store)
+        from ndt_ray.summary import sweep_summary
+
+        summary = sweep_summary(opened(store), name, store)
+        if sys.stdout.isatty():
+            Console().print(summary)
+        else:
+            sys.stdout.write(summary.text())
 
 
-def _figure(store: Any, name: str, path: str | None) -> None:
+def _figure(store: str, name: str, path: str | None, result: "Result") -> None:
+    """The layer by step map: where asked, else beside the sweep; drawn anew when there is something new to see."""
+    location = opened(store).location
+    if path is None:
+        if not (result.ok and location.local):
+            return
+        path = f"{location.root}/sweeps/{name}/layers.png"
+        if not result.launch.finished and exists(path):
+            return
     from ndt_ray.figures import demo_figure
 
-    target = path or (f"{store.location.root}/sweeps/{name}/layers.png" if store.location.local else None)
-    if target is not None:
-        demo_figure(store, name, target)
-        print(f"figure  {target}", file=sys.stderr)
+    demo_figure(opened(store), name, path)
+    print(f"figure  {path}", file=sys.stderr)
 
 
 def status(
-    name: Annotated[str | None, typer.Argument(metavar="[SWEEP]")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[SWEEP]", help="All sweeps, by default.")] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """How far the sweeps of a store are."""
-    from ndt_ray.cli.show import frame
+    """How far the sweeps of a store are, or the packs of one."""
+    from ndt_ray.cli.show import records
 
     there = opened(store)
     if name is None:
-        frame(there.sweeps(), as_json)
+        columns = "sweep, trials, trials_finished, packs, packs_finished, about"
+        records(there.sql(f"SELECT {columns} FROM sweeps ORDER BY sweep").to_dict("records"), as_json)
         return
+    from ndt_ray.run import stored_plan
     from ndt_ray.store.sweep import open_sweep
 
-    folder = open_sweep(there, name)
-    running = {a.pack: f"{a.host} pid {a.pid}" for a in folder.running()}
-    rows = [
-        {
-            "pack": m.pack,
-            "trials": len(m.trials),
-            "step": m.step,
-            "state": "finished" if m.finished else "running" if m.pack in running else "waiting",
-            "where": running.get(m.pack, ""),
-        }
-        for m in there.manifests(name)
-    ]
-    known = {m.pack for m in there.manifests(name)}
-    for planned in folder.plan["packs"]:
-        if planned["pack_id"] not in known:
-            rows.append(
-                {
-                    "pack": planned["pack_id"],
-                    "trials": len(planned["lanes"]),
-                    "step": 0,
-                    "state": "waiting",
-                    "where": "",
-                }
-            )
-    import pandas as pd
-
-    frame(pd.DataFrame(rows), as_json)
+    running = {a.pack: f"{a.host} pid {a.pid}" for a in open_sweep(there, name).running()}
+    committed = {m.pack: m for m in there.manifests(name)}
+    planned = stored_plan(there, name)
+    rows = []
+    for pack in planned.packs if planned else ():
+        found = committed.get(pack.pack_id)
+        state = "running" if pack.pack_id in running else "waiting"
+        rows.append(
+            {
+                "cell": pack.lanes[0].cell,
+                "pack": pack.pack_id,
+                "trials": len(pack.lanes),
+                "step": found.step if found else 0,
+                "steps": pack.first.train.steps,
+                "state": "finished" if found and found.finished else state,
+                "where": running.get(pack.pack_id, ""),
+            }
+        )
+    if planned is None:  # brought in from elsewhere
+        rows = [
+            {"pack": m.pack, "trials": len(m.trials), "step": m.step, "state": "imported"} for m in committed.values()
+        ]
+    records(rows, as_json)
 
 
 def stop(
@@ -181,9 +202,13 @@ def stop(
     drain: Annotated[bool, typer.Option("--drain", help="Let running packs end, start no more.")] = False,
 ) -> None:
     """Ask a running sweep to commit and stop, wherever it runs."""
+    from ndt_ray.lease import driver
     from ndt_ray.store.sweep import open_sweep
 
     folder = open_sweep(opened(store), name)
+    if driver(folder) is None and not folder.running():
+        print(f"{name} is not running", file=sys.stderr)
+        return
     folder.request_stop("drain" if drain else "stop")
     print(f"asked {name} to {'drain' if drain else 'stop'}; `ndt sweep` goes on with it", file=sys.stderr)
 
@@ -205,33 +230,44 @@ def logs(
         seen += len(events)
         for event in events:
             print(json.dumps(event) if as_json else _event_line(event), flush=True)
-        if not follow or any(e["event"] == "done" for e in events):
+        # The log holds every launch of the sweep: only the last one's end is an end.
+        if not follow or (events and events[-1]["event"] == "done"):
             break
         time.sleep(1.0)
     for attempt in there.attempts(name) if not follow else ():
-        print(json.dumps({"attempt": asdict(attempt)}, default=str) if as_json else f"attempt {attempt}")
+        fields = {k: v for k, v in asdict(attempt).items() if v not in (None, "")}
+        print(json.dumps({"event": "attempt", **fields}) if as_json else _line(attempt.started, "attempt", fields))
 
 
 def _event_line(event: dict[str, Any]) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
-    rest = {k: v for k, v in event.items() if k not in ("time", "event", "packs")}
-    return f"{when} {event['event']:9s} " + " ".join(f"{k}={v}" for k, v in rest.items())
+    rest = {k: v for k, v in event.items() if k not in ("time", "event", "packs", "traceback")}
+    text = _line(when, event["event"], rest)
+    return f"{text}\n{event['traceback']}" if "traceback" in event else text
+
+
+def _line(when: str, what: str, fields: dict[str, Any]) -> str:
+    return f"{when[:19].replace('T', ' ')} {what:9s} " + " ".join(f"{k}={v}" for k, v in fields.items())
 
 
 def rm(
     name: StoredSweep,
     store: StoreOption = DEFAULT_STORE,
-    force: Annotated[Literal["", "yes"], typer.Option("--force", help="'yes': even while it runs.")] = "",
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even while it runs.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove a sweep with all its data."""
+    from ndt_ray.lease import refuse
     from ndt_ray.store.sweep import open_sweep, remove_sweep
 
     there = opened(store)
-    open_sweep(there, name)
+    folder = open_sweep(there, name)
+    if not force:
+        refuse(folder, "removed")
     if not yes and not typer.confirm(f"remove {name} and all its data from {store}?"):
         raise StoreError("nothing was removed")
-    remove_sweep(there, name, force=force == "yes")
+    remove_sweep(there, name, force=force)
+    print(f"removed {name} from {store}", file=sys.stderr)
 
 
 def _notice(text: str) -> None:

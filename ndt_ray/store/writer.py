@@ -63,6 +63,7 @@ class PackWriter:
     ) -> None:
         self._location = store.location
         self._precision = precision
+        self._fingerprint = fingerprint
         self._declared = tuple(sorted(trials))
         self._clock = clock
         self._buffers: dict[str, Batches] = {}
@@ -75,10 +76,9 @@ class PackWriter:
         try:
             before, self.resume = (None, None) if restart else self._adopt(sweep, pack)
             if before:
-                base = replace(before, generation=self.generation, sequence=0)
-                base = replace(
-                    base, fingerprint=fingerprint or before.fingerprint, trials=before.trials or self._declared
-                )
+                # Its fingerprint stays until something is committed on this one: the caller may yet refuse to go on.
+                members = before.trials or self._declared
+                base = replace(before, generation=self.generation, sequence=0, trials=members)
             publish(self._location, base)
             self._manifest = base
             self._kept = [m for m in (before, base) if m]
@@ -155,6 +155,7 @@ class PackWriter:
             raise SpecError(f"commit at step {step} after one at {manifest.step}")
         sequence = manifest.sequence + 1 if step == manifest.step else 0
         target = replace(manifest, step=step, sequence=sequence, finished=finished, state=None)
+        target = replace(target, fingerprint=self._fingerprint or manifest.fingerprint)
         written: list[str] = []
         try:
             self._check_current()

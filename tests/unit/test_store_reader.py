@@ -1,6 +1,7 @@
 """Reading: views over exactly the committed files, whatever the path, the filesystem and the age of the parts."""
 
 import json
+import os
 import pickle
 import threading
 import time
@@ -134,6 +135,19 @@ def test_a_running_sweep_is_seen_growing_by_an_open_store(tmp_path: Path) -> Non
         writer.commit(step, STATE)
         assert reading.sql("SELECT max(step) AS s FROM losses").s[0] == step
         assert reading.sql("SELECT to_step FROM attempts").to_step.tolist() == [step]
+
+
+def test_two_commits_in_one_tick_of_the_clock_are_both_seen(tmp_path: Path) -> None:
+    store = local(tmp_path)
+    writer, tick = PackWriter(store, "s", "p0"), 0
+    for step in (0, 1):
+        writer.rows("losses", {"trial_id": "a", "step": [step], "loss": 1.0})
+        writer.commit(step, STATE)
+        folder = tmp_path / "store/commits/s/p0"
+        if step:
+            os.utime(folder, ns=(tick, tick))
+        tick = folder.stat().st_mtime_ns
+        assert store.tables()["losses"] == step + 1
 
 
 def test_compaction_under_a_reader_is_retried(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import threading
 import time
 from pathlib import Path
 
+import duckdb
 import pandas as pd
 import pytest
 from store_rows import STEPS, TRIALS, local, train
@@ -104,8 +105,14 @@ def test_duckdb_alone_would_refuse_files_outside_too(store: Store, tmp_path: Pat
     (tmp_path / "secret.txt").write_text("x")
     database = store._open()
     cursor = database._connection.cursor()
-    for query in (f"SELECT * FROM read_text('{tmp_path}/secret.txt')", "SET enable_external_access = true"):
-        with pytest.raises(Exception, match=r"disabled by configuration|locked"):
+    frame = pd.DataFrame({"a": [1]})
+    assert len(frame)
+    for query, message in [
+        (f"SELECT * FROM read_text('{tmp_path}/secret.txt')", "disabled by configuration"),
+        ("SET enable_external_access = true", "locked"),
+        ("SELECT * FROM frame", "frame does not exist"),
+    ]:
+        with pytest.raises(duckdb.Error, match=message):
             cursor.execute(query)
 
 

@@ -81,6 +81,23 @@ def test_resume_gives_back_step_and_state_bit_for_bit(store: Store) -> None:
         assert tensors[name].tobytes() == value.tobytes()
 
 
+def test_the_fingerprint_is_of_who_committed_not_of_who_only_looked(tmp_path: Path) -> None:
+    store = local(tmp_path)
+    for mark, before, commits in [
+        ("a", "", True),
+        ("b", "a", False),
+        ("b", "a", True),
+        ("", "b", True),
+        ("", "b", True),
+    ]:
+        writer = PackWriter(store, "s", "p0", fingerprint=mark)
+        assert writer.fingerprint_before == before
+        if commits:
+            writer.commit(writer.step + 1, STATE)
+        writer.close()
+    assert PackWriter(store, "s", "p0", fingerprint="c", restart=True).fingerprint_before == ""
+
+
 def test_a_second_writer_fences_the_first(store: Store) -> None:
     first = committed(store)
     before = contents(store)
@@ -120,6 +137,25 @@ def test_a_writer_fenced_between_its_check_and_its_manifest_harms_nothing(
     train(successor[0], lambda step: step == 8)
     store.verify(deep=True)
     assert count(store) == (STEPS + 1) * len(TRIALS) * len(LAYERS)
+
+
+def test_a_writer_fenced_while_it_writes_its_parts_publishes_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = committed(store, step=3)
+    real = writer_module.encode
+
+    def slow(rows: Any) -> Any:
+        if len(store.attempts()) == 1:
+            PackWriter(store, "s", "p0")
+        return real(rows)
+
+    monkeypatch.setattr(writer_module, "encode", slow)
+    with pytest.raises(Superseded):
+        first.commit(6, STATE)
+    assert leftovers(store) == set()
+    names = manifests.manifest_names(store.location.names("commits/s/p0"))
+    assert not [name for name in names if "g000001-000000000006" in name]
 
 
 def test_restart_gives_up_what_was_committed(store: Store) -> None:
