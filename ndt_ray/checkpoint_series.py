@@ -17,7 +17,7 @@ from ndt_ray import registry
 from ndt_ray.errors import CheckpointError, NdtError, SpecError
 from ndt_ray.inputs import InputSpec
 from ndt_ray.lanes.numerics import fingerprint
-from ndt_ray.meter import Meter, Spectra, Tables, short_hash, structure
+from ndt_ray.meter import Meter, Spectra, short_hash, structure
 from ndt_ray.models import build, load_user_factory
 from ndt_ray.models.user import source_hash, split_target
 from ndt_ray.probe import Probe
@@ -131,16 +131,13 @@ class _Series:
             for done, (step, path) in enumerate(found):
                 progress(done, len(found), path.name)
                 try:
-                    tables = self._at(step, path)
+                    self._at(step, path)
                 except CheckpointError as error:
                     if not self.steps and "is no checkpoint of this" in str(error):
                         raise
                     skipped.append((str(path), str(error)))
                     continue
                 recording = recording or self._begin(store)
-                for table, batches in tables.items():
-                    for columns in batches:
-                        recording.rows(table, columns)
                 recording.settle(step)
                 self.steps.append(step)
             if recording is None:
@@ -157,16 +154,16 @@ class _Series:
 
     def _begin(self, store: Store) -> InStore:
         return InStore(
+            self.meter,
             store,
             self.sweep,
             f"series-{self.trial_id}",
             self.trial_id,
             existing="replace",
             fingerprint=fingerprint(torch.device("cpu")),
-            state=self.meter.state,
         )
 
-    def _at(self, step: int, path: Path) -> Tables:
+    def _at(self, step: int, path: Path) -> None:
         load_weights(self.model, read_weights(path))
         try:
             seen, scores = self.probe.show(self.model, self.watch)
@@ -177,13 +174,11 @@ class _Series:
                 f"the probe {self.data.name} {list(self.data.inputs.shape)} does not go through "
                 f"{type(self.model).__name__}: {type(error).__name__}: {error}"
             ) from error
-        tables = self.meter.measure(step, seen, self.watch.order)
-        row: dict[str, Any] = {"trial_id": self.trial_id, "step": step, **self._norms(step)}
+        row: dict[str, Any] = {**self._norms(step)}
         if scores is not None:
             row |= {"probe_loss": scores.loss, "probe_accuracy": scores.accuracy}
             row["probe_class_accuracy"] = [scores.class_accuracy.astype(np.float32)]
-        tables["scalars"] = [row]
-        return tables
+        self.meter.measure(step, seen, self.watch.order, row)
 
     def _norms(self, step: int) -> dict[str, float | None]:
         now = {name: p.detach().double() for name, p in self.model.named_parameters()}

@@ -3,6 +3,7 @@
 Ray is imported only inside functions: its settings are environment variables that it reads once.
 """
 
+import logging
 import os
 import secrets
 import socket
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from ndt_ray.errors import ClusterError
+
+log = logging.getLogger(__name__)
 
 ENVIRONMENT: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
@@ -98,9 +101,18 @@ def _settings(local: bool) -> Iterator[None]:
                 os.environ[name] = old
 
 
+def _keep_stdout_clean() -> None:
+    """What Ray's daemons complain of (a worker that was killed, say) Ray prints on stdout, where data belongs."""
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):  # private: a version that has it no more may print
+        worker.print_to_stdstream = lambda data, ignore_prefix: log.info("%s: %s", data["pid"], data["lines"])
+
+
 def _init(address: str | None, cpus: int | None, gpus: int | None, object_store: int) -> None:
     import ray
 
+    _keep_stdout_clean()
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if address in (None, "local"):
         # Never a bare ray.init(): it would join whatever cluster this machine last started.

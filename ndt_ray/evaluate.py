@@ -25,15 +25,23 @@ class Scores:
 
 def scores(logits: Tensor, labels: Tensor, classes: int) -> Scores:
     """Scores of logits [n, C] against labels [n], summed in float64."""
+    loss, accuracy, by_class = lane_scores(logits[None], labels, classes)
+    return Scores(float(loss[0]), float(accuracy[0]), by_class[0])
+
+
+def lane_scores(logits: Tensor, labels: Tensor, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Losses [S], accuracies [S] and accuracies per class [S, classes] of lanes' logits [S, n, C]; labels [n]."""
     wide = logits.detach().double().cpu()
     labels = labels.cpu()
-    loss = F.cross_entropy(wide, labels, reduction="sum").item() / len(labels)
-    right = (wide.argmax(-1) == labels).numpy()
-    totals = np.bincount(labels.numpy(), minlength=classes)
-    hits = np.bincount(labels.numpy(), weights=right, minlength=classes)
+    flat = F.cross_entropy(wide.flatten(0, 1), labels.repeat(len(wide)), reduction="none")
+    loss = flat.view(len(wide), -1).sum(1).numpy() / len(labels)
+    right = wide.argmax(-1) == labels
+    is_class = F.one_hot(labels, classes).double()
+    totals = is_class.sum(0).numpy()
+    hits = (right.double() @ is_class).numpy()
     with np.errstate(invalid="ignore"):
         by_class = np.where(totals > 0, hits / np.maximum(totals, 1), np.nan)
-    return Scores(loss, float(right.mean()), by_class)
+    return loss, right.double().mean(1).numpy(), by_class
 
 
 def predict(model: nn.Module, inputs: Tensor) -> Tensor:

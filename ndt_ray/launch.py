@@ -234,8 +234,8 @@ class OnRay:
         store = Location.of(jobs[0].store)
         scratch = tempfile.mkdtemp(prefix="ndt-tune-") if self.local else None
         relay = Relay({job.pack: job for job in jobs}, emit)
-        # Tune warns of each trial whose result files are missing: they were never asked for.
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        # Whatever Tune logs, of result files never asked for or of failed trials, is told by events.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         try:
             with _environment(TUNE_SETTINGS):
                 tune.Tuner(

@@ -4,6 +4,8 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -27,10 +29,23 @@ Tables = dict[str, list[dict[str, Any]]]
 """Batches of columns by table."""
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """One step, not yet made into rows."""
+
+    step: int
+    spectra: list[Spectrum]
+    velocity: list[dict[str, Any]]
+    lost: list[tuple[str, int, str]]
+    """Layer, place and view, as known at that step."""
+    scalars: dict[str, Any]
+
+
 class Meter:
     """Measures one model's layers at one step after the other; remembers each layer's place and view.
 
-    `lost` is told at each step which layers' rows say `lost`, and why.
+    Steps wait until `drain` makes rows of them: for many at a time that costs a tenth. `lost` is told at each step
+    which layers' rows say `lost`, and why.
     """
 
     def __init__(
@@ -55,9 +70,10 @@ class Meter:
         """The last step measured."""
         self._index: dict[str, int] = {}
         self._view: dict[str, str] = {}
+        self._waiting: list[_Measured] = []
 
-    def measure(self, step: int, seen: Seen, order: Mapping[str, int]) -> Tables:
-        """Rows of `measurements`, `spectra` and `velocity`; `order` is that of execution, by path."""
+    def measure(self, step: int, seen: Seen, order: Mapping[str, int], scalars: Mapping[str, Any]) -> None:
+        """Measure a step; `order` is that of execution, by path, `scalars` are its columns in that table."""
         self._place(order)
         self.last = step
         found: list[tuple[Layer, Any]] = []
@@ -70,12 +86,25 @@ class Meter:
                     lost[path] = _why(error)
         with torch.no_grad(), _on_host():
             spectra, failed = self._spectra_of(sorted(found, key=lambda pair: pair[0].index))
-            tables = self._tables(step, spectra)
+            velocity = [] if self._velocity is None else [self._tracker(s).update(step, [0], [s]) for s in spectra]
         reasons = {self.layers[path][0]: why for path, why in lost.items()} | failed
+        kept = [replace(s, stimuli=None) for s in spectra]
+        lost_now = [self._lost_place(name) for name in reasons]
+        self._waiting.append(_Measured(step, kept, [v.columns for v in velocity], lost_now, dict(scalars)))
         if reasons:
-            tables["measurements"].append(self._lost_rows(step, reasons))
             self._lost(reasons)
-        return tables
+
+    def drain(self) -> Tables:
+        """Rows of all steps that wait, for `measurements`, `spectra`, `velocity` and `scalars`."""
+        waiting, self._waiting = self._waiting, []
+        try:
+            return self._tables(waiting)
+        except Exception:  # one step must not take the others with it
+            tables: Tables = {}
+            for measured in waiting:
+                for table, batches in self._alone(measured).items():
+                    tables.setdefault(table, []).extend(batches)
+            return tables
 
     def names(self) -> list[str]:
         """Layers in the order of execution, as far as it is known."""
@@ -131,40 +160,56 @@ class Meter:
                     failed[pair[0].path] = _why(error)
             return spectra, failed
 
-    def _tables(self, step: int, spectra: list[Spectrum]) -> Tables:
-        tables: Tables = {"measurements": [], "spectra": []}
-        if not spectra:
-            return tables
-        found = rows(spectra, self._spectra)
-        own = {"trial_id": self.trial_id, "step": step}
-        few = [spectrum.shape.total < 2 for spectrum in spectra]
-        flags = [FEW if f else flag for f, flag in zip(few, found.measurements["flag"], strict=True)]
-        tables["measurements"].append({**own, **found.measurements, "flag": flags})
-        tables["spectra"].append({**own, **found.spectra})
-        if self._velocity is not None:
-            tables["velocity"] = [
-                {**own, **self._tracker(s.layer.path).update(step, [0], [s]).columns} for s in spectra
-            ]
+    def _alone(self, measured: _Measured) -> Tables:
+        try:
+            return self._tables([measured])
+        except Exception as error:
+            reasons = {s.layer.path: _why(error) for s in measured.spectra}
+            self._lost(reasons)
+            lost = [*measured.lost, *map(self._lost_place, reasons)]
+            return self._tables([replace(measured, spectra=[], lost=lost)])
+
+    def _tables(self, waiting: Sequence[_Measured]) -> Tables:
+        tables: Tables = {"scalars": [self._columns(m.step, m.scalars) for m in waiting]}
+        spectra = [s for m in waiting for s in m.spectra]
+        if spectra:
+            at = np.repeat([m.step for m in waiting], [len(m.spectra) for m in waiting])
+            found = rows(spectra, self._spectra)
+            few = [s.shape.total < 2 for s in spectra]
+            flags = [FEW if f else flag for f, flag in zip(few, found.measurements["flag"], strict=True)]
+            tables["measurements"] = [self._columns(at, {**found.measurements, "flag": flags})]
+            tables["spectra"] = [self._columns(at, found.spectra)]
+        velocity = [self._columns(np.full(1, m.step), columns) for m in waiting for columns in m.velocity]
+        if velocity:
+            tables["velocity"] = [{key: _joined([columns[key] for columns in velocity]) for key in velocity[0]}]
+        lost = [(m.step, *place) for m in waiting for place in m.lost]
+        if lost:
+            steps, *columns = (list(column) for column in zip(*lost, strict=True))
+            known = dict(zip(("layer", "layer_index", "view"), columns, strict=True))
+            tables.setdefault("measurements", []).append(self._columns(steps, {**known, "flag": [LOST] * len(lost)}))
         return tables
 
-    def _tracker(self, name: str) -> VelocityTracker:
+    def _columns(self, step: Any, columns: Mapping[str, Any]) -> dict[str, Any]:
+        return {"trial_id": [self.trial_id] * np.size(step), "step": step, **columns}
+
+    def _tracker(self, spectrum: Spectrum | str) -> VelocityTracker:
         # One for each layer: `previous_step` is then the layer's own, also after a step at which it was lost.
         assert self._velocity is not None
+        name = spectrum if isinstance(spectrum, str) else spectrum.layer.path
         if name not in self._velocity:
             self._velocity[name] = VelocityTracker(self._labels)
         return self._velocity[name]
 
-    def _lost_rows(self, step: int, reasons: Mapping[str, str]) -> dict[str, Any]:
+    def _lost_place(self, name: str) -> tuple[str, int, str]:
         # A layer that has never run has no place yet: a negative one, of its own, for rows need different keys.
         unplaced = {name: -1 - i for i, (name, _) in enumerate(self.layers.values())}
-        return {
-            "trial_id": self.trial_id,
-            "step": step,
-            "layer": list(reasons),
-            "layer_index": [self._index.get(name, unplaced[name]) for name in reasons],
-            "view": [self._view.get(name, NEVER_SEEN) for name in reasons],
-            "flag": LOST,
-        }
+        return name, self._index.get(name, unplaced[name]), self._view.get(name, NEVER_SEEN)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    return list(chain.from_iterable(parts))
 
 
 def _measured(found: Sequence[tuple[Layer, Any]], centred: bool) -> list[Spectrum]:

@@ -10,11 +10,11 @@ from torch import Tensor
 from ndt_ray import coarse, velocity
 from ndt_ray.data import Dataset, Probes
 from ndt_ray.errors import SpecError, did_you_mean
-from ndt_ray.evaluate import Scores, predict, scores
+from ndt_ray.evaluate import Scores, lane_scores, predict, scores
 from ndt_ray.lanes import Engine
 from ndt_ray.lanes.batches import Batches
 from ndt_ray.lanes.norms import LayerNorms
-from ndt_ray.lanes.observe import Observation, observe
+from ndt_ray.lanes.observe import Observation, Observer
 from ndt_ray.lanes.optimizer import base_lr
 from ndt_ray.schedule import checkpoint_steps, coarse_steps, evaluated_steps, lr_factor, measured_steps
 from ndt_ray.spec import Trial
@@ -46,6 +46,7 @@ class Recorder:
     ) -> None:
         self.engine, self.batches, self.data, self.probes, self.sink = engine, batches, data, probes, sink
         self.trials: list[Trial] = engine.trials
+        self.ids = [t.trial_id for t in self.trials]
         first = self.trials[0]
         self.train, self.spec, self.layers = first.train, first.measure, list(layers)
         steps = self.train.steps
@@ -57,6 +58,7 @@ class Recorder:
         self.detect = data.test_x[probes.detect].to(to), data.test_y[probes.detect]
         self.confirm = data.test_x[probes.confirm].to(to), data.test_y[probes.confirm]
         self.held_out = data.test_x[probes.evaluation].to(to), data.test_y[probes.evaluation]
+        self.observer = Observer(engine, self.layers)
         self.norms = LayerNorms(engine.arena.layout)
         self.start = engine.arena.weights.clone()
         self.velocity = velocity.VelocityTracker(self.detect[1].numpy()) if self.spec.velocity else None
@@ -82,7 +84,7 @@ class Recorder:
         self.sink.rows(
             "outcomes",
             {
-                "trial_id": [t.trial_id for t in self.trials],
+                "trial_id": self.ids,
                 "status": [names[int(s)] for s in self.status],
                 "last_step": self.last_step.astype(np.int32),
                 "final_loss": [s.loss if s else None for s in last],
@@ -110,11 +112,10 @@ class Recorder:
         """Hands the per-step losses to the sink."""
         if not self.pending:
             return
-        ids = [t.trial_id for t in self.trials]
         self.sink.rows(
             "losses",
             {
-                "trial_id": [ids[lane] for _, lanes, _ in self.pending for lane in lanes],
+                "trial_id": [self.ids[lane] for _, lanes, _ in self.pending for lane in lanes],
                 "step": np.concatenate([np.full(len(lanes), step, np.int32) for step, lanes, _ in self.pending]),
                 "loss": np.concatenate([values for _, _, values in self.pending]),
             },
@@ -141,39 +142,42 @@ class Recorder:
         if step in self.coarse and lanes:
             self._coarse(step, lanes)
 
-    def _probe(self, step: int, lanes: list[int]) -> dict[int, Scores]:
+    def _probe(self, step: int, lanes: list[int]) -> dict[str, np.ndarray]:
+        """Measures all layers; the columns of loss and accuracy on the probe, a row a lane."""
         inputs, labels = self.detect
-        found: dict[int, Scores] = {}
-        for seen in observe(self.engine, inputs, self.layers, lanes):
-            for place, lane in enumerate(seen.lanes):
-                found[lane] = scores(seen.logits[place], labels, self.data.inputs.classes)
-            spectra = measure_layers(seen.activations, self.layers, linear=seen.linear)
+        parts = []
+        for seen in self.observer.observe(inputs, lanes):
+            parts.append(lane_scores(seen.logits, labels, self.data.inputs.classes))
+            following = self.velocity is not None
+            spectra = measure_layers(seen.activations, self.layers, linear=seen.linear, directions=following)
             self._write(("measurements", "spectra"), step, seen, rows(spectra, self.spec.spectra))
             if self.velocity is not None:
                 table = self.velocity.update(step, seen.lanes, spectra)
-                ids = [self.trials[lane].trial_id for lane in table.lane]
+                ids = [self.ids[lane] for lane in table.lane]
                 self.sink.rows("velocity", {"trial_id": ids, "step": _full(step, len(ids)), **table.columns})
-        return found
+        names = ("probe_loss", "probe_accuracy", "probe_class_accuracy")
+        found = {name: np.concatenate(part) for name, part in zip(names, zip(*parts, strict=True), strict=True)}
+        return {**found, "probe_class_accuracy": found["probe_class_accuracy"].astype(np.float32)}
 
     def _write(self, tables: tuple[str, str], step: int, seen: Observation, found: Rows) -> None:
-        ids = [self.trials[seen.lanes[place]].trial_id for place in found.lane]
+        ids = [self.ids[seen.lanes[place]] for place in found.lane]
         common = {"trial_id": ids, "step": _full(step, len(ids))}
         self.sink.rows(tables[0], {**common, **found.measurements})
         self.sink.rows(tables[1], {**common, **found.spectra})
 
-    def _scalars(self, step: int, lanes: list[int], before: Tensor | None, probe: Mapping[int, Scores]) -> None:
-        weights, grads = self.engine.arena.weights, self.engine.arena.grads
+    def _scalars(self, step: int, lanes: list[int], before: Tensor | None, probe: Mapping[str, np.ndarray]) -> None:
+        weights, grads, squares = self.engine.arena.weights, self.engine.arena.grads, self.norms.squares
         none = np.full(len(self.norms.layers), np.nan)
-        table: dict[str, list[np.ndarray]] = {"grad": [], "update": [], "weight": [], "moved": []}
-        for lane in lanes:
-            table["weight"].append(self.norms.squares(weights[lane]))
-            table["moved"].append(self.norms.squares(weights[lane] - self.start[lane]))
-            table["grad"].append(none if step == 0 else self.norms.squares(grads[lane]))
-            table["update"].append(none if before is None else self.norms.squares(weights[lane] - before[lane]))
-        squares = {name: np.stack(values) for name, values in table.items()}
-        total = {name: np.sqrt(values.sum(1)) for name, values in squares.items()}
+        table = {
+            "grad": [none if step == 0 else squares(grads[lane]) for lane in lanes],
+            "update": [none if before is None else squares(weights[lane], before[lane]) for lane in lanes],
+            "weight": [squares(weights[lane]) for lane in lanes],
+            "moved": [squares(weights[lane], self.start[lane]) for lane in lanes],
+        }
+        by_layer = {name: np.stack(values) for name, values in table.items()}
+        total = {name: np.sqrt(values.sum(1)) for name, values in by_layer.items()}
         factor = lr_factor(self.train.schedule, step, self.train.steps)
-        ids = [self.trials[lane].trial_id for lane in lanes]
+        ids = [self.ids[lane] for lane in lanes]
         per_epoch = self.batches.per_epoch
         self.sink.rows(
             "scalars",
@@ -184,9 +188,7 @@ class Recorder:
                 "epoch_boundary": np.full(len(ids), step // per_epoch > self.previous_measured // per_epoch),
                 "lr": [base_lr(self.trials[lane]) * factor for lane in lanes],
                 "batch_loss": self.batch_losses[lanes],
-                "probe_loss": [probe[lane].loss for lane in lanes],
-                "probe_accuracy": [probe[lane].accuracy for lane in lanes],
-                "probe_class_accuracy": [probe[lane].class_accuracy.astype(np.float32) for lane in lanes],
+                **probe,
                 "grad_norm": total["grad"],
                 "update_norm": total["update"],
                 "weight_norm": total["weight"],
@@ -194,7 +196,7 @@ class Recorder:
             },
         )
         if self.spec.dynamics:
-            self._dynamics(step, ids, squares)
+            self._dynamics(step, ids, by_layer)
 
     def _dynamics(self, step: int, ids: list[str], squares: Mapping[str, np.ndarray]) -> None:
         layers = self.norms.layers
@@ -216,16 +218,15 @@ class Recorder:
 
     def _coarse(self, step: int, lanes: list[int]) -> None:
         for lane in lanes:
-            trial = self.trials[lane]
             model = self.engine.models[lane]
             spectra = coarse.weight_spectra(model)
             n = len(next(iter(spectra.values())))
-            self.sink.rows("weight_spectra", {"trial_id": [trial.trial_id] * n, "step": _full(step, n), **spectra})
+            self.sink.rows("weight_spectra", {"trial_id": [self.ids[lane]] * n, "step": _full(step, n), **spectra})
             moments = self.engine.arena.moments.get("exp_avg_sq")
             second = None if moments is None else self.engine.arena.export(lane, moments)
             curvature = coarse.curvature(model, *self.detect, second_moments=second, step=step, train=self.train)
             values = {name: [value] for name, value in curvature.items()}
-            self.sink.rows("curvature", {"trial_id": [trial.trial_id], "step": _full(step, 1), **values})
+            self.sink.rows("curvature", {"trial_id": [self.ids[lane]], "step": _full(step, 1), **values})
 
     def evaluate(self, step: int) -> None:
         """The held-out evaluation, where it is due."""
@@ -239,7 +240,7 @@ class Recorder:
         self.sink.rows(
             "evaluations",
             {
-                "trial_id": [self.trials[lane].trial_id for lane in lanes],
+                "trial_id": [self.ids[lane] for lane in lanes],
                 "step": _full(step, len(lanes)),
                 "loss": [s.loss for s in found],
                 "accuracy": [s.accuracy for s in found],
@@ -254,8 +255,8 @@ class Recorder:
         if step not in self.saved or not lanes:
             return
         for lane in lanes:
-            self.sink.checkpoint(self.trials[lane].trial_id, step, self.engine.lane_state(lane), "planned")
-        for seen in observe(self.engine, self.confirm[0], self.layers, lanes):
+            self.sink.checkpoint(self.ids[lane], step, self.engine.lane_state(lane), "planned")
+        for seen in self.observer.observe(self.confirm[0], lanes):
             spectra = measure_layers(seen.activations, self.layers, linear=seen.linear)
             self._write(("confirmations", "confirmation_spectra"), step, seen, rows(spectra, self.spec.spectra))
 

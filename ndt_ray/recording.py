@@ -4,7 +4,8 @@ import atexit
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -24,7 +25,11 @@ log = logging.getLogger(__name__)
 Existing = Literal["refuse", "resume", "replace"]
 """What to do where a run of this name is in the store already."""
 
-State = Callable[[], Mapping[str, np.ndarray]]
+Tables = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Batches of columns by table."""
+
+GROUP = 32
+"""Measured steps that wait before rows are made of them: together they cost a tenth."""
 
 MEMORY_NOTICE = 1 << 30
 """Bytes of rows in memory at which it is said that a store would hold them."""
@@ -33,60 +38,84 @@ PENDING_ROWS = 1 << 16
 """Measurement rows that wait while the store cannot be written; later ones are dropped, and counted."""
 
 
-class Recording(Protocol):
+class Source(Protocol):
+    """What is recorded: steps that wait, and the state to resume from."""
+
+    def drain(self) -> Tables: ...
+    def state(self) -> Mapping[str, np.ndarray]: ...
+
+
+class Recording(ABC):
     """Takes rows and gives tables back."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._waiting = 0
 
     @property
     def resumed(self) -> Mapping[str, np.ndarray] | None:
         """State of the last commit of the run that is gone on with."""
+        return None
 
+    @abstractmethod
     def rows(self, table: str, columns: Mapping[str, Any]) -> None: ...
 
     def settle(self, step: int) -> None:
-        """Every row up to `step` has been given."""
+        """The source has measured `step`."""
+        self._waiting += 1
+        if self._waiting >= GROUP:
+            self._pull()
 
+    def _pull(self) -> None:
+        self._waiting = 0
+        for table, batches in self._source.drain().items():
+            for columns in batches:
+                self.rows(table, columns)
+
+    @abstractmethod
     def flush(self) -> None:
         """Make all rows visible; StoreError where that fails."""
 
+    @abstractmethod
     def close(self, *, finished: bool, error: str | None = None) -> None: ...
 
+    @abstractmethod
     def table(self, name: str) -> pa.Table: ...
 
 
-class InMemory:
+class InMemory(Recording):
     """Rows in memory, as the store's tables would hold them."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
         self._tables: dict[str, Batches] = {}
         self._told = False
-
-    @property
-    def resumed(self) -> None:
-        return None
 
     def rows(self, table: str, columns: Mapping[str, Any]) -> None:
         self._tables.setdefault(table, Batches(TABLES[table], "float32")).add(columns)
 
     def settle(self, step: int) -> None:
+        super().settle(step)
         held = sum(batches.bytes for batches in self._tables.values())
         if held > MEMORY_NOTICE and not self._told:
             self._told = True
             log.warning("the tracker holds %.1f GB of rows: give it a store, or spectra='none'", held / 1e9)
 
     def flush(self) -> None:
-        pass
+        self._pull()
 
     def close(self, *, finished: bool, error: str | None = None) -> None:
-        pass
+        self._pull()
 
     def table(self, name: str) -> pa.Table:
+        self._pull()
         if name not in TABLES:
             raise SpecError(f"no table {name!r}{did_you_mean(name, TABLES)}")
         batches = self._tables.get(name)
         return batches.arrow() if batches else TABLES[name].arrow().empty_table()
 
 
-class InStore:
+class InStore(Recording):
     """Rows in a pack of their own, committed by rows and time, when closed, and when the program ends.
 
     While the store cannot be written, rows wait and it is tried again every 30 s; the user's loop goes on, and `close`
@@ -95,6 +124,7 @@ class InStore:
 
     def __init__(
         self,
+        source: Source,
         store: Store,
         sweep: str,
         pack: str,
@@ -102,9 +132,9 @@ class InStore:
         *,
         existing: Existing = "refuse",
         fingerprint: str = "",
-        state: State = dict,
     ) -> None:
-        self._store, self._sweep, self._trial_id, self._state = store, sweep, trial_id, state
+        super().__init__(source)
+        self._store, self._sweep, self._trial_id = store, sweep, trial_id
         restart = _begin_anew(store, sweep, pack, existing)
         self._writer = PackWriter(store, sweep, pack, trials=(trial_id,), fingerprint=fingerprint, restart=restart)
         self._step = self._writer.step
@@ -130,6 +160,7 @@ class InStore:
 
     def settle(self, step: int) -> None:
         self._step = step
+        super().settle(step)
         if isinstance(self._failure, Superseded) or time.monotonic() < self._retry_at:
             return
         if self._failure or self._writer.should_commit():
@@ -173,7 +204,8 @@ class InStore:
         )
 
     def _commit(self, finished: bool) -> None:
-        self._writer.commit(self._step, None if finished else self._state(), finished)
+        self._pull()
+        self._writer.commit(self._step, None if finished else self._source.state(), finished)
         self._failure, self._pending = None, 0
 
     def _at_exit(self) -> None:

@@ -115,7 +115,7 @@ class HighFrequencyTracker:
         self._logs = self._refused = 0
         self._closed = False
         self._active = store is None or _rank() == 0
-        self._recording: Recording = InMemory()
+        self._recording: Recording = InMemory(self._meter)
         if self._active:
             if self._probe is not None:
                 self._try_probe(self._probe)
@@ -193,18 +193,14 @@ class HighFrequencyTracker:
             )
 
     def _measure(self, step: int, loss: Any, grad_norm: Any, lr: float | None) -> None:
-        scores: Scores | None = None
+        seen, scores = self._look()
+        scalars = self._scalars(loss, grad_norm, lr, scores)
         try:
-            seen, scores = self._look()
-            tables = self._meter.measure(step, seen, self._watch.order)
+            self._meter.measure(step, seen, self._watch.order, scalars)
         except Exception as error:
             # The last resort: whatever it is must not end somebody's training, and must not go unsaid either.
             self._notices.tell(f"failed {type(error).__name__}", f"step {step} could not be measured", error)
-            tables = self._meter.measure(step, Seen({}, dict.fromkeys(self._meter.layers, error)), {})
-        tables["scalars"] = [self._scalars(step, loss, grad_norm, lr, scores)]
-        for table, batches in tables.items():
-            for columns in batches:
-                self._recording.rows(table, columns)
+            self._meter.measure(step, Seen({}, dict.fromkeys(self._meter.layers, error)), {}, scalars)
         self._recording.settle(step)
 
     def _look(self) -> tuple[Seen, Scores | None]:
@@ -216,8 +212,8 @@ class HighFrequencyTracker:
             self._notices.tell("probe", "the probe did not go through the model", error)
             return Seen({}, dict.fromkeys(self._meter.layers, error)), None
 
-    def _scalars(self, step: int, loss: Any, grad_norm: Any, lr: Any, scores: Scores | None) -> dict[str, Any]:
-        row: dict[str, Any] = {"trial_id": self.trial_id, "step": step}
+    def _scalars(self, loss: Any, grad_norm: Any, lr: Any, scores: Scores | None) -> dict[str, Any]:
+        row: dict[str, Any] = {}
         for name, value in (("batch_loss", loss), ("grad_norm", grad_norm), ("lr", lr)):
             row[name] = self._number(name, value)
         if scores is not None:
@@ -316,7 +312,7 @@ class HighFrequencyTracker:
             opened = store if isinstance(store, Store) else open_store(store, create=True)
             pack = f"run-{self.trial_id}"
             self._recording = InStore(
-                opened, sweep, pack, self.trial_id, existing=existing, fingerprint=mark, state=self._meter.state
+                self._meter, opened, sweep, pack, self.trial_id, existing=existing, fingerprint=mark
             )
         try:
             if self._recording.resumed is not None:

@@ -10,7 +10,7 @@ and L of n stimuli with diagonals k and l, n(n-3) HSIC = sum_{i≠j} K L + tr K 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,17 +20,15 @@ from torch import Tensor
 
 from ndt_ray.grams import by_lane
 from ndt_ray.measures import RANK_FLOOR
-from ndt_ray.spectra import Spectrum, Stimuli
+from ndt_ray.spectra import DIRECTIONS, Leading, Spectrum, Stimuli
 
 Floats = NDArray[np.float64]
-
-DIRECTIONS = 5
-"""Leading stimulus directions whose principal angles are followed."""
 
 RESOLUTION = 1e-12
 """Differences from 1 and angles below this are 0: what is kept is rounded to float32, which leaves 1e-14 of noise."""
 
 _PREVIOUS, _INIT, _ANCHOR = range(3)
+_COLUMNS = ("velocity", "from_init", "from_anchor", "angle_mean", "angle_max", "label_alignment")
 
 
 class VelocityRows(NamedTuple):
@@ -45,32 +43,40 @@ class VelocityTracker:
 
     Compared with are the measurement before, the initialisation (step 0 only) and the latest anchor: the first
     measurement at or after each power of two. A lane's rows depend on its own measurements alone. Kept per lane and
-    layer are three float32 copies of at most P^2/2 numbers.
+    layer are three copies of at most P^2/2 numbers, rounded to float32.
     """
 
     def __init__(self, labels: ArrayLike | None = None) -> None:
         """`labels` `[P]` of the probe's stimuli, in order; without them there is no label alignment."""
         self._labels = None if labels is None else _Labels.of(np.asarray(labels))
-        self._layers: dict[str, _Layer] = {}
+        self._held: dict[tuple[int, ...], _Held] = {}
         self._steps: dict[int, tuple[int, int]] = {}
 
     def update(self, step: int, lanes: Sequence[int], spectra: Sequence[Spectrum]) -> VelocityRows:
         """One row per layer and lane; `lanes` names those that `spectra` (measured with extras) are of, in order."""
         steps = [self._steps.get(lane) for lane in lanes]
-        parts = [self._layer(s).update(step, lanes, steps, _stimuli(s)) for s in spectra]
-        for lane, before in zip(lanes, steps, strict=True):
-            anchor = step if before is None or step.bit_length() > before[1].bit_length() else before[1]
-            self._steps[lane] = step, anchor
-        previous = [None if s is None else s[0] for s in steps]
-        anchor_steps = [None if s is None else s[1] for s in steps]
+        anchors = np.array([before is None or step.bit_length() > before[1].bit_length() for before in steps])
+        values = np.empty((len(_COLUMNS), len(spectra), len(lanes)))
+        alike: dict[Any, list[int]] = {}
+        for i, spectrum in enumerate(spectra):
+            stimuli = _stimuli(spectrum)
+            alike.setdefault((stimuli.form, stimuli.values.shape[1:], stimuli.leading is None), []).append(i)
+        for places in alike.values():
+            pairs = [(spectra[i].layer.path, lane) for i in places for lane in lanes]
+            now = _together([spectra[i] for i in places])
+            shape = _kept_shape(now)
+            held = self._held.setdefault(shape, _Held.nothing(shape, now.values.shape[1]))
+            found = held.update(pairs, now, self._labels, step == 0, np.tile(anchors, len(places)))
+            values[:, places] = found.reshape(len(_COLUMNS), len(places), len(lanes))
+        for lane, before, anchor in zip(lanes, steps, anchors, strict=True):
+            self._steps[lane] = step, step if anchor or before is None else before[1]
         columns: dict[str, Any] = {
             "layer": [s.layer.path for s in spectra for _ in lanes],
             "layer_index": np.repeat(np.array([s.layer.index for s in spectra], dtype=np.int64), len(lanes)),
-            "previous_step": previous * len(spectra),
-            "anchor_step": anchor_steps * len(spectra),
+            "previous_step": [None if s is None else s[0] for s in steps] * len(spectra),
+            "anchor_step": [None if s is None else s[1] for s in steps] * len(spectra),
+            **dict(zip(_COLUMNS, values.reshape(len(_COLUMNS), -1), strict=True)),
         }
-        for name in _COLUMNS:
-            columns[name] = np.concatenate([part[name] for part in parts]) if parts else np.zeros(0)
         return VelocityRows(np.tile(np.array(lanes, dtype=np.int64), len(spectra)), columns)
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -78,96 +84,135 @@ class VelocityTracker:
         order = sorted(self._steps)
         known = np.array([(lane, *self._steps[lane]) for lane in order], dtype=np.int64).reshape(-1, 3)
         state: dict[str, NDArray[Any]] = {"steps": known}
-        for path, layer in self._layers.items():
-            for lane, kept in layer.kept.items():
-                state |= {f"{path}/{lane}/{field.name}": getattr(kept, field.name) for field in fields(_Kept)}
+        for held in self._held.values():
+            state |= held.state()
         return state
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `state`; KeyError where something is missing."""
         self._steps = {int(lane): (int(step), int(anchor)) for lane, step, anchor in state["steps"]}
-        self._layers = {}
-        for key in state:
+        self._held = {}
+        found: dict[tuple[int, ...], list[str]] = {}
+        for key, value in state.items():
             whose, _, part = key.rpartition("/")
             if part == "held":
-                path, _, lane = whose.rpartition("/")
-                parts = (np.array(state[f"{whose}/{field.name}"]) for field in fields(_Kept))
-                self._layers.setdefault(path, _Layer(self._labels)).kept[int(lane)] = _Kept(*parts)
-
-    def _layer(self, spectrum: Spectrum) -> "_Layer":
-        return self._layers.setdefault(spectrum.layer.path, _Layer(self._labels))
-
-
-_COLUMNS = ("velocity", "from_init", "from_anchor", "angle_mean", "angle_max", "label_alignment")
-
-
-@dataclass
-class _Kept:
-    """One lane of one layer, of the previous measurement, the initialisation and the anchor.
-
-    `held` float32 `[3, ...]`, n (n-3) HSIC of each with itself `[3]`, the diagonals of their kernels `[3, P]`; the
-    previous one's `directions` `[P, 5]`.
-    """
-
-    held: NDArray[np.float32]
-    norms: Floats
-    diagonals: Floats
-    directions: Floats
+                found.setdefault(value.shape[1:], []).append(whose)
+        for shape, names in found.items():
+            self._held[shape] = _Held.load(state, sorted(names, key=lambda name: int(state[f"{name}/place"][0])))
 
 
 @dataclass(frozen=True)
 class _Labels:
-    """The label kernel: centred indicators `[C, P]` of the classes that occur, its packed form, diagonal, HSIC."""
+    """The label kernel: centred indicators `[P, C]` of the classes that occur, its packed form, diagonal, HSIC."""
 
-    indicators: Floats
+    indicators: Tensor
     packed: Floats
     diagonal: Floats
     norm: Floats
 
     @classmethod
     def of(cls, labels: NDArray[Any]) -> "_Labels":
-        found = (labels[None, :] == np.unique(labels)[:, None]).astype(np.float64)
-        centred = torch.from_numpy(found - found.mean(1, keepdims=True))
-        diagonal = centred.square().sum(0).numpy()
-        norm = _hsic(np.asarray((centred @ centred.mT).square().sum().item()), diagonal, diagonal)
-        return cls(centred.numpy(), _pack((centred.mT @ centred).unsqueeze(0))[0], diagonal, norm)
+        found = (labels[:, None] == np.unique(labels)).astype(np.float64)
+        centred = torch.from_numpy(found - found.mean(0))
+        diagonal = centred.square().sum(1).numpy()
+        norm = _hsic(np.asarray((centred.mT @ centred).square().sum().item()), diagonal, diagonal)
+        return cls(centred, _pack((centred @ centred.mT).unsqueeze(0)).numpy()[0], diagonal, norm)
 
 
-class _Layer:
-    def __init__(self, labels: _Labels | None) -> None:
-        self.labels = labels
-        self.kept: dict[int, _Kept] = {}
+@dataclass
+class _Held:
+    """What is known of the past of N pairs of a layer and a lane whose representations are of one shape.
+
+    `places`: of each pair among the N. Of the previous measurement, the initialisation and the anchor: the
+    representations `[3, N, ...]`, n (n-3) HSIC of each with itself `[3, N]`, the diagonals of their kernels
+    `[3, N, P]`; of the previous one the `directions` `[N, P, 5]`.
+    """
+
+    places: dict[tuple[str, int], int]
+    held: Tensor
+    norms: Floats
+    diagonals: Floats
+    directions: Tensor
+
+    @classmethod
+    def nothing(cls, shape: tuple[int, ...], stimuli: int, pairs: int = 0) -> "_Held":
+        held = torch.zeros((3, pairs, *shape), dtype=torch.float64)
+        directions = torch.zeros((pairs, stimuli, DIRECTIONS), dtype=torch.float64)
+        return cls({}, held, np.zeros((3, pairs)), np.zeros((3, pairs, stimuli)), directions)
 
     def update(
-        self, step: int, lanes: Sequence[int], before: Sequence[tuple[int, int] | None], stimuli: Stimuli
-    ) -> dict[str, Floats]:
-        now, directions = _compact(stimuli), _directions(stimuli)
-        for i, lane in enumerate(lanes):
-            if lane not in self.kept:
-                nothing = np.zeros((3, *now.shape[1:]), np.float32)
-                diagonals = np.zeros((3, directions.shape[1]))
-                self.kept[lane] = _Kept(nothing, np.zeros(3), diagonals, np.zeros_like(directions[i]))
-        kept = [self.kept[lane] for lane in lanes]
-        inner, diagonal = (_feature_products if now.ndim == 3 else _kernel_products)(kept, now, self.labels)
-        labelled = (
-            np.zeros_like(diagonal) if self.labels is None else np.broadcast_to(self.labels.diagonal, diagonal.shape)
-        )
-        diagonals = np.concatenate((np.stack([k.diagonals for k in kept]), diagonal[:, None], labelled[:, None]), 1)
-        hsic = _hsic(inner, diagonals, diagonal[:, None])
-        norms = np.stack([k.norms for k in kept])
-        own = hsic[:, 3:4]
-        change = 1 - _ratio(hsic[:, :3], norms, own)
+        self, pairs: list[tuple[str, int]], stimuli: Stimuli, labels: _Labels | None, first: bool, anchors: NDArray[Any]
+    ) -> Floats:
+        """The columns `[6, n]` of so many pairs, which are then held; `anchors` says which of them are at an anchor."""
+        here = self._where(pairs)
+        now, inner, diagonal = self._compare(self.held[:, here], stimuli, labels)
+        own = _hsic(inner[3], diagonal, diagonal)
+        change = 1 - _ratio(_hsic(inner[:3], self.diagonals[:, here], diagonal), self.norms[:, here], own)
         change = np.where(np.abs(change) < RESOLUTION, 0.0, change)
-        mean, largest = _angles(np.stack([k.directions for k in kept]), directions)
-        aligned = _ratio(hsic[:, 4], 0.0 if self.labels is None else self.labels.norm, own[:, 0])
-        for i, lane_kept in enumerate(kept):
-            places = [_PREVIOUS] + [_INIT] * (step == 0) + [_ANCHOR] * _is_anchor(step, before[i])
-            lane_kept.held[places], lane_kept.norms[places], lane_kept.diagonals[places] = now[i], own[i], diagonal[i]
-            lane_kept.directions = directions[i].copy()
-        if step == 0:
-            change[:, _INIT] = np.where(own[:, 0] > 0, 0.0, np.nan)
-        values = (change[:, _PREVIOUS], change[:, _INIT], change[:, _ANCHOR], mean, largest, aligned)
-        return dict(zip(_COLUMNS, values, strict=True))
+        aligned = np.full(len(own), np.nan)
+        if labels is not None:
+            aligned = _ratio(_hsic(inner[4], labels.diagonal, diagonal), labels.norm, own)
+        directions = _directions(stimuli)
+        angles = _angles(self.directions[here], directions)
+        self.directions[here] = directions
+        every = np.ones(len(own), dtype=np.bool_)
+        for slot, which in ((_PREVIOUS, every), (_INIT, every & first), (_ANCHOR, anchors)):
+            if which.any():
+                at = here if which.all() else np.arange(len(self.places))[here][which]
+                self.held[slot, at] = now if which.all() else now[which]
+                self.norms[slot, at], self.diagonals[slot, at] = own[which], diagonal[which]
+        if first:
+            change[_INIT] = np.where(own > 0, 0.0, np.nan)
+        return np.stack((*change, *angles, aligned))
+
+    def _compare(self, held: Tensor, stimuli: Stimuli, labels: _Labels | None) -> tuple[Tensor, Floats, Floats]:
+        """What to keep of now, its inner products with what is held (and itself, and the labels), its diagonal."""
+        values = torch.from_numpy(stimuli.values)
+        if self.held.ndim == 4:
+            now = values.float().double()
+            return now, *_feature_products(held, now, labels)
+        now = _pack(by_lane(values, values.mT) if stimuli.form == "features" else values).float().double()
+        return now, *_kernel_products(held, now, labels, values.shape[1])
+
+    def _where(self, pairs: list[tuple[str, int]]) -> slice | NDArray[Any]:
+        """Places of the pairs, room being made for new ones; a slice, which copies nothing, where they are in a row."""
+        new = [pair for pair in pairs if pair not in self.places]
+        if new:
+            more = _Held.nothing(tuple(self.held.shape[2:]), self.diagonals.shape[2], len(new))
+            self.held = torch.cat((self.held, more.held), 1)
+            self.norms = np.concatenate((self.norms, more.norms), 1)
+            self.diagonals = np.concatenate((self.diagonals, more.diagonals), 1)
+            self.directions = torch.cat((self.directions, more.directions))
+            self.places |= {pair: len(self.places) + i for i, pair in enumerate(new)}
+        places = [self.places[pair] for pair in pairs]
+        first, last = places[0], places[-1]
+        return slice(first, last + 1) if places == list(range(first, last + 1)) else np.array(places)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """One pair's arrays after the other's; float32 holds what is held exactly."""
+        state: dict[str, NDArray[Any]] = {}
+        for (path, lane), i in self.places.items():
+            state |= {
+                f"{path}/{lane}/place": np.array([i]),
+                f"{path}/{lane}/held": self.held[:, i].numpy().astype(np.float32),
+                f"{path}/{lane}/norms": self.norms[:, i].copy(),
+                f"{path}/{lane}/diagonals": self.diagonals[:, i].copy(),
+                f"{path}/{lane}/directions": self.directions[i].numpy().copy(),
+            }
+        return state
+
+    @classmethod
+    def load(cls, state: Mapping[str, NDArray[Any]], names: Sequence[str]) -> "_Held":
+        """The inverse of `state`; `names` of the pairs, in the order of their places."""
+
+        def part(name: str) -> NDArray[Any]:
+            return np.stack([np.asarray(state[f"{whose}/{name}"]) for whose in names], 1)
+
+        split = [name.rpartition("/") for name in names]
+        places = {(path, int(lane)): i for i, (path, _, lane) in enumerate(split)}
+        directions = np.stack([np.asarray(state[f"{whose}/directions"]) for whose in names])
+        held = torch.from_numpy(part("held").astype(np.float64))
+        return cls(places, held, part("norms"), part("diagonals"), torch.from_numpy(directions))
 
 
 def debiased_cka(x: ArrayLike, y: ArrayLike) -> float:
@@ -183,67 +228,57 @@ def debiased_cka(x: ArrayLike, y: ArrayLike) -> float:
     return float(_ratio(both, left, right))
 
 
-def _is_anchor(step: int, before: tuple[int, int] | None) -> bool:
-    return before is None or step.bit_length() > before[1].bit_length()
-
-
 def _stimuli(spectrum: Spectrum) -> Stimuli:
-    """The stimuli of a spectrum; 0 for lanes that are dead or not finite, which has no kernel and gives null."""
     assert spectrum.stimuli is not None, "velocity needs spectra measured with extras"
-    bad = np.array([flag is not None for flag in spectrum.flags])
-    if not bad.any():
-        return spectrum.stimuli
-    return Stimuli(spectrum.stimuli.form, np.where(bad[:, None, None], 0.0, spectrum.stimuli.values))
+    return spectrum.stimuli
 
 
-def _compact(stimuli: Stimuli) -> NDArray[np.float32]:
-    """What is kept of a representation, float32: features `[S, d, P]`, or, where that is smaller, the diagonal and
-    strict upper triangle of its kernels `[S, P (P+1) / 2]`."""
+def _together(spectra: Sequence[Spectrum]) -> Stimuli:
+    """The stimuli of like layers; 0 for lanes that are dead or not finite, which has no kernel and gives null."""
+    parts = [_stimuli(s) for s in spectra]
+    values = np.concatenate([part.values for part in parts])
+    found = [part.leading for part in parts if part.leading is not None]
+    leading = Leading(*map(np.concatenate, zip(*found, strict=True))) if found else None
+    bad = np.array([flag is not None for s in spectra for flag in s.flags])
+    if bad.any():
+        values[bad] = 0.0
+        if leading is not None:
+            leading.values[bad] = 0.0
+    return Stimuli(parts[0].form, values, leading)
+
+
+def _kept_shape(stimuli: Stimuli) -> tuple[int, ...]:
+    """Of what is kept of a representation: features `[P, d]`, or, where that is smaller, the diagonal and strict upper
+    triangle of its kernel `[P (P+1) / 2]`."""
     _, n, size = stimuli.values.shape
-    if stimuli.form == "features" and size <= n // 2:
-        return np.ascontiguousarray(stimuli.values.transpose(0, 2, 1), dtype=np.float32)
-    values = torch.from_numpy(stimuli.values)
-    kernels = by_lane(values, values.mT) if stimuli.form == "features" else values
-    return _pack(kernels).astype(np.float32)
+    return (n, size) if stimuli.form == "features" and size <= n // 2 else (n * (n + 1) // 2,)
 
 
-def _pack(kernels: Tensor) -> Floats:
+def _pack(kernels: Tensor) -> Tensor:
     """Diagonal, then strict upper triangle, of `[S, P, P]`."""
     upper = torch.triu_indices(kernels.shape[1], kernels.shape[1], 1)
-    return torch.cat((kernels.diagonal(dim1=1, dim2=2), kernels[:, upper[0], upper[1]]), 1).numpy()
+    return torch.cat((kernels.diagonal(dim1=1, dim2=2), kernels[:, upper[0], upper[1]]), 1)
 
 
-def _feature_products(kept: Sequence[_Kept], now: NDArray[np.float32], labels: _Labels | None) -> tuple[Floats, Floats]:
-    """Inner products `[S, 5]` of the kernels held, of now, and of the labels, with the kernel of now; and the diagonal
+def _feature_products(held: Tensor, now: Tensor, labels: _Labels | None) -> tuple[Floats, Floats]:
+    """Inner products `[5, S]` of the kernels held, of now, and of the labels, with the kernel of now; and the diagonal
     of that, `[S, P]`. With features X and Y the inner product of their kernels is |X'Y|_F^2."""
-    lanes, d, n = now.shape
-    classes = 0 if labels is None else len(labels.indicators)
-    stacked = torch.zeros((4 * d + classes, n), dtype=torch.float64)
-    current = stacked[3 * d : 4 * d]
+    others = [*held, now]
     if labels is not None:
-        stacked[4 * d :] = torch.from_numpy(labels.indicators)
-    squares, diagonal = np.empty((lanes, 4 * d + classes)), np.empty((lanes, n))
-    for i, lane in enumerate(kept):
-        stacked[: 3 * d] = torch.from_numpy(lane.held).view(-1, n)
-        current[:] = torch.from_numpy(now[i])
-        squares[i] = (stacked @ current.mT).square_().sum(1).numpy()
-        diagonal[i] = current.square().sum(0).numpy()
-    with_kept, with_labels = squares[:, : 4 * d].reshape(lanes, 4, d).sum(2), squares[:, 4 * d :].sum(1)
-    return np.concatenate((with_kept, with_labels[:, None]), 1), diagonal
+        others.append(labels.indicators.repeat(len(now), 1, 1))
+    inner = [by_lane(other.mT, now).square_().sum((1, 2)) for other in others]
+    return torch.stack(inner).numpy(), now.square().sum(2).numpy()
 
 
-def _kernel_products(kept: Sequence[_Kept], now: NDArray[np.float32], labels: _Labels | None) -> tuple[Floats, Floats]:
+def _kernel_products(held: Tensor, now: Tensor, labels: _Labels | None, n: int) -> tuple[Floats, Floats]:
     """The same from packed kernels."""
-    n = kept[0].diagonals.shape[1]
-    inner = np.zeros((len(now), 5))
-    for i, lane in enumerate(kept):
-        current = now[i].astype(np.float64)
-        products = np.concatenate((lane.held, now[i : i + 1]), dtype=np.float64) * current
-        inner[i, :4] = products[:, :n].sum(1) + 2 * products[:, n:].sum(1)
-        if labels is not None:
-            product = labels.packed * current
-            inner[i, 4] = product[:n].sum() + 2 * product[n:].sum()
-    return inner, now[:, :n].astype(np.float64)
+    current = now.numpy()
+    weighted = 2 * current
+    weighted[:, :n] = current[:, :n]
+    inner = [np.einsum("si,si->s", other, weighted) for other in (*held.numpy(), current)]
+    if labels is not None:
+        inner.append(np.einsum("i,si->s", labels.packed, weighted))
+    return np.stack(inner), current[:, :n]
 
 
 def _hsic(inner: Floats, left: Floats, right: Floats) -> Floats:
@@ -262,37 +297,36 @@ def _ratio(product: ArrayLike, left: ArrayLike, right: ArrayLike) -> Floats:
     return np.asarray(np.where(usable, product / np.sqrt(np.where(usable, square, 1.0)), np.nan))
 
 
-def _directions(stimuli: Stimuli) -> Floats:
+def _directions(stimuli: Stimuli) -> Tensor:
     """Orthonormal leading directions over stimuli `[S, P, 5]`; 0 beyond the rank."""
     values = torch.from_numpy(stimuli.values)
-    lanes, n, size = values.shape
     kernel = stimuli.form == "kernel"
-    energy, vectors = torch.linalg.eigh(values if kernel else by_lane(values.mT, values))
-    top = min(DIRECTIONS, size)
-    energy, vectors = energy[:, -top:].flip(1), vectors[:, :, -top:].flip(2)
-    real = energy > RANK_FLOOR * energy[:, :1].clamp_min(torch.finfo(torch.float64).tiny)
-    scale = torch.where(real, energy.clamp_min(torch.finfo(torch.float64).tiny).rsqrt(), 0.0)
-    out = np.zeros((lanes, n, DIRECTIONS))
-    out[:, :, :top] = (vectors * real.unsqueeze(1) if kernel else by_lane(values, vectors) * scale.unsqueeze(1)).numpy()
-    return out
+    if stimuli.leading is None:
+        energy, vectors = torch.linalg.eigh(values if kernel else by_lane(values.mT, values))
+        energy, vectors = energy[:, -DIRECTIONS:].flip(1), vectors[:, :, -DIRECTIONS:].flip(2)
+    else:
+        energy, vectors = map(torch.from_numpy, stimuli.leading)
+    tiny = torch.finfo(torch.float64).tiny
+    real = energy > RANK_FLOOR * energy[:, :1].clamp_min(tiny)
+    if kernel:
+        found = vectors * real.unsqueeze(1)
+    else:
+        scale = torch.where(real, energy.clamp_min(tiny).rsqrt(), 0.0)
+        found = by_lane(values, vectors.contiguous()) * scale.unsqueeze(1)
+    return torch.nn.functional.pad(found, (0, DIRECTIONS - found.shape[2]))
 
 
-def _angles(before: Floats, now: Floats) -> tuple[Floats, Floats]:
+def _angles(before: Tensor, now: Tensor) -> tuple[Floats, Floats]:
     """Mean and largest principal angle between two sets of directions `[S, P, 5]`, over their smaller rank."""
-    old, new = torch.from_numpy(before), torch.from_numpy(np.ascontiguousarray(now))
-    cosine = by_lane(old.mT, new)
-    rest = new - by_lane(old, cosine)
-    # The sine comes from what the old directions leave over: the cosine cannot resolve angles below 1e-8.
-    sine = np.sqrt(np.clip(np.linalg.eigvalsh(by_lane(rest.mT, rest).numpy()), 0, None))
-    cosine_values = np.linalg.svd(cosine.numpy(), compute_uv=False)
-    rank_old, rank_new = ((side**2).sum(1).round().sum(1) for side in (before, now))
-    rank = np.minimum(rank_old, rank_new)[:, None]
+    # The sines come from what the old directions leave over: cosines cannot resolve angles below 1e-8.
+    rest = now - by_lane(before, by_lane(before.mT, now))
+    sines = np.sqrt(torch.linalg.eigvalsh(by_lane(rest.mT, rest)).clamp_(0, 1).numpy())
+    rank_before, rank_now = ((side != 0).any(1).sum(1).numpy()[:, None] for side in (before, now))
+    rank = np.minimum(rank_before, rank_now)
     # Directions beyond the rank are 0 on both sides and take the first places among the ascending sines.
-    absent = (now.shape[2] - rank_new)[:, None].astype(np.int64)
-    place = np.arange(now.shape[2])[None, :]
-    sine = np.take_along_axis(sine, np.minimum(place + absent, now.shape[2] - 1), 1)
-    angles = np.where(place < rank, np.arctan2(sine, cosine_values), 0.0)
+    place = np.arange(now.shape[2])
+    sines = np.take_along_axis(sines, np.minimum(place + now.shape[2] - rank_now, now.shape[2] - 1), 1)
+    angles = np.where(place < rank, np.arcsin(sines), 0.0)
     angles = np.where(angles < RESOLUTION, 0.0, angles)
-    some = rank[:, 0] > 0
-    mean = np.where(some, angles.sum(1) / np.maximum(rank[:, 0], 1), np.nan)
-    return np.asarray(mean), np.asarray(np.where(some, angles.max(1), np.nan))
+    mean = np.where(rank[:, 0] > 0, angles.sum(1) / np.maximum(rank[:, 0], 1), np.nan)
+    return mean, np.where(rank[:, 0] > 0, angles.max(1), np.nan)

@@ -29,9 +29,8 @@ def app() -> typer.Typer:
 def main() -> None:
     """Runs the command line; errors of the user's become one message and an exit code."""
     try:
-        app()(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        # Without its standalone mode, click returns the code of a typer.Exit instead of raising it.
+        sys.exit(app()(standalone_mode=False) or 0)
     except (typer.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -37,12 +37,13 @@ def frame(rows: "pd.DataFrame", as_json: bool) -> None:
     print(written(rows, "json" if as_json else "table"), end="")
 
 
-def records(rows: list[dict[str, Any]], as_json: bool) -> None:
+def records(rows: list[dict[str, Any]], as_json: bool, header: bool = False) -> None:
     """A few rows as aligned columns, or as JSON records; needs no pandas."""
     if as_json:
         print(json.dumps(rows))
         return
     columns = list(rows[0]) if rows else []
+    rows = [*([{c: c for c in columns}] if header else []), *rows]
     widths = [max(len(str(row[c])) for row in rows) for c in columns]
     for row in rows:
         print("  ".join(str(row[c]).ljust(w) for c, w in zip(columns, widths, strict=True)).rstrip())

@@ -166,7 +166,7 @@ def status(
     there = opened(store)
     if name is None:
         columns = "sweep, trials, trials_finished, packs, packs_finished, about"
-        records(there.sql(f"SELECT {columns} FROM sweeps ORDER BY sweep").to_dict("records"), as_json)
+        records(there.sql(f"SELECT {columns} FROM sweeps ORDER BY sweep").to_dict("records"), as_json, header=True)
         return
     from ndt_ray.run import stored_plan
     from ndt_ray.store.sweep import open_sweep
@@ -193,7 +193,7 @@ def status(
         rows = [
             {"pack": m.pack, "trials": len(m.trials), "step": m.step, "state": "imported"} for m in committed.values()
         ]
-    records(rows, as_json)
+    records(rows, as_json, header=True)
 
 
 def stop(

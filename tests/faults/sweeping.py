@@ -6,40 +6,93 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
+
 from ndt_ray.store.reader import open_store
 from ndt_ray.store.schema import TABLES
+
+T = TypeVar("T")
+
+MODELS = """
+import os, time
+import torch
+from torch import nn
+from ndt_ray.models.layers import Dropout
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.drop, self.last = nn.Linear(64, 12), Dropout(0.1, site=0), nn.Linear(12, 10)
+        self.tracked = {"first": "units", "last": "units"}
+    def forward(self, x):
+        if self.training:
+            time.sleep(float(os.environ.get("SECONDS_A_STEP", "0")))
+        return self.last(self.drop(torch.relu(self.first(x.flatten(-3)))))
+
+class Bomb(Net):
+    def __init__(self, fuse, deadly):
+        super().__init__()
+        self.fuse, self.deadly, self.calls = fuse, deadly, 0
+    def forward(self, x):
+        self.calls += self.training
+        if self.calls > self.fuse:
+            if self.deadly:
+                os._exit(9)
+            raise RuntimeError("the fuse has burnt down")
+        return super().forward(x)
+
+def net(inputs):
+    return Net()
+
+def bomb(inputs, *, fuse: int = 5, deadly: bool = False):
+    return Bomb(fuse, deadly)
+"""
 
 SPEC = """
 name: fault
 base:
+  model: MODELS:net
   data: digits
-  train: {steps: %(steps)d, batch: 32, optimizer: adam, lr: 1e-3}
+  train: {steps: 80, batch: 32, optimizer: adam, lr: 1e-3}
   measure: {every: 5, probe: 64}
   evaluate: {every: 50, size: 100}
   checkpoint: {at: [0, 40], fractions: [1]}
 axes:
-  - {path: model, values: [mlp_narrow, cnn_shallow]}
+  - {path: engine, values: [loop, stack]}
   - {path: seed, range: 4}
 run: {lanes: 2}
 """
 
+BOMBS = """
+name: fault
+base: {data: digits, train: {steps: 20}, measure: {probe: 32}, evaluate: {size: 50}}
+axes:
+  - {path: model, values: ["MODELS:net", {name: "MODELS:bomb"}, {name: "MODELS:bomb", deadly: true}]}
+  - {path: seed, range: 2}
+run: {retries: 1}
+"""
 
-def write_spec(folder: Path, steps: int = 120) -> Path:
+
+def write_spec(folder: Path, text: str = SPEC) -> Path:
+    """The sweep, with its models in a file above it: their path is part of a trial, and so is one for all tests."""
+    models = folder.parent / "models.py"
+    models.write_text(MODELS)
     path = folder / "fault.yaml"
-    path.write_text(SPEC % {"steps": steps})
+    path.write_text(text.replace("MODELS", str(models)))
     return path
 
 
-def start(spec: Path, store: Path, *more: str, executor: str = "ray", commit: float = 0.3) -> "subprocess.Popen[str]":
-    """`ndt sweep` as a process of its own, in a group of its own, committing often."""
-    env = {**os.environ, "NDT_COMMIT_SECONDS": str(commit)}
+def start(spec: Path, store: Path, *more: str, executor: str = "ray", slow: float = 0.02) -> "subprocess.Popen[str]":
+    """`ndt sweep` as a process in a group of its own, committing often; `slow` seconds a forward pass of training."""
+    env = {**os.environ, "NDT_COMMIT_SECONDS": "0.3", "SECONDS_A_STEP": str(slow)}
     command = [sys.executable, "-m", "ndt_ray", "sweep", str(spec), "--store", str(store), "--executor", executor]
+    workers = ["--workers", "2"] if executor == "ray" else []
     return subprocess.Popen(
-        [*command, "--json", "--workers", "2", *more] if executor == "ray" else [*command, "--json", *more],
+        [*command, "--json", *workers, *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -49,27 +102,46 @@ def start(spec: Path, store: Path, *more: str, executor: str = "ray", commit: fl
 
 
 def finish(process: "subprocess.Popen[str]", timeout: float = 150) -> tuple[int, list[dict[str, Any]], str]:
-    """Exit code, events and what was said on stderr."""
+    """Exit code, events and what was said on stderr; every line of stdout is an event."""
     out, err = process.communicate(timeout=timeout)
-    return process.returncode, [json.loads(line) for line in out.splitlines() if line.startswith("{")], err
+    return process.returncode, [json.loads(line) for line in out.splitlines()], err
 
 
-def run(spec: Path, store: Path, *more: str, executor: str = "ray") -> list[dict[str, Any]]:
-    code, events, err = finish(start(spec, store, *more, executor=executor))
-    assert code == 0, err
+def run(spec: Path, store: Path, *more: str, executor: str = "inline", slow: float = 0.0) -> list[dict[str, Any]]:
+    """A launch that ends well, in silence."""
+    code, events, err = finish(start(spec, store, *more, executor=executor, slow=slow))
+    assert (code, err) == (0, ""), err
     return events
 
 
-def wait_for_commit(store: Path, packs: int, timeout: float = 90) -> dict[str, int]:
-    """Steps of running packs by pack id, as soon as so many have committed past step 0."""
+def kill(process: "subprocess.Popen[str]", how: signal.Signals) -> None:
+    """A signal to the whole group, as a terminal sends it."""
+    os.killpg(process.pid, how)
+
+
+def eventually(found: Callable[[], T], process: "subprocess.Popen[str]", timeout: float = 90) -> T:
+    """What `found` gives as soon as it is true."""
     began = time.monotonic()
     while time.monotonic() - began < timeout:
-        if (store / "ndt-store.json").exists():
-            steps = {m.pack: m.step for m in open_store(store).manifests("fault") if m.step > 0 and not m.finished}
-            if len(steps) >= packs:
-                return steps
+        if result := found():
+            return result
+        if process.poll() is not None:
+            out, err = process.communicate()
+            raise AssertionError(f"the sweep ended early ({process.returncode}): {out} {err}")
         time.sleep(0.05)
-    raise AssertionError("no pack committed in time")
+    raise AssertionError("waited in vain")
+
+
+def half_done(store: Path) -> dict[str, int]:
+    """Steps of packs that have committed something past step 0, and are not finished."""
+    if not (store / "ndt-store.json").exists():
+        return {}
+    return {m.pack: m.step for m in open_store(store).manifests("fault") if m.step > 0 and not m.finished}
+
+
+def finished(store: Path) -> set[str]:
+    """Packs that are finished."""
+    return {m.pack for m in open_store(store).manifests("fault") if m.finished}
 
 
 def worker_pids(store: Path) -> list[int]:
@@ -95,18 +167,19 @@ def tables(store: Path) -> dict[str, pa.Table]:
             continue
         columns = ", ".join(f'"{c.name}"' for c in table.columns)
         order = ", ".join(table.order)
-        found[name] = opened.arrow(f"SELECT {columns} FROM {name} WHERE sweep = 'fault' ORDER BY {order}")
+        found[name] = opened.arrow(f"SELECT {columns} FROM {name} ORDER BY {order}")
     return found
 
 
-def assert_equal(left: Path, right: Path) -> None:
+def assert_equal(left: Path, right: Path, least: int = 1000) -> None:
+    """Table by table, bit for bit."""
     a, b = tables(left), tables(right)
     assert a.keys() == b.keys()
     for name in a:
         assert bits(a[name]) == bits(b[name]), name
-    assert sum(t.num_rows for t in a.values()) > 1000
+    assert sum(t.num_rows for t in a.values()) > least
 
 
-def bits(table: pa.Table) -> list[list[Any]]:
+def bits(table: pa.Table) -> list[list[str]]:
     """Values such that NaN equals itself and -0.0 is not 0.0."""
     return [[repr(v) for v in column.to_pylist()] for column in table.columns]

@@ -1,7 +1,7 @@
 """Workers and drivers are killed and interrupted; the finished tables are those of an undisturbed run, bit for bit."""
 
-import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,93 +9,175 @@ from pathlib import Path
 import pytest
 
 from ndt_ray.store.reader import open_store
+from ndt_ray.store.sweep import Sweep
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sweeping import assert_equal, finish, kill_worker, run, start, wait_for_commit, worker_pids, write_spec  # noqa: E402
+from sweeping import (
+    BOMBS,
+    assert_equal,
+    eventually,
+    finish,
+    finished,
+    half_done,
+    kill,
+    kill_worker,
+    run,
+    start,
+    worker_pids,
+    write_spec,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the models' file, whose path is part of every trial, and a folder for each test."""
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> Path:
     """The same sweep, in one process, with nothing going wrong."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    run(write_spec(folder), folder / "store", executor="inline")
-    return folder / "store"
+    (folder / "undisturbed").mkdir()
+    run(write_spec(folder / "undisturbed"), folder / "undisturbed" / "store")
+    return folder / "undisturbed" / "store"
 
 
-def test_killed_workers_are_retried_from_their_packs_checkpoint(tmp_path: Path, undisturbed: Path) -> None:
-    store = tmp_path / "store"
-    process = start(write_spec(tmp_path), store)
-    wait_for_commit(store, packs=1)
+@pytest.fixture
+def spec(folder: Path, request: pytest.FixtureRequest) -> Path:
+    """The sweep's file, in a folder of the test's own."""
+    own = folder / request.node.name[:40]
+    own.mkdir()
+    return write_spec(own)
+
+
+def test_killed_workers_are_retried_from_their_packs_checkpoint(spec: Path, undisturbed: Path) -> None:
+    store = spec.parent / "store"
+    process = start(spec, store)
+    eventually(lambda: half_done(store), process)
     killed = worker_pids(store)
     for pid in killed:
         kill_worker(pid)
     code, events, err = finish(process)
-    assert code == 0, err
-    assert killed and sum(e["event"] == "retry" for e in events) >= 1
+    assert (code, err) == (0, "")
+    assert killed and sum(e["event"] == "retry" for e in events) == len(killed)
     again = [a for a in open_store(store).attempts("fault") if a.generation > 1]
-    assert again and any(a.from_step and a.from_step > 0 for a in again), "nothing was resumed from a commit"
+    assert len(again) == len(killed)
+    assert any(a.from_step and a.from_step > 0 for a in again), "nothing was resumed from a commit"
     assert_equal(store, undisturbed)
 
 
-def test_killed_driver_is_relaunched_by_the_same_command(tmp_path: Path, undisturbed: Path) -> None:
-    store, spec = tmp_path / "store", write_spec(tmp_path)
+def test_killed_driver_is_relaunched_by_the_same_command(spec: Path, undisturbed: Path) -> None:
+    store = spec.parent / "store"
     process = start(spec, store)
-    committed = wait_for_commit(store, packs=1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    time.sleep(3.0)  # Ray's own processes notice within 2.2 s that their driver is gone
-    run(spec, store)
-    resumed = {a.pack: a.from_step for a in open_store(store).attempts("fault") if a.generation > 1}
-    assert all((resumed[pack] or 0) >= step for pack, step in committed.items() if pack in resumed)
-    assert any(step for step in resumed.values())
+    committed = eventually(lambda: half_done(store), process)
+    kill(process, signal.SIGKILL)
+    process.communicate()
+    events = run(spec, store, executor="ray")  # at once, while Ray's processes may still be dying
+    resumed = {a.pack: a.from_step or 0 for a in open_store(store).attempts("fault") if a.generation > 1}
+    assert all(resumed[pack] >= step for pack, step in committed.items() if pack in resumed)
+    assert any(resumed.values()) and events[-1]["event"] == "done"
     assert_equal(store, undisturbed)
-    events = run(spec, store)
+    events = run(spec, store, executor="ray")
     assert [e["event"] for e in events] == ["plan", "done"] and events[0]["finished_trials"] == 8
 
 
-def test_ctrl_c_commits_and_the_same_command_goes_on(tmp_path: Path, undisturbed: Path) -> None:
-    store, spec = tmp_path / "store", write_spec(tmp_path)
+def test_ctrl_c_commits_and_the_same_command_goes_on(spec: Path, undisturbed: Path) -> None:
+    store = spec.parent / "store"
     process = start(spec, store)
-    wait_for_commit(store, packs=1)
-    os.kill(process.pid, signal.SIGINT)
+    eventually(lambda: half_done(store), process)
+    kill(process, signal.SIGINT)
     code, events, err = finish(process)
-    assert code == 130, err
-    assert any(e["event"] == "stop" for e in events)
-    manifests = open_store(store).manifests("fault")
-    assert not all(m.finished for m in manifests) or len(manifests) < 4
+    assert (code, err) == (130, "")
+    stops = [e for e in events if e["event"] == "stop"]
+    left = half_done(store)
+    assert stops and left and len(finished(store)) < 4
+    attempts = {a.pack: a for a in open_store(store).attempts("fault")}
+    assert all(attempts[pack].status == "stopped" for pack in left), "workers were killed, not asked"
+    assert {pack: attempts[pack].to_step for pack in left} == left
+    assert set(attempts) == set(left) | finished(store), "a pack was begun only to be stopped"
     run(spec, store)
     assert_equal(store, undisturbed)
 
 
-def test_a_failing_pack_ends_alone_and_says_how_to_reproduce_it(tmp_path: Path) -> None:
-    model = tmp_path / "own.py"
-    model.write_text(
-        "import torch\n"
-        "class Bomb(torch.nn.Module):\n"
-        "    def __init__(self, fuse):\n"
-        "        super().__init__(); self.layer = torch.nn.Linear(64, 10); self.fuse = fuse; self.calls = 0\n"
-        "    def forward(self, x):\n"
-        "        self.calls += self.training\n"
-        "        if self.calls > self.fuse: raise RuntimeError('the fuse has burnt down')\n"
-        "        return self.layer(x.flatten(1))\n"
-        "def bomb(inputs, *, fuse: int = 10):\n"
-        "    return Bomb(fuse)\n"
-    )
-    spec = tmp_path / "fault.yaml"
-    spec.write_text(
-        "name: fault\n"
-        "base: {data: digits, train: {steps: 20}, measure: {probe: 32}, evaluate: {size: 50}}\n"
-        "axes:\n"
-        f"  - {{path: model, values: [{{name: '{model}:bomb', fuse: 5}}, mlp_narrow]}}\n"
-        "  - {path: seed, range: 2}\n"
-    )
-    code, events, err = finish(start(spec, tmp_path / "store"))
-    assert code == 1, err
-    finished = [e for e in events if e["event"] == "finish"]
-    assert len(finished) == 2 and sum(len(e["lanes_failed"]) for e in finished) == 2
-    store = open_store(tmp_path / "store")
-    ended = store.sql("SELECT status, error, count(*) n FROM outcomes GROUP BY ALL ORDER BY status")
+def test_a_second_ctrl_c_ends_at_once_and_loses_no_commit(spec: Path, undisturbed: Path) -> None:
+    store = spec.parent / "store"
+    process = start(spec, store, "--drain")
+    eventually(lambda: half_done(store), process)
+    kill(process, signal.SIGINT)
+    stopping = Sweep(open_store(store).location, "fault")
+    eventually(stopping.stop_requested, process)
+    began = time.monotonic()
+    kill(process, signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130 and err == "interrupted\n"
+    assert time.monotonic() - began < 15
+    run(spec, store)
+    assert_equal(store, undisturbed)
+
+
+def test_every_other_way_to_stop(spec: Path, undisturbed: Path) -> None:
+    """In one process: a drain, `ndt stop`, SIGTERM; each time the same command goes on."""
+    store = spec.parent / "store"
+    process = start(spec, store, "--drain", executor="inline")
+    first = set(eventually(lambda: half_done(store), process))
+    kill(process, signal.SIGINT)
+    code, _, err = finish(process)
+    assert (code, err) == (130, "") and finished(store) == first and not half_done(store)
+
+    process = start(spec, store, executor="inline")
+    eventually(lambda: half_done(store), process)
+    ndt = [sys.executable, "-m", "ndt_ray"]
+    refused = subprocess.run([*ndt, "rm", "fault", "--store", store, "--yes"], capture_output=True, text=True)
+    assert refused.returncode == 3 and f"process {process.pid}" in refused.stderr
+    twice = subprocess.run([*ndt, "sweep", spec, "--store", store], capture_output=True, text=True)
+    assert twice.returncode == 3 and "being run" in twice.stderr
+    subprocess.run([*ndt, "stop", "fault", "--store", store], check=True, capture_output=True)
+    code, events, err = finish(process)
+    assert (code, err) == (1, "") and half_done(store)
+    assert sum(e["event"] == "stop" for e in events) == 4 - len(finished(store))
+
+    before = half_done(store)
+    process = start(spec, store, executor="inline")
+    eventually(lambda: half_done(store) != before and half_done(store), process)
+    kill(process, signal.SIGTERM)
+    code, _, err = finish(process)
+    assert (code, err) == (130, "")
+    run(spec, store)
+    assert_equal(store, undisturbed)
+
+
+def test_a_worker_that_was_taken_for_dead_is_never_seen(spec: Path, undisturbed: Path) -> None:
+    """Frozen in the middle of a pack, replaced, and awake again: it finds itself superseded, and its rows are gone."""
+    store = spec.parent / "store"
+    zombie = start(spec, store, executor="inline")
+    (pack,) = eventually(lambda: half_done(store), zombie)
+    kill(zombie, signal.SIGSTOP)
+    (store / "sweeps/fault/driver.json").unlink()  # as if it were on another machine
+    run(spec, store)
+    assert_equal(store, undisturbed)
+    kill(zombie, signal.SIGCONT)
+    code, events, err = finish(zombie)
+    assert (code, err) == (1, "")
+    (stop,) = [e for e in events if e["event"] == "stop"]
+    assert stop["pack"] == pack and "superseded by 2" in stop["error"]
+    assert {a.status for a in open_store(store).attempts("fault") if a.generation == 1} >= {"superseded"}
+    assert_equal(store, undisturbed)
+
+
+def test_failing_packs_end_alone_and_say_how_to_reproduce_them(spec: Path) -> None:
+    """A lane that raises, and a pack that kills its worker each time it is tried."""
+    store = spec.parent / "store"
+    code, events, err = finish(start(write_spec(spec.parent, BOMBS), store, slow=0))
+    assert (code, err) == (1, "")
+    done = {e["cell"]: e for e in events if e["event"] == "finish" and e["lanes_failed"]}
+    assert [len(e["lanes_failed"]) for e in done.values()] == [2]
+    (failed,) = [e for e in events if e["event"] == "fail"]
+    assert "deadly=True" in failed["cell"] and "the worker died" in failed["error"]
+    assert sum(e["event"] == "retry" for e in events) == 1
+    ended = open_store(store).sql("SELECT status, error, count(*) n FROM outcomes GROUP BY ALL ORDER BY status")
     assert list(ended["status"]) == ["failed", "finished"] and list(ended["n"]) == [2, 2]
     assert "the fuse has burnt down" in ended["error"][0]
+    again = subprocess.run(failed["reproduce"].replace("ndt", f"{sys.executable} -m ndt_ray", 1), shell=True)
+    assert again.returncode == 9  # the very process that runs the command dies

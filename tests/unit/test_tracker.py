@@ -732,10 +732,12 @@ def test_a_failure_inside_measuring_costs_rows_and_nothing_else(
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("out of something")
 
+    assert len(tracker.table("scalars")) == 2
     with monkeypatch.context() as patch:
         patch.setattr("ndt_ray.meter.rows", broken)
         model(batch(2))
         assert tracker.log(2)
+        assert len(tracker.table("scalars")) == 3
         patch.setattr("ndt_ray.meter.measure_layers", broken)
         model(batch(3))
         assert tracker.log(3, 1.5)
@@ -894,6 +896,7 @@ def test_the_trial_is_the_runs_name_and_the_models_structure(tmp_path: Path) -> 
 
 def test_rows_are_committed_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_module, "COMMIT_ROWS", 12)
+    monkeypatch.setattr(recording_module, "GROUP", 2)
     model = mlp()
     tracker = HighFrequencyTracker(model, 1, store=tmp_path / "store")
     store = open_store(tmp_path / "store")
@@ -955,6 +958,7 @@ def test_a_store_that_fails_does_not_end_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(writer_module, "COMMIT_ROWS", 3)
+    monkeypatch.setattr(recording_module, "GROUP", 1)
     clock = [0.0]
     monkeypatch.setattr(recording_module.time, "monotonic", lambda: clock[0])
     tracker = run_again(tmp_path / "store", range(1))
