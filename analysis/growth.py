@@ -48,7 +48,7 @@ def growth(
 
     `original` fits the published series on its recorded steps 0, 5, …; `default` the measurements in true steps.
     """
-    trial = clock(data.frame("trials"))
+    trial = clock(data.frame("trials"), data.frame("measurements"))
     rows = []
     if "default" in modes:
         for series in mean_series(data.frame("measurements"), measures, trial.every):

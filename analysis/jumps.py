@@ -54,7 +54,7 @@ def jumps(
     `difference_z` and `rolling_level` judge every layer, `smoothed_gradient` the mean over layers. Only measurements on
     the `every` grid are used, and the change from step 0 is shown but not counted (Adam's first step is a sign step).
     """
-    trial = clock(data.frame("trials"))
+    trial = clock(data.frame("trials"), data.frame("measurements"))
     chosen = [detectors.make(name, parameters) for name, parameters in rules.items()]
     events: list[Columns] = []
     counts: list[dict[str, Any]] = []

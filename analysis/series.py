@@ -43,8 +43,11 @@ class Clock:
     every: int
 
 
-def clock(trials: pd.DataFrame) -> Clock:
-    """From the one `trials` row of a partition: its updates, and `measure.every` of its spec."""
+def clock(trials: pd.DataFrame, rows: pd.DataFrame) -> Clock:
+    """From the one `trials` row of a partition: its updates, and `measure.every` of its spec.
+
+    A run that never said how long it would be ends at the last step of `rows`, its measurements.
+    """
     if len(trials) != 1:
         raise SpecError(f"a partition has one row in 'trials', but got {len(trials)}")
     row = trials.iloc[0]
@@ -52,7 +55,8 @@ def clock(trials: pd.DataFrame) -> Clock:
         every = int(json.loads(row["spec"])["measure"]["every"])
     except (KeyError, TypeError, ValueError) as error:
         raise SpecError(f"trial {row['trial_id']}: its spec names no grid (measure.every) - {error!r}") from error
-    return Clock(str(row["trial_id"]), int(row["steps"]), every)
+    steps = row["steps"] if not pd.isna(row["steps"]) else 0 if rows.empty else rows["step"].max()
+    return Clock(str(row["trial_id"]), int(steps), every)
 
 
 def layer_series(rows: pd.DataFrame, measures: Sequence[str], every: int) -> Iterator[Series]:

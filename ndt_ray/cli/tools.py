@@ -2,7 +2,8 @@
 
 import json
 import sys
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
@@ -20,7 +21,7 @@ from ndt_ray.errors import SpecError
 
 def register(ndt: typer.Typer) -> None:
     """Adds this module's commands."""
-    for command in (analyze, doctor):
+    for command in (analyze, measure, doctor):
         ndt.command()(command)
     ndt.command("import")(import_)
 
@@ -80,6 +81,53 @@ def _assignment(text: str) -> tuple[str, Any]:
     from ndt_ray.loader import parse_value
 
     return name, parse_value(value, f"--set {name}")
+
+
+def measure(
+    model: Annotated[str, typer.Argument(metavar="FACTORY", help="FILE.py:FUNCTION, or a registered model.")],
+    checkpoints: Annotated[list[str], typer.Option(help="Files, folders or glob patterns; repeatable.")],
+    probe: Annotated[str, typer.Option(help="A data set by name, or a file of inputs (.npz, .pt, .safetensors).")],
+    store: StoreOption = DEFAULT_STORE,
+    step_pattern: Annotated[str | None, typer.Option(help="Regular expression whose group is the step.")] = None,
+    assignments: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Of the model.")] = None,
+    probe_size: Annotated[int | None, typer.Option(min=2, help="Stimuli of the probe.")] = None,
+    probe_seed: Annotated[int, typer.Option(min=0)] = 0,
+    layers: Annotated[list[str] | None, typer.Option(help="Glob patterns of layers.")] = None,
+    view: Annotated[list[str] | None, typer.Option(metavar="KIND=VIEW")] = None,
+    spectra: Annotated[str, typer.Option(help="full, none, or how many eigenvalues to keep.")] = "full",
+    run: Annotated[str | None, typer.Option(help="Name of the series.")] = None,
+    sweep: Annotated[str, typer.Option(help="Name of the sweep it becomes part of.")] = "series",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a series of checkpoints that you already have."""
+    from ndt_ray.checkpoint_series import measure_series
+
+    if spectra not in ("full", "none") and not spectra.isdigit():
+        raise SpecError(f"--spectra {spectra}: choose full, none or a number")
+    report = measure_series(
+        model,
+        checkpoints,
+        probe,
+        opened(store, create=True),
+        params=dict(_assignment(a) for a in assignments or ()),
+        run=run,
+        sweep=sweep,
+        step_pattern=step_pattern,
+        probe_size=probe_size,
+        probe_seed=probe_seed,
+        layers=layers,
+        views={kind: str(name) for kind, name in map(_assignment, view or ())},
+        spectra=int(spectra) if spectra.isdigit() else cast("Literal['full', 'none']", spectra),
+        progress=lambda done, total, name: print(f"{done}/{total} {name}", file=sys.stderr),
+    )
+    for name, why in report.skipped:
+        print(f"✗ skipped {name}: {why}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(asdict(report)))
+    else:
+        gaps = f", {len(report.gaps)} gaps" if report.gaps else ""
+        print(f"{len(report.layers)} layers at {len(report.steps)} steps{gaps}: trial {report.trial_id} of sweep {sweep}")
+    raise typer.Exit(report.exit_code)
 
 
 def import_(

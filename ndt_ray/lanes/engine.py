@@ -27,6 +27,7 @@ class Engine(ABC):
     """
 
     name: str
+
     def __init__(self, trials: Sequence[Trial], build: Build, device: torch.device) -> None:
         self.trials = list(trials)
         self.device = device

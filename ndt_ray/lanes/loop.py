@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ndt_ray.lanes.engine import Build, Engine, cross_entropy, dropouts, lane_masks
 from ndt_ray.lanes.random import key
+from ndt_ray.models.build import seeded
 from ndt_ray.spec import Trial
 
 
@@ -67,22 +68,7 @@ class LoopEngine(Engine):
     def _generator(self, lane: int, update: int) -> AbstractContextManager[None]:
         if self.own[lane]:
             return nullcontext()
-        return _seeded(key(f"step {update}", self.trials[lane].seed.dropout), self.device)
-
-
-class _seeded(AbstractContextManager[None]):
-    """Global torch generators seeded inside, as they were before outside."""
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self.seed = seed
-        self.fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-    def __enter__(self) -> None:
-        self.fork.__enter__()
-        torch.manual_seed(self.seed & ((1 << 63) - 1))
-
-    def __exit__(self, *exc: object) -> None:
-        self.fork.__exit__(*exc)
+        return seeded(key(f"step {update}", self.trials[lane].seed.dropout) >> 1)
 
 
 def _channels_last(x: Tensor) -> Tensor:

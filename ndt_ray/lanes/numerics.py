@@ -29,7 +29,7 @@ def fingerprint(device: torch.device) -> str:
         p = torch.cuda.get_device_properties(device)
         where = f"{p.name} sm{p.major}{p.minor} {p.multi_processor_count}sm cuda{torch.version.cuda}"
     else:
-        blas = "mkl" if torch.backends.mkl.is_available() else "blas"
+        blas = "mkl" if torch.backends.mkl.is_available() else "blas"  # type: ignore[no-untyped-call]
         cbwr = os.environ.get("MKL_CBWR", "auto")
         isa = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
         where = f"{isa} {blas}:{cbwr} threads{torch.get_num_threads()}"

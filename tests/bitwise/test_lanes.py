@@ -160,7 +160,7 @@ def test_optimizer_is_torchs(optimizer: str) -> None:
 
 @pytest.mark.parametrize("model", ["mlp_narrow", "transformer_narrow", "cnn_shallow"])
 def test_dummy_lanes_fill_the_canonical_width(model: str) -> None:
-    """What a GPU pack does: fewer trials than the width give the bits of a full pack, and train no dummy's weights in."""
+    """What a GPU pack does: fewer trials than the width give the bits of a full pack."""
     steps = 30 if model == "mlp_narrow" else 3
 
     def lane(seed: int) -> Trial:
