@@ -14,7 +14,7 @@ import torch
 from benchmarks.common import Side, finish, interleave, parser, rate, ratio, start
 from benchmarks.sides import Plain, mnist_shaped
 from ndt_ray.data import Dataset
-from ndt_ray.tracker import HighFrequencyTracker
+from ndt_ray.tracking.tracker import HighFrequencyTracker
 
 EVERY = 5
 MODELS = ("mlp_narrow", "cnn_deep", "transformer_shallow")

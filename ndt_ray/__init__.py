@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from ndt_ray.capture import Capture as Capture
     from ndt_ray.errors import NdtError as NdtError
     from ndt_ray.run import run_sweep as run_sweep
-    from ndt_ray.run_jumps import JumpDetector as JumpDetector
+    from ndt_ray.spec.sweepfile import load_sweep as load_sweep
     from ndt_ray.store.reader import open_store as open
-    from ndt_ray.sweepfile import load_sweep as load_sweep
-    from ndt_ray.tracker import HighFrequencyTracker as HighFrequencyTracker
+    from ndt_ray.tracking.run_jumps import JumpDetector as JumpDetector
+    from ndt_ray.tracking.tracker import HighFrequencyTracker as HighFrequencyTracker
 
 _WHERE = {
     "ActivationCapture": "ndt_ray.activation_capture:ActivationCapture",
     "Capture": "ndt_ray.capture:Capture",
-    "HighFrequencyTracker": "ndt_ray.tracker:HighFrequencyTracker",
-    "JumpDetector": "ndt_ray.run_jumps:JumpDetector",
+    "HighFrequencyTracker": "ndt_ray.tracking.tracker:HighFrequencyTracker",
+    "JumpDetector": "ndt_ray.tracking.run_jumps:JumpDetector",
     "NdtError": "ndt_ray.errors:NdtError",
     "analyze": "ndt_ray.analysis.stored:analyze",
-    "load_sweep": "ndt_ray.sweepfile:load_sweep",
+    "load_sweep": "ndt_ray.spec.sweepfile:load_sweep",
     "open": "ndt_ray.store.reader:open_store",
     "run_sweep": "ndt_ray.run:run_sweep",
 }

@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM."""
+
 
 class NdtError(Exception):
     """Something the user can mend; the message is complete and needs no traceback. Exit code 1."""

@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ndt_ray import lease
-from ndt_ray.axes import Sweep
-from ndt_ray.errors import CheckpointError, SpecError
+from ndt_ray.errors import INTERRUPTED, CheckpointError, SpecError
 from ndt_ray.jobs import ForeignFingerprint, Job
 from ndt_ray.launch import Emit, Executor, ExecutorName, Inline, OnRay, Resources, Summary, Teller, launch
 from ndt_ray.plan import Pack, Plan, make_plan
-from ndt_ray.planfile import plan_lines, read_plan
+from ndt_ray.plan.file import plan_lines, read_plan
 from ndt_ray.progress import Silent, View, event
+from ndt_ray.spec.axes import Sweep
+from ndt_ray.spec.sweepfile import dump_sweep
 from ndt_ray.store.filesystem import Location
 from ndt_ray.store.manifests import generation
 from ndt_ray.store.reader import Store, open_store
 from ndt_ray.store.sweep import Sweep as SweepFolder
 from ndt_ray.store.sweep import list_sweeps
-from ndt_ray.sweepfile import dump_sweep
 
 if TYPE_CHECKING:
     from ndt_ray.analysis.runner import Progress, Report
@@ -76,7 +76,7 @@ class Result:
     def exit_code(self) -> int:
         """0; 130 if interrupted; that of the error by which every pack failed; else 1."""
         if self.launch.interrupted:
-            return 130
+            return INTERRUPTED
         codes = {int(e.get("code", 1)) for e in self.launch.failed}
         if len(codes) == 1 and not self.launch.finished:
             return codes.pop()

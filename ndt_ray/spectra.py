@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ndt_ray import grams
+from ndt_ray.directions import DIRECTIONS, Directions, Leading, directions
 from ndt_ray.errors import SpecError
 from ndt_ray.grams import BLOCKS, Shape
 from ndt_ray.measures import GRAM_SUMS as GRAM_SUMS
@@ -33,9 +34,6 @@ DEAD = 1e-13
 
 SOLVED = 1e-9
 """Relative agreement of the eigenvalues' sum and sum of squares with the Gram matrix's; observed: below 1e-13."""
-
-DIRECTIONS = 5
-"""Leading directions over stimuli that are followed from step to step (`velocity`)."""
 
 
 @dataclass(frozen=True)
@@ -56,25 +54,17 @@ class LinearInput(NamedTuple):
     bias: Lanes | None = None
 
 
-class Leading(NamedTuple):
-    """The largest eigenvalues `[S, 5]` of symmetric matrices, descending, and their eigenvectors `[S, n, 5]`."""
-
-    values: Floats
-    vectors: Floats
-
-
 @dataclass(frozen=True)
 class Stimuli:
     """A layer's representation, one entry a stimulus: the mean over its positions or tokens, centred, `[S, P, d]`.
 
     `features`: in some orthonormal coordinates of the feature space. `kernel`: as inner products, d = P. Which of
-    them is a function of the layer's shape alone. `leading`, of the values' Gram matrix or of the kernel, is there
-    where the spectrum came with it.
+    them is a function of the layer's shape alone.
     """
 
     form: Literal["features", "kernel"]
     values: Floats
-    leading: Leading | None = None
+    directions: Directions | None = None
 
 
 @dataclass(frozen=True)
@@ -118,13 +108,13 @@ def measure_layers(
     *,
     centred: bool = True,
     extras: bool = True,
-    directions: bool = False,
+    with_directions: bool = False,
     linear: Mapping[str, LinearInput] | None = None,
 ) -> list[Spectrum]:
     """Spectra of all layers and lanes, in the order of `layers`.
 
     `extras` adds mean norm, Gram sums, delete-block participation ratios and `stimuli` (and implies `centred`);
-    `directions` the leading ones of stimuli, where the centred spectrum has them at half the price of their own.
+    `with_directions` the leading ones of stimuli (which then come with the centred spectrum where they can).
     `linear` gives, by path, inputs and weights of Linear layers; used where d_in + 1 is the smallest side, or where
     there are no `activations` of the layer.
     """
@@ -135,7 +125,7 @@ def measure_layers(
         alike.setdefault((Shape(stimuli, m, features), f, stacks[0].device), []).append(i)
     groups = [(key[0], [stack for i in places for stack in taken[i][0]]) for key, places in alike.items()]
     if centred or extras:
-        together = _centred(groups, extras, directions)
+        together = _centred(groups, extras, extras and with_directions)
     else:
         together = _uncentred_only(groups)
     out: dict[int, Spectrum] = {}
@@ -210,13 +200,22 @@ def _uncentred_only(groups: Sequence[_Group]) -> list[Spectrum]:
     ]
 
 
-def _centred(groups: Sequence[_Group], extras: bool, directions: bool) -> list[Spectrum]:
+def _centred(groups: Sequence[_Group], extras: bool, with_directions: bool) -> list[Spectrum]:
     found = [_Found.of(grams.sums(stacks)) for _, stacks in groups]
     # With one row a stimulus, the matrix of the stimuli is the matrix.
-    leading = [DIRECTIONS if extras and directions and shape.rows == 1 else 0 for shape, _ in groups]
-    plain = _solve([(f.centred, n) for f, n in zip(found, leading, strict=True)])
+    shared = [DIRECTIONS if with_directions and shape.rows == 1 else 0 for shape, _ in groups]
+    plain = _solve([(f.centred, n) for f, n in zip(found, shared, strict=True)])
     raw = _solve([(f.uncentred, 0) for f in found])
-    return [_spectrum(shape, *parts, extras) for (shape, _), *parts in zip(groups, found, plain, raw, strict=True)]
+    out = []
+    for (shape, _), f, p, r in zip(groups, found, plain, raw, strict=True):
+        out.append(_spectrum(shape, f, p, r, _stimuli(shape, f, p, with_directions) if extras else None))
+    return out
+
+
+def _stimuli(shape: Shape, found: _Found, plain: "Solved", with_directions: bool) -> Stimuli:
+    kernel = found.centred.shape[1] == shape.total
+    followed = directions(torch.from_numpy(found.means), kernel, plain.leading) if with_directions else None
+    return Stimuli("kernel" if kernel else "features", found.means, followed)
 
 
 class Solved(NamedTuple):
@@ -251,10 +250,10 @@ def _part(value: Any, lanes: slice) -> Any:
     """Some lanes of anything that holds all of them: an array, a tuple of flags, a record of such."""
     if isinstance(value, np.ndarray):
         return value[lanes]
-    if isinstance(value, Leading):
-        return Leading(value.values[lanes], value.vectors[lanes])
+    if isinstance(value, Leading | Directions):
+        return type(value)(value[0][lanes], value[1][lanes])
     if isinstance(value, Stimuli):
-        return Stimuli(value.form, value.values[lanes], _part(value.leading, lanes))
+        return Stimuli(value.form, value.values[lanes], _part(value.directions, lanes))
     return value[lanes] if type(value) is tuple else value
 
 
@@ -300,15 +299,14 @@ def _flags(trace: Floats, dead: NDArray[np.bool_], failed: NDArray[np.bool_]) ->
     )
 
 
-def _spectrum(shape: Shape, found: _Found, plain: Solved, raw: Solved, extras: bool) -> Spectrum:
+def _spectrum(shape: Shape, found: _Found, plain: Solved, raw: Solved, stimuli: Stimuli | None) -> Spectrum:
     dead = plain.trace <= DEAD * raw.trace
     # A dead layer's spectrum is zero, not the round-off that is left of it; its measures are then null.
     values = np.where(dead[:, None], 0.0, plain.values)
     trace = np.where(dead, 0.0, plain.trace)
     flags = _flags(raw.trace, dead, plain.failed | raw.failed)
-    if not extras:
+    if stimuli is None:
         return Spectrum(_NO_LAYER, shape, flags, raw.values, raw.trace, values, trace)
-    form: Literal["features", "kernel"] = "kernel" if found.centred.shape[1] == shape.total else "features"
     return Spectrum(
         _NO_LAYER,
         shape,
@@ -320,7 +318,7 @@ def _spectrum(shape: Shape, found: _Found, plain: Solved, raw: Solved, extras: b
         mean_norm=np.sqrt(found.mean_square),
         gram_sums=_gram_sums(found, shape, plain.norm),
         delete_block_pr=np.where(dead[:, None], np.nan, _delete_block_pr(found, shape, plain)),
-        stimuli=Stimuli(form, found.means, plain.leading),
+        stimuli=stimuli,
     )
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ndt_ray.plan import Lane
-from ndt_ray.planfile import read_plan
+from ndt_ray.plan.file import read_plan
 from ndt_ray.store.reader import Store
 from ndt_ray.store.sweep import open_sweep
 from ndt_ray.verdicts import LEVEL, Jumps, Null, jump_verdicts

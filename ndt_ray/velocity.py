@@ -18,14 +18,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ndt_ray.directions import DIRECTIONS, Directions, angles, directions
 from ndt_ray.grams import by_lane
-from ndt_ray.measures import RANK_FLOOR
-from ndt_ray.spectra import DIRECTIONS, Leading, Spectrum, Stimuli
+from ndt_ray.spectra import Spectrum, Stimuli
 
 Floats = NDArray[np.float64]
 
-RESOLUTION = 1e-12
-"""Differences from 1 and angles below this are 0: what is kept is rounded to float32, which leaves 1e-14 of noise."""
+RESOLUTION = 1e-8
+"""Differences of a CKA from 1 below this are 0: what is kept and multiplied is float32."""
 
 _PREVIOUS, _INIT, _ANCHOR = range(3)
 _COLUMNS = ("velocity", "from_init", "from_anchor", "angle_mean", "angle_max", "label_alignment")
@@ -60,12 +60,11 @@ class VelocityTracker:
         alike: dict[Any, list[int]] = {}
         for i, spectrum in enumerate(spectra):
             stimuli = _stimuli(spectrum)
-            alike.setdefault((stimuli.form, stimuli.values.shape[1:], stimuli.leading is None), []).append(i)
+            alike.setdefault((stimuli.form, stimuli.values.shape[1:]), []).append(i)
         for places in alike.values():
             pairs = [(spectra[i].layer.path, lane) for i in places for lane in lanes]
-            now = _together([spectra[i] for i in places])
-            shape = _kept_shape(now)
-            held = self._held.setdefault(shape, _Held.nothing(shape, now.values.shape[1]))
+            now = _Now.of([spectra[i] for i in places], self._labels)
+            held = self._held.setdefault(now.shape, _Held.nothing(now.shape, now.diagonal.shape[1]))
             found = held.update(pairs, now, self._labels, step == 0, np.tile(anchors, len(places)))
             values[:, places] = found.reshape(len(_COLUMNS), len(places), len(lanes))
         for lane, before, anchor in zip(lanes, steps, anchors, strict=True):
@@ -106,113 +105,55 @@ class _Labels:
     """The label kernel: centred indicators `[P, C]` of the classes that occur, its packed form, diagonal, HSIC."""
 
     indicators: Tensor
-    packed: Floats
+    packed: Tensor
     diagonal: Floats
     norm: Floats
 
     @classmethod
     def of(cls, labels: NDArray[Any]) -> "_Labels":
         found = (labels[:, None] == np.unique(labels)).astype(np.float64)
-        centred = torch.from_numpy(found - found.mean(0))
-        diagonal = centred.square().sum(1).numpy()
-        norm = _hsic(np.asarray((centred.mT @ centred).square().sum().item()), diagonal, diagonal)
-        return cls(centred, _pack((centred @ centred.mT).unsqueeze(0)).numpy()[0], diagonal, norm)
+        centred = torch.from_numpy(found - found.mean(0)).float()
+        exact = centred.double()
+        diagonal = exact.square().sum(1).numpy()
+        norm = _hsic(np.asarray((exact.mT @ exact).square().sum().item()), diagonal, diagonal)
+        return cls(centred, _pack((exact @ exact.mT).unsqueeze(0)).float(), diagonal, norm)
 
 
-@dataclass
-class _Held:
-    """What is known of the past of N pairs of a layer and a lane whose representations are of one shape.
+@dataclass(frozen=True)
+class _Now:
+    """The representations of N pairs of a layer and a lane, all of one shape.
 
-    `places`: of each pair among the N. Of the previous measurement, the initialisation and the anchor: the
-    representations `[3, N, ...]`, n (n-3) HSIC of each with itself `[3, N]`, the diagonals of their kernels
-    `[3, N, P]`; of the previous one the `directions` `[N, P, 5]`.
+    `kept` float32: features `[N, P, d]`, or, where that is smaller, the diagonal and strict upper triangle of their
+    kernels `[N, P (P+1) / 2]`. `diagonal` of these `[N, P]`; n (n-3) HSIC of each with itself, and with the labels.
     """
 
-    places: dict[tuple[str, int], int]
-    held: Tensor
-    norms: Floats
-    diagonals: Floats
-    directions: Tensor
+    kept: Tensor
+    diagonal: Floats
+    own: Floats
+    labelled: Floats | None
+    directions: Directions
 
     @classmethod
-    def nothing(cls, shape: tuple[int, ...], stimuli: int, pairs: int = 0) -> "_Held":
-        held = torch.zeros((3, pairs, *shape), dtype=torch.float64)
-        directions = torch.zeros((pairs, stimuli, DIRECTIONS), dtype=torch.float64)
-        return cls({}, held, np.zeros((3, pairs)), np.zeros((3, pairs, stimuli)), directions)
-
-    def update(
-        self, pairs: list[tuple[str, int]], stimuli: Stimuli, labels: _Labels | None, first: bool, anchors: NDArray[Any]
-    ) -> Floats:
-        """The columns `[6, n]` of so many pairs, which are then held; `anchors` says which of them are at an anchor."""
-        here = self._where(pairs)
-        now, inner, diagonal = self._compare(self.held[:, here], stimuli, labels)
-        own = _hsic(inner[3], diagonal, diagonal)
-        change = 1 - _ratio(_hsic(inner[:3], self.diagonals[:, here], diagonal), self.norms[:, here], own)
-        change = np.where(np.abs(change) < RESOLUTION, 0.0, change)
-        aligned = np.full(len(own), np.nan)
+    def of(cls, spectra: Sequence[Spectrum], labels: _Labels | None) -> "_Now":
+        """Of like layers; 0 for lanes that are dead or not finite, which has no kernel and gives null."""
+        parts = [_stimuli(s) for s in spectra]
+        kept, diagonal = _compact(parts)
+        followed = [p.directions or directions(torch.from_numpy(p.values), p.form == "kernel") for p in parts]
+        vectors, rank = torch.cat([f.vectors for f in followed]), np.concatenate([f.rank for f in followed])
+        bad = np.array([flag is not None for s in spectra for flag in s.flags])
+        if bad.any():
+            kept[bad], diagonal[bad], vectors[bad], rank[bad] = 0.0, 0.0, 0.0, 0
+        own = _hsic(_inner(kept, kept), diagonal, diagonal)
+        labelled = None
         if labels is not None:
-            aligned = _ratio(_hsic(inner[4], labels.diagonal, diagonal), labels.norm, own)
-        directions = _directions(stimuli)
-        angles = _angles(self.directions[here], directions)
-        self.directions[here] = directions
-        every = np.ones(len(own), dtype=np.bool_)
-        for slot, which in ((_PREVIOUS, every), (_INIT, every & first), (_ANCHOR, anchors)):
-            if which.any():
-                at = here if which.all() else np.arange(len(self.places))[here][which]
-                self.held[slot, at] = now if which.all() else now[which]
-                self.norms[slot, at], self.diagonals[slot, at] = own[which], diagonal[which]
-        if first:
-            change[_INIT] = np.where(own > 0, 0.0, np.nan)
-        return np.stack((*change, *angles, aligned))
+            theirs = labels.indicators if kept.ndim == 3 else labels.packed
+            inner = _inner(theirs.expand(len(kept), *theirs.shape[-2:]), kept)
+            labelled = _hsic(inner, labels.diagonal, diagonal)
+        return cls(kept, diagonal, own, labelled, Directions(vectors, rank))
 
-    def _compare(self, held: Tensor, stimuli: Stimuli, labels: _Labels | None) -> tuple[Tensor, Floats, Floats]:
-        """What to keep of now, its inner products with what is held (and itself, and the labels), its diagonal."""
-        values = torch.from_numpy(stimuli.values)
-        if self.held.ndim == 4:
-            now = values.float().double()
-            return now, *_feature_products(held, now, labels)
-        now = _pack(by_lane(values, values.mT) if stimuli.form == "features" else values).float().double()
-        return now, *_kernel_products(held, now, labels, values.shape[1])
-
-    def _where(self, pairs: list[tuple[str, int]]) -> slice | NDArray[Any]:
-        """Places of the pairs, room being made for new ones; a slice, which copies nothing, where they are in a row."""
-        new = [pair for pair in pairs if pair not in self.places]
-        if new:
-            more = _Held.nothing(tuple(self.held.shape[2:]), self.diagonals.shape[2], len(new))
-            self.held = torch.cat((self.held, more.held), 1)
-            self.norms = np.concatenate((self.norms, more.norms), 1)
-            self.diagonals = np.concatenate((self.diagonals, more.diagonals), 1)
-            self.directions = torch.cat((self.directions, more.directions))
-            self.places |= {pair: len(self.places) + i for i, pair in enumerate(new)}
-        places = [self.places[pair] for pair in pairs]
-        first, last = places[0], places[-1]
-        return slice(first, last + 1) if places == list(range(first, last + 1)) else np.array(places)
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        """One pair's arrays after the other's; float32 holds what is held exactly."""
-        state: dict[str, NDArray[Any]] = {}
-        for (path, lane), i in self.places.items():
-            state |= {
-                f"{path}/{lane}/place": np.array([i]),
-                f"{path}/{lane}/held": self.held[:, i].numpy().astype(np.float32),
-                f"{path}/{lane}/norms": self.norms[:, i].copy(),
-                f"{path}/{lane}/diagonals": self.diagonals[:, i].copy(),
-                f"{path}/{lane}/directions": self.directions[i].numpy().copy(),
-            }
-        return state
-
-    @classmethod
-    def load(cls, state: Mapping[str, NDArray[Any]], names: Sequence[str]) -> "_Held":
-        """The inverse of `state`; `names` of the pairs, in the order of their places."""
-
-        def part(name: str) -> NDArray[Any]:
-            return np.stack([np.asarray(state[f"{whose}/{name}"]) for whose in names], 1)
-
-        split = [name.rpartition("/") for name in names]
-        places = {(path, int(lane)): i for i, (path, _, lane) in enumerate(split)}
-        directions = np.stack([np.asarray(state[f"{whose}/directions"]) for whose in names])
-        held = torch.from_numpy(part("held").astype(np.float64))
-        return cls(places, held, part("norms"), part("diagonals"), torch.from_numpy(directions))
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.kept.shape[1:])
 
 
 def debiased_cka(x: ArrayLike, y: ArrayLike) -> float:

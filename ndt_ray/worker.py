@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ndt_ray import cluster, registry
-from ndt_ray.calibration import pack_timer
+from ndt_ray.catalogue.calibration import pack_timer
 from ndt_ray.data import Dataset, load
 from ndt_ray.jobs import ForeignFingerprint, Job, Outcome
 from ndt_ray.lanes.numerics import configure, fingerprint, pick_device

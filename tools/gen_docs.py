@@ -105,9 +105,8 @@ def default(field: Any) -> str:
 
 
 def spec() -> str:
-    """The fields of a sweep file, from `ndt_ray/axes.py` and `ndt_ray/spec.py`."""
-    from ndt_ray import axes
-    from ndt_ray.spec import Trial
+    """The fields of a sweep file, from `ndt_ray/spec/axes.py` and `ndt_ray/spec/__init__.py`."""
+    from ndt_ray.spec import Trial, axes
 
     found: dict[str, type[BaseModel]] = {}
     queue: list[type[BaseModel]] = [axes.Sweep, Trial]

@@ -4,9 +4,7 @@ import sys
 
 import typer
 
-from ndt_ray.errors import NdtError
-
-INTERRUPTED = 130
+from ndt_ray.errors import INTERRUPTED, NdtError
 
 
 def app() -> typer.Typer:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ndt_ray.axes import Sweep
+    from ndt_ray.spec.axes import Sweep
     from ndt_ray.store.reader import Store
 
 StoreOption = Annotated[
@@ -37,11 +37,11 @@ def opened(where: str, create: bool = False) -> "Store":
 
 def sweep_from(name: str, assignments: list[str] | None, where: list[str] | None, store: str) -> "Sweep":
     """The sweep of a command line with its overrides: a file, a packaged name, or a name in the store."""
-    from ndt_ray.sweepfile import load_sweep, packaged_sweeps, with_overrides
+    from ndt_ray.spec.sweepfile import load_sweep, packaged_sweeps, with_overrides
 
     if "." not in name and "/" not in name and name not in packaged_sweeps() and exists(store):
+        from ndt_ray.spec.sweepfile import parse_sweep
         from ndt_ray.store.sweep import list_sweeps
-        from ndt_ray.sweepfile import parse_sweep
 
         there = opened(store)
         if name in list_sweeps(there):

@@ -52,7 +52,7 @@ def records(rows: list[dict[str, Any]], as_json: bool, header: bool = False) -> 
 def named_things(kind: str) -> list[dict[str, Any]]:
     """Names and one line on each."""
     if kind == "sweeps":
-        from ndt_ray.sweepfile import load_sweep, packaged_sweeps
+        from ndt_ray.spec.sweepfile import load_sweep, packaged_sweeps
 
         return [{"name": n, "about": load_sweep(n).about} for n in packaged_sweeps()]
     if kind == "tables":

@@ -21,7 +21,7 @@ from ndt_ray.cli.options import (
     opened,
     sweep_from,
 )
-from ndt_ray.errors import SpecError, StoreError
+from ndt_ray.errors import INTERRUPTED, SpecError, StoreError
 
 if TYPE_CHECKING:
     from ndt_ray.launch import ExecutorName
@@ -52,7 +52,7 @@ def plan(
 ) -> None:
     """Say what a sweep would do: trials, packs, time, memory, disk. Starts nothing and writes nothing."""
     from ndt_ray.cli.show import plan_tables
-    from ndt_ray.planfile import plan_lines
+    from ndt_ray.plan.file import plan_lines
     from ndt_ray.run import Options, plan_sweep
 
     there = opened(store) if exists(store) else None
@@ -99,7 +99,11 @@ def sweep(
         packs=tuple(pack or ()),
         analyses=analyses,
     )
-    result = run_sweep(chosen, store, options, make_view(as_json), notify=_notice)
+    try:
+        result = run_sweep(chosen, store, options, make_view(as_json), notify=_notice)
+    except KeyboardInterrupt:
+        print("interrupted at once; the same command goes on from the last commits", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
     if not as_json:
         _tell(result, store, chosen.name)
         _figure(store, chosen.name, figure, result)

@@ -78,7 +78,7 @@ def _assignment(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise SpecError(f"--set {text}: give NAME=VALUE")
-    from ndt_ray.loader import parse_value
+    from ndt_ray.spec.loader import parse_value
 
     return name, parse_value(value, f"--set {name}")
 
@@ -100,7 +100,7 @@ def measure(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a series of checkpoints that you already have."""
-    from ndt_ray.checkpoint_series import measure_series
+    from ndt_ray.tracking.checkpoint_series import measure_series
 
     if spectra not in ("full", "none") and not spectra.isdigit():
         raise SpecError(f"--spectra {spectra}: choose full, none or a number")
@@ -126,7 +126,9 @@ def measure(
         print(json.dumps(asdict(report)))
     else:
         gaps = f", {len(report.gaps)} gaps" if report.gaps else ""
-        print(f"{len(report.layers)} layers at {len(report.steps)} steps{gaps}: trial {report.trial_id} of sweep {sweep}")
+        print(
+            f"{len(report.layers)} layers at {len(report.steps)} steps{gaps}: trial {report.trial_id} of sweep {sweep}"
+        )
     raise typer.Exit(report.exit_code)
 
 

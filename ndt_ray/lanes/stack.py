@@ -47,7 +47,7 @@ class StackEngine(Engine):
         logits = self.stacked(inputs)
         each = cross_entropy(logits, targets, self.loss_dtype)
         (each.sum() / each.shape[1]).backward()  # type: ignore[no-untyped-call]
-        # On the host, along the contiguous axis: torch orders a batched reduction by the number of lanes, numpy does not.
+        # By numpy, along the contiguous axis: torch orders a batched reduction by the number of lanes.
         host = each.detach()[: len(self.trials)].double().cpu().contiguous()
         return torch.from_numpy(host.numpy().mean(1))
 

@@ -74,7 +74,7 @@ def fingerprint(schema: pa.Schema) -> str:
 _TRIAL = Column("trial_id", "string", "content hash of the trial (spec.Trial.trial_id)")
 _STEP = Column("step", "int32", "optimizer updates done; 0 is the initialisation", "steps")
 _LAYER = Column("layer", "string", "module path")
-_LAYER_INDEX = Column("layer_index", "int16", "place in the order of the forward pass")
+_LAYER_INDEX = Column("layer_index", "int16", "place in the order of the forward pass; negative: did not run yet")
 _VIEW = Column("view", "string", "how activations became a matrix: units, positions, gap, flat, tokens, mean")
 
 MEASURES = (
@@ -99,7 +99,7 @@ _MEASUREMENTS = (
     *(Column(n, t, d + " (centred)", u) for n, t, d, u in MEASURES),
     Column("participation_ratio_corrected", "measure", "bias-corrected over stimuli, centred", "dimensions"),
     *(Column(f"{n}_uncentred", t, d + " (uncentred)", u) for n, t, d, u in MEASURES),
-    Column("flag", "string", "why values are null: dead, nonfinite, solver, lost; null when all is well"),
+    Column("flag", "string", "why values are null: dead, nonfinite, solver, few_rows, lost; else null"),
 )
 _SPECTRA = (
     _TRIAL,

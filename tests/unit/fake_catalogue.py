@@ -3,8 +3,8 @@
 from typing import Any
 
 from ndt_ray.errors import DataError, SpecError, did_you_mean
-from ndt_ray.estimate import Cost, DataFacts, Layer, ModelFacts
 from ndt_ray.inputs import InputSpec
+from ndt_ray.plan.estimate import Cost, DataFacts, Layer, ModelFacts
 from ndt_ray.spec import Named, Trial
 
 DATA = {

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ndt_ray.axes import Grid, Sweep, cell_namer, find_problems, make_sweep
-from ndt_ray.axis import Axis
 from ndt_ray.errors import SpecError
-from ndt_ray.sections import target
 from ndt_ray.spec import Trial
-from ndt_ray.sweepfile import parse_sweep
+from ndt_ray.spec.axes import Grid, Sweep, cell_namer, find_problems, make_sweep
+from ndt_ray.spec.axis import Axis
+from ndt_ray.spec.sections import target
+from ndt_ray.spec.sweepfile import parse_sweep
 
 TEXT = """
 name: digits

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from ndt_ray.axes import make_sweep
-from ndt_ray.calibration import TARGET_SECONDS, Calibration, machine, pack_timer, quiet, time_parts
 from ndt_ray.catalogue import TorchCatalogue, factory_parameters
+from ndt_ray.catalogue.calibration import TARGET_SECONDS, Calibration, machine, pack_timer, quiet, time_parts
 from ndt_ray.errors import SpecError
-from ndt_ray.estimate import Cost
 from ndt_ray.plan import make_plan
+from ndt_ray.plan.estimate import Cost
 from ndt_ray.schedule import coarse_steps, evaluated_steps, measured_steps
 from ndt_ray.spec import Named, Trial
+from ndt_ray.spec.axes import make_sweep
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from ndt_ray.figures import (
     save,
     sweep_figure,
 )
-from ndt_ray.heatmap import edges, layer_names, octaves
+from ndt_ray.figures.heatmap import edges, layer_names, octaves
 from ndt_ray.store.outputs import write_output
 from ndt_ray.store.reader import Store
 from ndt_ray.store.schema import register_table
@@ -497,7 +497,7 @@ def test_the_demo_of_a_sweep_too_large_for_one_figure_shows_its_first_data_set(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ndt_ray.figures.MAX_PANELS", 1)
-    monkeypatch.setattr("ndt_ray.heatmap.MAX_PANELS", 1)
+    monkeypatch.setattr("ndt_ray.figures.heatmap.MAX_PANELS", 1)
     with pytest.raises(SpecError, match="2 cells are too many panels"):
         sweep_figure(store, "planted")
     said = demo_figure(store, "planted", tmp_path / "demo.svg")

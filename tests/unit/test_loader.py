@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ndt_ray.errors import SpecError
-from ndt_ray.loader import Document, Problem, dump_yaml, load_yaml, parse_scalar, parse_value, refuse, validated
 from ndt_ray.spec import Checkpoint, Control, Measure, Named, Train, Trial
+from ndt_ray.spec.loader import Document, Problem, dump_yaml, load_yaml, parse_scalar, parse_value, refuse, validated
 
 
 @pytest.mark.parametrize(

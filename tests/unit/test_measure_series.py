@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ndt_ray.checkpoint_series import SeriesReport, measure_series
 from ndt_ray.errors import CheckpointError, DataError, SpecError
 from ndt_ray.measures import participation_ratio
 from ndt_ray.models import load_user_factory
-from ndt_ray.probe_files import read_probe
 from ndt_ray.store.checkpoints import encode_tensors
 from ndt_ray.store.reader import open_store
-from ndt_ray.weight_files import load_weights, read_step, read_weights
+from ndt_ray.tracking.checkpoint_series import SeriesReport, measure_series
+from ndt_ray.tracking.probe_files import read_probe
+from ndt_ray.tracking.weight_files import load_weights, read_step, read_weights
 
 FACTORY = """
     from torch import nn

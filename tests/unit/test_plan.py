@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from fake_catalogue import FakeCatalogue
 
-from ndt_ray.axes import Sweep, make_sweep
 from ndt_ray.errors import DataError, SpecError, StoreError
-from ndt_ray.estimate import Estimate, Layer, makespan, pack_estimate
 from ndt_ray.plan import Pack, Plan, auto_lanes, make_plan, pack_id
-from ndt_ray.planfile import plan_from_value, plan_lines, plan_value, read_plan, write_plan
+from ndt_ray.plan.estimate import Estimate, Layer, makespan, pack_estimate
+from ndt_ray.plan.file import plan_from_value, plan_lines, plan_value, read_plan, write_plan
 from ndt_ray.schedule import measured_steps
 from ndt_ray.spec import Trial
+from ndt_ray.spec.axes import Sweep, make_sweep
 
 BASE: dict[str, Any] = {"model": "mlp", "data": "digits", "train": {"steps": 100}, "measure": {"probe": 64}}
 

@@ -12,10 +12,10 @@ from fake_catalogue import FakeCatalogue
 from store_rows import local
 
 from ndt_ray.analysis.tables import JUMP_COUNTS, JUMPS
-from ndt_ray.axes import Sweep
 from ndt_ray.errors import StoreError
 from ndt_ray.plan import Plan, make_plan
-from ndt_ray.planfile import plan_lines
+from ndt_ray.plan.file import plan_lines
+from ndt_ray.spec.axes import Sweep
 from ndt_ray.store.outputs import write_output
 from ndt_ray.store.reader import Store
 from ndt_ray.store.schema import register_table

@@ -8,8 +8,8 @@ import jsonschema
 import pytest
 
 from ndt_ray.errors import SpecError
-from ndt_ray.loader import load_yaml
-from ndt_ray.sweepfile import (
+from ndt_ray.spec.loader import load_yaml
+from ndt_ray.spec.sweepfile import (
     checkpoint_plan,
     dump_sweep,
     load_sweep,

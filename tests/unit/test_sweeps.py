@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ndt_ray import axes, loader, registry, where
+from ndt_ray import registry
+from ndt_ray.spec import axes, loader, where
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))

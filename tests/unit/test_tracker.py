@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from ndt_ray import HighFrequencyTracker, JumpDetector
-from ndt_ray import recording as recording_module
 from ndt_ray.errors import SpecError, StoreError
 from ndt_ray.measures import participation_ratio, stable_rank
 from ndt_ray.store import writer as writer_module
 from ndt_ray.store.reader import open_store
+from ndt_ray.tracking import recording as recording_module
 
 KEY = ["layer", "view", "step"]
 
@@ -734,11 +734,11 @@ def test_a_failure_inside_measuring_costs_rows_and_nothing_else(
 
     assert len(tracker.table("scalars")) == 2
     with monkeypatch.context() as patch:
-        patch.setattr("ndt_ray.meter.rows", broken)
+        patch.setattr("ndt_ray.tracking.meter.rows", broken)
         model(batch(2))
         assert tracker.log(2)
         assert len(tracker.table("scalars")) == 3
-        patch.setattr("ndt_ray.meter.measure_layers", broken)
+        patch.setattr("ndt_ray.tracking.meter.measure_layers", broken)
         model(batch(3))
         assert tracker.log(3, 1.5)
     model(batch(4))

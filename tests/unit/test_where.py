@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ndt_ray.errors import SpecError
 from ndt_ray.spec import Trial
-from ndt_ray.where import Where, field
+from ndt_ray.spec.where import Where, field
 
 TRIAL = Trial.model_validate(
     {

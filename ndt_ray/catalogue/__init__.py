@@ -17,17 +17,17 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ndt_ray import registry
-from ndt_ray.calibration import Calibration, Timer
+from ndt_ray.catalogue.calibration import Calibration, Timer
 from ndt_ray.data import load
 from ndt_ray.data.parameters import full_parameters
 from ndt_ray.errors import NdtError, SpecError, did_you_mean
-from ndt_ray.estimate import Cost, DataFacts, Layer, ModelFacts, memory_bytes, view_of
 from ndt_ray.inputs import InputSpec
 from ndt_ray.lanes.stack import only_linear, supports
 from ndt_ray.models.build import build, is_builtin, sketch
 from ndt_ray.models.describe import describe
 from ndt_ray.models.user import load_user_factory, source_hash, split_target
 from ndt_ray.plan import auto_lanes
+from ndt_ray.plan.estimate import Cost, DataFacts, Layer, ModelFacts, memory_bytes, view_of
 from ndt_ray.registry import Kind
 from ndt_ray.spec import Named, Trial
 

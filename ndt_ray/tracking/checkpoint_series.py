@@ -17,15 +17,15 @@ from ndt_ray import registry
 from ndt_ray.errors import CheckpointError, NdtError, SpecError
 from ndt_ray.inputs import InputSpec
 from ndt_ray.lanes.numerics import fingerprint
-from ndt_ray.meter import Meter, Spectra, short_hash, structure
 from ndt_ray.models import build, load_user_factory
 from ndt_ray.models.user import source_hash, split_target
-from ndt_ray.probe import Probe
-from ndt_ray.probe_files import ProbeData, read_probe
-from ndt_ray.recording import InStore
 from ndt_ray.store.reader import Store, open_store
-from ndt_ray.watch import Watch, choose
-from ndt_ray.weight_files import SUFFIXES, load_weights, read_step, read_weights
+from ndt_ray.tracking.meter import Meter, Spectra, short_hash, structure
+from ndt_ray.tracking.probe import Probe
+from ndt_ray.tracking.probe_files import ProbeData, read_probe
+from ndt_ray.tracking.recording import InStore
+from ndt_ray.tracking.watch import Watch, choose
+from ndt_ray.tracking.weight_files import SUFFIXES, load_weights, read_step, read_weights
 
 STEP_PATTERN = r"(?:step|iter(?:ation)?|update|ckpt|checkpoint)s?[-_=]?(\d+)"
 """Where a file's name says its step, unless told otherwise; else the last number in it."""

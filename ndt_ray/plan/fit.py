@@ -4,10 +4,10 @@ import fnmatch
 from collections.abc import Iterator
 
 from ndt_ray.errors import SpecError, did_you_mean
-from ndt_ray.estimate import DataFacts, ModelFacts
+from ndt_ray.plan.estimate import DataFacts, ModelFacts
 from ndt_ray.schedule import checkpoint_steps
 from ndt_ray.spec import Trial
-from ndt_ray.where import closest_path
+from ndt_ray.spec.where import closest_path
 
 
 def misfits(trial: Trial, data: DataFacts, model: ModelFacts) -> Iterator[str]:

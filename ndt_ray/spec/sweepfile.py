@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ndt_ray.axes import Sweep, make_sweep
 from ndt_ray.errors import SpecError, did_you_mean
-from ndt_ray.loader import MAX_BYTES, Document, dump_yaml, load_yaml, parse_value
-from ndt_ray.sections import PARTS, assigned, target
 from ndt_ray.spec import Named
+from ndt_ray.spec.axes import Sweep, make_sweep
+from ndt_ray.spec.loader import MAX_BYTES, Document, dump_yaml, load_yaml, parse_value
+from ndt_ray.spec.sections import PARTS, assigned, target
 
 SUFFIXES = (".yaml", ".yml")
 READS_FILES = ("arrays",)

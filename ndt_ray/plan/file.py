@@ -8,11 +8,11 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
-from ndt_ray.axes import Sweep
 from ndt_ray.errors import StoreError
-from ndt_ray.estimate import Estimate
 from ndt_ray.plan import Lane, Pack, Plan, pack_id
+from ndt_ray.plan.estimate import Estimate
 from ndt_ray.spec import SPEC_VERSION, Trial
+from ndt_ray.spec.axes import Sweep
 
 FORMAT = 1
 

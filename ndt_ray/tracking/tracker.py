@@ -24,13 +24,13 @@ from ndt_ray.analysis.detectors import Detector, make
 from ndt_ray.errors import NdtError, SpecError, did_you_mean
 from ndt_ray.evaluate import Scores
 from ndt_ray.lanes.numerics import fingerprint
-from ndt_ray.meter import NEVER_SEEN, NOT_RUN, Meter, Spectra, short_hash, structure
-from ndt_ray.probe import Probe
-from ndt_ray.recording import Existing, InMemory, InStore, Recording
-from ndt_ray.run_jumps import Jump, jumps_of
 from ndt_ray.store.reader import Store, open_store
 from ndt_ray.store.schema import TABLES
-from ndt_ray.watch import Passes, Seen, Watch, choose, unwrapped
+from ndt_ray.tracking.meter import NEVER_SEEN, NOT_RUN, Meter, Spectra, short_hash, structure
+from ndt_ray.tracking.probe import Probe
+from ndt_ray.tracking.recording import Existing, InMemory, InStore, Recording
+from ndt_ray.tracking.run_jumps import Jump, jumps_of
+from ndt_ray.tracking.watch import Passes, Seen, Watch, choose, unwrapped
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from ndt_ray.errors import SpecError, did_you_mean
-from ndt_ray.loader import parse_scalar
 from ndt_ray.spec import Trial
+from ndt_ray.spec.loader import parse_scalar
 
 Getter = Callable[[Trial], Any]
 Test = Callable[[Trial], bool]

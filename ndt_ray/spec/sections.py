@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from ndt_ray.errors import SpecError
 from ndt_ray.spec import Checkpoint, Control, Evaluate, Measure, Named, Seeds, Strict, Train
-from ndt_ray.where import LEAVES, SECTIONS, closest_path
+from ndt_ray.spec.where import LEAVES, SECTIONS, closest_path
 
 
 class _Engine(Strict):

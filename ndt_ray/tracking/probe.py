@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ndt_ray.capture import first_tensor
 from ndt_ray.errors import SpecError
 from ndt_ray.evaluate import Scores, scores
-from ndt_ray.watch import Seen, Watch, unnoticed
+from ndt_ray.tracking.watch import Seen, Watch, unnoticed
 
 
 class Probe:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ndt_ray.estimate import Cost
+from ndt_ray.plan.estimate import Cost
 from ndt_ray.spec import Checkpoint, Evaluate, Seeds, Trial
 
 Timer = Callable[[Trial, int, int], float]

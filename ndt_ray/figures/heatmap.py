@@ -17,7 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
-from ndt_ray.canvas import (
+from ndt_ray.errors import SpecError, did_you_mean
+from ndt_ray.figures.canvas import (
     GREY,
     HEADER,
     INK,
@@ -36,7 +37,6 @@ from ndt_ray.canvas import (
     with_controls_apart,
     words,
 )
-from ndt_ray.errors import SpecError, did_you_mean
 from ndt_ray.store.schema import TABLES
 
 Floats = NDArray[np.float64]

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
-from ndt_ray.axes import Grid, Sweep, TrialFilter, cell_namer, resolved_filter
 from ndt_ray.errors import DataError, NdtError, SpecError, did_you_mean
-from ndt_ray.estimate import START_SECONDS, Cost, DataFacts, Estimate, ModelFacts, makespan, pack_estimate
-from ndt_ray.fit import misfits
+from ndt_ray.plan.estimate import START_SECONDS, Cost, DataFacts, Estimate, ModelFacts, makespan, pack_estimate
+from ndt_ray.plan.fit import misfits
 from ndt_ray.spec import SPEC_VERSION, Control, Named, Seeds, Strict, Train, Trial, canonical_json
+from ndt_ray.spec.axes import Grid, Sweep, TrialFilter, cell_namer, resolved_filter
 
 STACKABLE = ("seed", "control", "train.lr", "train.weight_decay")
 """What may differ between the lanes of one pack."""

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ndt_ray.capture import AUTO
 from ndt_ray.errors import NdtError
 from ndt_ray.spectra import Layer, LinearInput, Spectrum, measure_layers, rows
+from ndt_ray.tracking.watch import Seen
 from ndt_ray.velocity import VelocityTracker
 from ndt_ray.views import VIEWS, kind_of, view_of
-from ndt_ray.watch import Seen
 
 LOST, FEW = "lost", "few_rows"
 NOT_RUN = "did not run"

@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from ndt_ray.axis import Axis
 from ndt_ray.errors import SpecError, did_you_mean
-from ndt_ray.loader import Document, Path, Problem, refuse, validated
-from ndt_ray.sections import FILLED_IN, PARTS, assigned, long_form, target, with_planned_steps
 from ndt_ray.spec import Named, Strict, Trial
-from ndt_ray.where import LEAVES, SECTIONS, Where, equal, field
+from ndt_ray.spec.axis import Axis
+from ndt_ray.spec.loader import Document, Path, Problem, refuse, validated
+from ndt_ray.spec.sections import FILLED_IN, PARTS, assigned, long_form, target, with_planned_steps
+from ndt_ray.spec.where import LEAVES, SECTIONS, Where, equal, field
 
 NAME = re.compile(r"^(?!.*\.$)[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
 RESERVED = {"con", "prn", "aux", "nul", *(f"{p}{n}" for p in ("com", "lpt") for n in range(1, 10))}

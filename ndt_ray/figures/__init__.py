@@ -19,7 +19,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ndt_ray.analysis.jumps import compare_with_null
-from ndt_ray.canvas import (
+from ndt_ray.errors import SpecError, did_you_mean
+from ndt_ray.figures.canvas import (
     INK,
     NORMAL,
     SMALL,
@@ -35,8 +36,7 @@ from ndt_ray.canvas import (
     with_controls_apart,
     words,
 )
-from ndt_ray.errors import SpecError, did_you_mean
-from ndt_ray.heatmap import MAX_PANELS, layer_step_heatmap
+from ndt_ray.figures.heatmap import MAX_PANELS, layer_step_heatmap
 from ndt_ray.store.reader import Store
 from ndt_ray.store.schema import TABLES
 from ndt_ray.summary import RULE, in_plan_order, planned_lanes
