@@ -13,6 +13,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -127,7 +128,7 @@ def _by_features(stacks: Sequence[Tensor], shape: Shape) -> Sums:
         cross = _dot(pulled.view(s, BLOCKS, -1), x.view(s, BLOCKS, -1))
         own = _dot(within.flatten(2))
         by_row = within.sum(3)
-        kept = _dot(pulled.view(s, BLOCKS, -1, f).sum(2), shift) - _dot(by_row)
+        kept = _dot(by_lane(shift, total), shift) - _dot(by_row)
         square = by_row.sum(2)
         inner = within.view(s, BLOCKS, -1, m, within.shape[2] // m, m).diagonal(dim1=2, dim2=4).permute(0, 1, 4, 2, 3)
         inner = inner.reshape(s, -1, m, m)
@@ -287,7 +288,13 @@ def _batched_equals_single(
 
 def _dot(a: Tensor, b: Tensor | None = None) -> Tensor:
     """Products summed over the last axis."""
-    return (a.square() if b is None else a * b).sum(-1)
+    b = a if b is None else b
+    # One pass; not a BLAS dot, which may split a long sum over threads.
+    return (
+        (a * b).sum(-1)
+        if a.is_cuda
+        else torch.from_numpy(np.asarray(np.einsum("...i,...i->...", a.numpy(), b.numpy())))
+    )
 
 
 def _kernel_norm(means: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -17,11 +17,9 @@ from ndt_ray.lanes.norms import LayerNorms
 from ndt_ray.lanes.observe import Observation, Observer
 from ndt_ray.lanes.optimizer import base_lr
 from ndt_ray.schedule import checkpoint_steps, coarse_steps, evaluated_steps, lr_factor, measured_steps
+from ndt_ray.sink import Sink
 from ndt_ray.spec import Trial
 from ndt_ray.spectra import Layer, Rows, measure_layers, rows, view_of
-
-if TYPE_CHECKING:
-    from ndt_ray.train import Sink
 
 RUNNING, DIVERGED, FAILED = 0, 1, 2
 
@@ -42,7 +40,7 @@ class Recorder:
     """Schedules, probes and running state of what one pack records."""
 
     def __init__(
-        self, engine: Engine, batches: Batches, data: Dataset, probes: Probes, layers: Sequence[Layer], sink: "Sink"
+        self, engine: Engine, batches: Batches, data: Dataset, probes: Probes, layers: Sequence[Layer], sink: Sink
     ) -> None:
         self.engine, self.batches, self.data, self.probes, self.sink = engine, batches, data, probes, sink
         self.trials: list[Trial] = engine.trials
@@ -149,7 +147,7 @@ class Recorder:
         for seen in self.observer.observe(inputs, lanes):
             parts.append(lane_scores(seen.logits, labels, self.data.inputs.classes))
             following = self.velocity is not None
-            spectra = measure_layers(seen.activations, self.layers, linear=seen.linear, directions=following)
+            spectra = measure_layers(seen.activations, self.layers, linear=seen.linear, with_directions=following)
             self._write(("measurements", "spectra"), step, seen, rows(spectra, self.spec.spectra))
             if self.velocity is not None:
                 table = self.velocity.update(step, seen.lanes, spectra)
@@ -166,15 +164,12 @@ class Recorder:
         self.sink.rows(tables[1], {**common, **found.spectra})
 
     def _scalars(self, step: int, lanes: list[int], before: Tensor | None, probe: Mapping[str, np.ndarray]) -> None:
-        weights, grads, squares = self.engine.arena.weights, self.engine.arena.grads, self.norms.squares
-        none = np.full(len(self.norms.layers), np.nan)
-        table = {
-            "grad": [none if step == 0 else squares(grads[lane]) for lane in lanes],
-            "update": [none if before is None else squares(weights[lane], before[lane]) for lane in lanes],
-            "weight": [squares(weights[lane]) for lane in lanes],
-            "moved": [squares(weights[lane], self.start[lane]) for lane in lanes],
-        }
-        by_layer = {name: np.stack(values) for name, values in table.items()}
+        weights, grads = self.engine.arena.weights, self.engine.arena.grads
+        found = []
+        for lane in lanes:
+            others = None if step == 0 else grads[lane], None if before is None else before[lane]
+            found.append(self.norms.squares(*others, weights[lane], self.start[lane]))
+        by_layer = dict(zip(("grad", "update", "weight", "moved"), np.stack(found, 1), strict=True))
         total = {name: np.sqrt(values.sum(1)) for name, values in by_layer.items()}
         factor = lr_factor(self.train.schedule, step, self.train.steps)
         ids = [self.ids[lane] for lane in lanes]

@@ -4,9 +4,9 @@ It knows no Ray and no disk, so the whole path runs in a test with a list for a 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,28 +18,11 @@ from ndt_ray.lanes.batches import Batches
 from ndt_ray.models import describe
 from ndt_ray.record import Recorder, tracked_layers
 from ndt_ray.schedule import lr_factor
+from ndt_ray.sink import Arrays, Sink
 from ndt_ray.spec import Trial
-
-Arrays = Mapping[str, np.ndarray]
 
 HEARTBEAT_SECONDS = 0.2
 """Between heartbeats; each flushes the per-step losses, so that a commit holds every row up to its step."""
-
-
-class Sink(Protocol):
-    """Where a pack's results go."""
-
-    def rows(self, table: str, columns: Mapping[str, Any]) -> None:
-        """Rows of one table as equally long columns; names and types stand in `store.schema`."""
-
-    def checkpoint(self, trial_id: str, step: int, tensors: Arrays, reason: str) -> None:
-        """One lane's full state at a step."""
-
-    def heartbeat(self, step: int, state: Callable[[], Arrays], progress: Mapping[str, float]) -> bool:
-        """All rows up to `step` have been given; may commit, with `state` for what a resume needs. True: stop now."""
-
-    def commit(self, step: int, state: Callable[[], Arrays], finished: bool) -> None:
-        """Make everything up to `step` durable now."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ Debiased CKA is the ratio of unbiased HSIC estimates (Song et al. 2012; Kornblit
 and L of n stimuli with diagonals k and l, n(n-3) HSIC = sum_{i≠j} K L + tr K tr L / ((n-1)(n-2)) - 2 k.l / (n-2).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,8 +25,11 @@ from ndt_ray.spectra import Spectrum, Stimuli
 
 Floats = NDArray[np.float64]
 
-RESOLUTION = 1e-8
-"""Differences of a CKA from 1 below this are 0: what is kept and multiplied is float32."""
+RESOLUTION = 1e-12
+"""Differences of a CKA from 1 below this are 0: what is kept is rounded to float32, which leaves 1e-14 of noise."""
+
+CLOSE = 1e-5
+"""Differences below this are computed again in float64: products in float32, at half the price, leave 3e-8 of noise."""
 
 _PREVIOUS, _INIT, _ANCHOR = range(3)
 _COLUMNS = ("velocity", "from_init", "from_anchor", "angle_mean", "angle_max", "label_alignment")
@@ -65,7 +69,7 @@ class VelocityTracker:
             pairs = [(spectra[i].layer.path, lane) for i in places for lane in lanes]
             now = _Now.of([spectra[i] for i in places], self._labels)
             held = self._held.setdefault(now.shape, _Held.nothing(now.shape, now.diagonal.shape[1]))
-            found = held.update(pairs, now, self._labels, step == 0, np.tile(anchors, len(places)))
+            found = held.update(pairs, now, step == 0, np.tile(anchors, len(places)))
             values[:, places] = found.reshape(len(_COLUMNS), len(places), len(lanes))
         for lane, before, anchor in zip(lanes, steps, anchors, strict=True):
             self._steps[lane] = step, step if anchor or before is None else before[1]
@@ -94,7 +98,7 @@ class VelocityTracker:
         found: dict[tuple[int, ...], list[str]] = {}
         for key, value in state.items():
             whose, _, part = key.rpartition("/")
-            if part == "held":
+            if part == "kept":
                 found.setdefault(value.shape[1:], []).append(whose)
         for shape, names in found.items():
             self._held[shape] = _Held.load(state, sorted(names, key=lambda name: int(state[f"{name}/place"][0])))
@@ -116,7 +120,7 @@ class _Labels:
         exact = centred.double()
         diagonal = exact.square().sum(1).numpy()
         norm = _hsic(np.asarray((exact.mT @ exact).square().sum().item()), diagonal, diagonal)
-        return cls(centred, _pack((exact @ exact.mT).unsqueeze(0)).float(), diagonal, norm)
+        return cls(centred, _pack((exact @ exact.mT).unsqueeze(0))[0].float(), diagonal, norm)
 
 
 @dataclass(frozen=True)
@@ -124,36 +128,134 @@ class _Now:
     """The representations of N pairs of a layer and a lane, all of one shape.
 
     `kept` float32: features `[N, P, d]`, or, where that is smaller, the diagonal and strict upper triangle of their
-    kernels `[N, P (P+1) / 2]`. `diagonal` of these `[N, P]`; n (n-3) HSIC of each with itself, and with the labels.
+    kernels `[N, P (P+1) / 2]`. With it the kernels' diagonals `[N, P]`, n (n-3) HSIC of each with itself, and debiased
+    CKA with the labels.
     """
 
     kept: Tensor
     diagonal: Floats
     own: Floats
-    labelled: Floats | None
+    alignment: Floats
     directions: Directions
 
     @classmethod
     def of(cls, spectra: Sequence[Spectrum], labels: _Labels | None) -> "_Now":
         """Of like layers; 0 for lanes that are dead or not finite, which has no kernel and gives null."""
         parts = [_stimuli(s) for s in spectra]
-        kept, diagonal = _compact(parts)
+        kept, diagonal = _compact(spectra)
         followed = [p.directions or directions(torch.from_numpy(p.values), p.form == "kernel") for p in parts]
         vectors, rank = torch.cat([f.vectors for f in followed]), np.concatenate([f.rank for f in followed])
         bad = np.array([flag is not None for s in spectra for flag in s.flags])
         if bad.any():
             kept[bad], diagonal[bad], vectors[bad], rank[bad] = 0.0, 0.0, 0.0, 0
         own = _hsic(_inner(kept, kept), diagonal, diagonal)
-        labelled = None
+        alignment = np.full(len(own), np.nan)
         if labels is not None:
             theirs = labels.indicators if kept.ndim == 3 else labels.packed
-            inner = _inner(theirs.expand(len(kept), *theirs.shape[-2:]), kept)
-            labelled = _hsic(inner, labels.diagonal, diagonal)
-        return cls(kept, diagonal, own, labelled, Directions(vectors, rank))
+            inner = _inner(theirs.repeat(len(kept), *[1] * theirs.ndim), kept)
+            alignment = _ratio(_hsic(inner, labels.diagonal, diagonal), labels.norm, own)
+        return cls(kept, diagonal, own, alignment, Directions(vectors, rank))
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.kept.shape[1:])
+
+
+@dataclass
+class _Held:
+    """What is known of the past of N pairs of a layer and a lane whose representations are of one shape.
+
+    `places`: of each pair among the N. Of the previous measurement, the initialisation and the anchor: what is `kept`
+    of the representations `[N, ...]`, n (n-3) HSIC of each with itself `[3, N]`, the diagonals of their kernels
+    `[3, N, P]`; of the previous one the leading directions.
+    """
+
+    places: dict[tuple[str, int], int]
+    kept: list[Tensor]
+    norms: Floats
+    diagonals: Floats
+    directions: Directions
+
+    @classmethod
+    def nothing(cls, shape: tuple[int, ...], stimuli: int, pairs: int = 0) -> "_Held":
+        kept = [torch.zeros((pairs, *shape)) for _ in range(3)]
+        vectors = torch.zeros((pairs, stimuli, DIRECTIONS), dtype=torch.float64)
+        followed = Directions(vectors, np.zeros(pairs, np.int64))
+        return cls({}, kept, np.zeros((3, pairs)), np.zeros((3, pairs, stimuli)), followed)
+
+    def update(self, pairs: list[tuple[str, int]], now: _Now, first: bool, anchors: NDArray[Any]) -> Floats:
+        """The columns `[6, n]` of so many pairs, which are then held; `anchors` says which of them are at an anchor."""
+        here = self._where(pairs)
+        change = np.stack([self._change(slot, here, now) for slot in range(3)])
+        turned = angles(Directions(*(part[here] for part in self.directions)), now.directions)
+        self.directions.vectors[here], self.directions.rank[here] = now.directions
+        every = np.ones(len(pairs), dtype=np.bool_)
+        for slot, which in ((_PREVIOUS, every), (_INIT, every & first), (_ANCHOR, anchors)):
+            if which.all() and len(pairs) == len(self.places):
+                self.kept[slot] = now.kept  # nothing else holds it, and nobody writes to it
+                self.norms[slot], self.diagonals[slot] = now.own, now.diagonal
+            elif which.any():
+                at = np.arange(len(self.places))[here][which]
+                self.kept[slot][at] = now.kept[which]
+                self.norms[slot, at], self.diagonals[slot, at] = now.own[which], now.diagonal[which]
+        if first:
+            change[_INIT] = np.where(now.own > 0, 0.0, np.nan)
+        return np.stack((*change, *turned, now.alignment))
+
+    def _change(self, slot: int, here: slice | NDArray[Any], now: _Now) -> Floats:
+        """1 - CKA of now to what is held in one slot."""
+        kept, diagonal = self.kept[slot][here], self.diagonals[slot, here]
+        change = 1 - _ratio(_hsic(_inner(kept, now.kept), diagonal, now.diagonal), self.norms[slot, here], now.own)
+        close = np.flatnonzero(np.abs(change) < CLOSE)
+        if len(close):
+            x, y = kept[close].double(), now.kept[close].double()
+            k, l = diagonal[close], now.diagonal[close]
+            norms = _hsic(_inner(x, x), k, k), _hsic(_inner(y, y), l, l)
+            change[close] = 1 - _ratio(_hsic(_inner(x, y), k, l), *norms)
+        return np.where(np.abs(change) < RESOLUTION, 0.0, change)
+
+    def _where(self, pairs: list[tuple[str, int]]) -> slice | NDArray[Any]:
+        """Places of the pairs, room being made for new ones; a slice, which copies nothing, where they are in a row."""
+        new = [pair for pair in pairs if pair not in self.places]
+        if new:
+            more = _Held.nothing(tuple(self.kept[0].shape[1:]), self.diagonals.shape[2], len(new))
+            self.kept = [torch.cat(parts) for parts in zip(self.kept, more.kept, strict=True)]
+            self.norms = np.concatenate((self.norms, more.norms), 1)
+            self.diagonals = np.concatenate((self.diagonals, more.diagonals), 1)
+            vectors = torch.cat((self.directions.vectors, more.directions.vectors))
+            self.directions = Directions(vectors, np.concatenate((self.directions.rank, more.directions.rank)))
+            self.places |= {pair: len(self.places) + i for i, pair in enumerate(new)}
+        places = [self.places[pair] for pair in pairs]
+        first, last = places[0], places[-1]
+        return slice(first, last + 1) if places == list(range(first, last + 1)) else np.array(places)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """One pair's arrays after the other's."""
+        state: dict[str, NDArray[Any]] = {}
+        for (path, lane), i in self.places.items():
+            parts = {
+                "place": np.array([i]),
+                "kept": torch.stack([kept[i] for kept in self.kept]).numpy(),
+                "norms": self.norms[:, i].copy(),
+                "diagonals": self.diagonals[:, i].copy(),
+                "directions": self.directions.vectors[i].numpy().copy(),
+                "rank": self.directions.rank[i : i + 1].copy(),
+            }
+            state |= {f"{path}/{lane}/{name}": value for name, value in parts.items()}
+        return state
+
+    @classmethod
+    def load(cls, state: Mapping[str, NDArray[Any]], names: Sequence[str]) -> "_Held":
+        """The inverse of `state`; `names` of the pairs, in the order of their places."""
+
+        def part(name: str, axis: int) -> NDArray[Any]:
+            return np.stack([np.asarray(state[f"{whose}/{name}"]) for whose in names], axis)
+
+        split = [name.rpartition("/") for name in names]
+        places = {(path, int(lane)): i for i, (path, _, lane) in enumerate(split)}
+        followed = Directions(torch.from_numpy(part("directions", 0)), part("rank", 0)[:, 0])
+        kept = [torch.from_numpy(x) for x in part("kept", 1)]
+        return cls(places, kept, part("norms", 1), part("diagonals", 1), followed)
 
 
 def debiased_cka(x: ArrayLike, y: ArrayLike) -> float:
@@ -174,25 +276,20 @@ def _stimuli(spectrum: Spectrum) -> Stimuli:
     return spectrum.stimuli
 
 
-def _together(spectra: Sequence[Spectrum]) -> Stimuli:
-    """The stimuli of like layers; 0 for lanes that are dead or not finite, which has no kernel and gives null."""
+def _compact(spectra: Sequence[Spectrum]) -> tuple[Tensor, Floats]:
+    """What is kept of like representations, and the diagonals of their kernels; scaled to rows of norm near 1."""
     parts = [_stimuli(s) for s in spectra]
-    values = np.concatenate([part.values for part in parts])
-    found = [part.leading for part in parts if part.leading is not None]
-    leading = Leading(*map(np.concatenate, zip(*found, strict=True))) if found else None
-    bad = np.array([flag is not None for s in spectra for flag in s.flags])
-    if bad.any():
-        values[bad] = 0.0
-        if leading is not None:
-            leading.values[bad] = 0.0
-    return Stimuli(parts[0].form, values, leading)
-
-
-def _kept_shape(stimuli: Stimuli) -> tuple[int, ...]:
-    """Of what is kept of a representation: features `[P, d]`, or, where that is smaller, the diagonal and strict upper
-    triangle of its kernel `[P (P+1) / 2]`."""
-    _, n, size = stimuli.values.shape
-    return (n, size) if stimuli.form == "features" and size <= n // 2 else (n * (n + 1) // 2,)
+    _, n, size = parts[0].values.shape
+    trace = np.concatenate([s.trace for s in spectra if s.trace is not None])
+    scale = torch.from_numpy(np.where(trace > 0, spectra[0].shape.total / np.where(trace > 0, trace, 1.0), 0.0))
+    with np.errstate(over="ignore"):
+        values = torch.from_numpy(np.concatenate([p.values for p in parts]))
+    if parts[0].form == "features" and size <= n // 2:
+        kept = (values * scale.sqrt()[:, None, None]).float()
+        return kept, kept.square().sum(2).double().numpy()
+    kernels = by_lane(values, values.mT) if parts[0].form == "features" else values
+    kept = (_pack(kernels) * scale[:, None]).float()
+    return kept, kept[:, :n].double().numpy()
 
 
 def _pack(kernels: Tensor) -> Tensor:
@@ -201,25 +298,17 @@ def _pack(kernels: Tensor) -> Tensor:
     return torch.cat((kernels.diagonal(dim1=1, dim2=2), kernels[:, upper[0], upper[1]]), 1)
 
 
-def _feature_products(held: Tensor, now: Tensor, labels: _Labels | None) -> tuple[Floats, Floats]:
-    """Inner products `[5, S]` of the kernels held, of now, and of the labels, with the kernel of now; and the diagonal
-    of that, `[S, P]`. With features X and Y the inner product of their kernels is |X'Y|_F^2."""
-    others = [*held, now]
-    if labels is not None:
-        others.append(labels.indicators.repeat(len(now), 1, 1))
-    inner = [by_lane(other.mT, now).square_().sum((1, 2)) for other in others]
-    return torch.stack(inner).numpy(), now.square().sum(2).numpy()
-
-
-def _kernel_products(held: Tensor, now: Tensor, labels: _Labels | None, n: int) -> tuple[Floats, Floats]:
-    """The same from packed kernels."""
-    current = now.numpy()
-    weighted = 2 * current
-    weighted[:, :n] = current[:, :n]
-    inner = [np.einsum("si,si->s", other, weighted) for other in (*held.numpy(), current)]
-    if labels is not None:
-        inner.append(np.einsum("i,si->s", labels.packed, weighted))
-    return np.stack(inner), current[:, :n]
+def _inner(x: Tensor, y: Tensor) -> Floats:
+    """Inner products `[N]` of kernels; of features `[N, P, d]` and `[N, P, e]` it is |X'Y|_F^2."""
+    if x.ndim == 3:
+        return np.asarray(by_lane(x.mT, y).double().square_().sum((1, 2)).numpy())
+    n = math.isqrt(2 * x.shape[1])
+    products = np.empty(len(x))
+    for i, (left, right) in enumerate(zip(x.numpy(), y.numpy(), strict=True)):
+        weighted = right.astype(np.float64)
+        weighted[n:] *= 2
+        products[i] = np.einsum("i,i->", left, weighted)
+    return products
 
 
 def _hsic(inner: Floats, left: Floats, right: Floats) -> Floats:
@@ -236,38 +325,3 @@ def _ratio(product: ArrayLike, left: ArrayLike, right: ArrayLike) -> Floats:
     square = np.asarray(left) * np.asarray(right)
     usable = (np.asarray(left) > 0) & (np.asarray(right) > 0)
     return np.asarray(np.where(usable, product / np.sqrt(np.where(usable, square, 1.0)), np.nan))
-
-
-def _directions(stimuli: Stimuli) -> Tensor:
-    """Orthonormal leading directions over stimuli `[S, P, 5]`; 0 beyond the rank."""
-    values = torch.from_numpy(stimuli.values)
-    kernel = stimuli.form == "kernel"
-    if stimuli.leading is None:
-        energy, vectors = torch.linalg.eigh(values if kernel else by_lane(values.mT, values))
-        energy, vectors = energy[:, -DIRECTIONS:].flip(1), vectors[:, :, -DIRECTIONS:].flip(2)
-    else:
-        energy, vectors = map(torch.from_numpy, stimuli.leading)
-    tiny = torch.finfo(torch.float64).tiny
-    real = energy > RANK_FLOOR * energy[:, :1].clamp_min(tiny)
-    if kernel:
-        found = vectors * real.unsqueeze(1)
-    else:
-        scale = torch.where(real, energy.clamp_min(tiny).rsqrt(), 0.0)
-        found = by_lane(values, vectors.contiguous()) * scale.unsqueeze(1)
-    return torch.nn.functional.pad(found, (0, DIRECTIONS - found.shape[2]))
-
-
-def _angles(before: Tensor, now: Tensor) -> tuple[Floats, Floats]:
-    """Mean and largest principal angle between two sets of directions `[S, P, 5]`, over their smaller rank."""
-    # The sines come from what the old directions leave over: cosines cannot resolve angles below 1e-8.
-    rest = now - by_lane(before, by_lane(before.mT, now))
-    sines = np.sqrt(torch.linalg.eigvalsh(by_lane(rest.mT, rest)).clamp_(0, 1).numpy())
-    rank_before, rank_now = ((side != 0).any(1).sum(1).numpy()[:, None] for side in (before, now))
-    rank = np.minimum(rank_before, rank_now)
-    # Directions beyond the rank are 0 on both sides and take the first places among the ascending sines.
-    place = np.arange(now.shape[2])
-    sines = np.take_along_axis(sines, np.minimum(place + now.shape[2] - rank_now, now.shape[2] - 1), 1)
-    angles = np.where(place < rank, np.arcsin(sines), 0.0)
-    angles = np.where(angles < RESOLUTION, 0.0, angles)
-    mean = np.where(rank[:, 0] > 0, angles.sum(1) / np.maximum(rank[:, 0], 1), np.nan)
-    return mean, np.where(rank[:, 0] > 0, angles.max(1), np.nan)

@@ -20,12 +20,13 @@ from ndt_ray.jobs import ForeignFingerprint, Job, Outcome
 from ndt_ray.lanes.numerics import configure, fingerprint, pick_device
 from ndt_ray.models import build, load_user_factory
 from ndt_ray.models.build import Factory
+from ndt_ray.sink import Arrays
 from ndt_ray.spec import Trial
 from ndt_ray.store.manifests import newest
 from ndt_ray.store.reader import Store, open_store
 from ndt_ray.store.sweep import Sweep
 from ndt_ray.store.writer import PackWriter
-from ndt_ray.train import Arrays, Pack, train_pack
+from ndt_ray.train import Pack, train_pack
 
 Report = Callable[[dict[str, Any]], None]
 State = Callable[[], Arrays]

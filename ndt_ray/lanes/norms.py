@@ -1,4 +1,4 @@
-"""Norms of each layer's slice of the arena's rows, the same bits whatever the other lanes are."""
+"""Norms of each layer's slice of an arena row, the same bits whatever the other lanes are."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +18,27 @@ class LayerNorms:
         if starts != sorted(starts):
             raise ValueError(f"parameters of a layer do not lie together: {starts=}")
         self.starts = np.array(starts)
-        self._scratch = np.empty(layout.width, np.float32)
+        self._scratch = np.zeros((4, layout.width), np.float32)
 
-    def squares(self, row: Tensor, less: Tensor | None = None) -> Floats:
-        """[layers] float64 of one lane's row [width], or of its difference to another; padding is 0 and adds nothing.
+    def squares(self, grads: Tensor | None, before: Tensor | None, weights: Tensor, start: Tensor) -> Floats:
+        """[4, layers] of one lane's rows [width]: gradient, update, weights, distance from the start.
 
-        Squares are float32 and summed pairwise in it, right to 1e-6 (in float64: three times the time).
+        NaN for a gradient or update that there is none of. Squares are float32 and summed pairwise, right to 1e-6 (in
+        float64 it takes three times as long); padding is 0 and adds nothing.
         """
-        values = row.detach().cpu().numpy()
+        grad, update, weight, moved = self._scratch
+        row = _host(weights)
         with np.errstate(over="ignore", invalid="ignore"):  # a lane that diverges: inf
-            if less is not None:
-                values = np.subtract(values, less.detach().cpu().numpy(), out=self._scratch)
-            return np.add.reduceat(np.square(values, out=self._scratch), self.starts).astype(np.float64)
+            np.subtract(row, row if before is None else _host(before), out=update)
+            np.subtract(row, _host(start), out=moved)
+            np.square(self._scratch[1::2], out=self._scratch[1::2])
+            np.square(row, out=weight)
+            if grads is not None:
+                np.square(_host(grads), out=grad)
+            found = np.add.reduceat(self._scratch, self.starts, axis=1).astype(np.float64)
+        found[[grads is None, before is None, False, False]] = np.nan
+        return found
+
+
+def _host(row: Tensor) -> NDArray[np.float32]:
+    return row.detach().cpu().numpy()
