@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("lanes", "workers", "measuring")
+NAMES = ("lanes", "workers", "measuring", "tracker", "store")
 
 
 def main(arguments: list[str]) -> int:

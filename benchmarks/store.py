@@ -1,31 +1,26 @@
 """The store at ten million measurement rows: how long to write, how many bytes a row, how long three queries take.
 
-    python benchmarks/store.py --rows 9600000 [--dir /tmp/x] [--keep]
+    python -m benchmarks store [--rows 9600000] [--dir FOLDER] [--keep]
 
 12 architectures × 4 data sets × 25 seeds × 5 layers × 1,600 steps, one pack of 25 lanes per architecture and data
 set, each written through PackWriter in parts of 8,000 rows and compacted, with its trials and scalars. Fewer rows are
-fewer steps. Measures are random walks with noise in all bits. Prints one JSON record; times are in ms, the median
-of `--repeats` warm runs over the files of a finished sweep.
+fewer steps. Measures are random walks with noise in all bits. Times are in ms, the median of `--rounds` warm runs over
+the files of a finished sweep.
 """
 
-import argparse
 import hashlib
-import json
 import os
-import platform
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
-import pyarrow as pa
 
+from benchmarks.common import Bar, finish, parser
 from ndt_ray.store.reader import Store, open_store
 from ndt_ray.store.schema import MEASURES
 from ndt_ray.store.writer import PackWriter
@@ -36,37 +31,36 @@ SEEDS, LAYERS = 25, 5
 EVERY = 5
 SPECTRUM = 128
 SWEEP = "bench"
+EVERY_CELL = "mean_ci_of_every_cell_layer_step_ms"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=9_600_000, help="measurement rows (default: 9.6 million)")
-    parser.add_argument("--dir", type=Path, help="where to make the store (default: a temporary folder)")
-    parser.add_argument("--keep", action="store_true", help="leave the store there; a full one is used again")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, help="of DuckDB (default: all cores)")
-    args = parser.parse_args()
-    folder = args.dir or Path(tempfile.mkdtemp(prefix="ndt-bench-store-"))
-    steps = max(args.rows // (len(ARCHITECTURES) * len(DATA) * SEEDS * LAYERS), 2)
+def main(arguments: list[str] | None = None) -> int:
+    p = parser(__doc__, rounds=7, seconds=0)
+    p.add_argument("--rows", type=int, default=9_600_000, help="measurement rows; a tenth with --quick")
+    p.add_argument("--dir", type=Path, help="where to make the store (default: a temporary folder)")
+    p.add_argument("--keep", action="store_true", help="leave the store there; a full one is used again")
+    p.add_argument("--threads", type=int, help="of DuckDB (default: all cores)")
+    options = p.parse_args(arguments)
+    load = os.getloadavg()
+    folder = options.dir or Path(tempfile.mkdtemp(prefix="ndt-bench-store-"))
+    rows = options.rows // 10 if options.quick else options.rows
+    steps = max(rows // (len(ARCHITECTURES) * len(DATA) * SEEDS * LAYERS), 2)
     try:
-        store = open_store(folder, create=True, threads=args.threads)
+        store = open_store(folder, create=True, threads=options.threads)
         written = write(store, steps) if not store.manifests() else {}
-        record = {**where(), "steps": steps, **written, **sizes(store), **times(folder, args.threads, args.repeats)}
-        print(json.dumps(record, indent=1))
+        found = {**written, **sizes(store), **times(folder, options.threads, options.rounds)}
     finally:
-        if not args.keep:
+        if not options.keep:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def where() -> dict[str, Any]:
-    """Hardware and versions."""
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    versions = {"duckdb": duckdb.__version__, "pyarrow": pa.__version__, "python": platform.python_version()}
-    load = os.getloadavg()[0]
-    return {"date": datetime.now(UTC).date().isoformat(), "cpu": cpu, "cores": os.cpu_count(), "load": load, **versions}
+    full = rows >= 9_600_000
+    bars = [
+        Bar("one series, ms", found["series_by_name_ms"] if full else None, 30, at_most=True),
+        Bar(
+            "mean and CI of every cell, ms", found["mean_ci_of_every_cell_layer_step_ms"] if full else None, 1000, True
+        ),
+        Bar("bytes a row, six float32 measures and energy-90", found["bytes_per_row_7_measures"], 20, at_most=True),
+    ]
+    return finish("store", options, [{"what": k, "value": v} for k, v in found.items()], bars, load)
 
 
 def write(store: Store, steps: int) -> dict[str, float]:
@@ -193,4 +187,4 @@ def times(folder: Path, threads: int | None, repeats: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -174,7 +174,7 @@ def run_sweep(
     StoreError or ClusterError where nothing can be run; what goes wrong with single packs is in the result. The first
     Ctrl-C stops gracefully, the second raises KeyboardInterrupt.
     """
-    options, view = options or Options(), view or Silent()
+    options, view = options or Options(), Silent() if view is None else view
     there = store if isinstance(store, Store) else _existing(store)
     plan = None
     if there is not None:

@@ -192,10 +192,12 @@ class _Held:
         every = np.ones(len(pairs), dtype=np.bool_)
         for slot, which in ((_PREVIOUS, every), (_INIT, every & first), (_ANCHOR, anchors)):
             if which.all() and len(pairs) == len(self.places):
-                self.kept[slot] = now.kept  # nothing else holds it, and nobody writes to it
+                self.kept[slot] = now.kept
                 self.norms[slot], self.diagonals[slot] = now.own, now.diagonal
             elif which.any():
                 at = np.arange(len(self.places))[here][which]
+                if sum(kept is self.kept[slot] for kept in self.kept) > 1:
+                    self.kept[slot] = self.kept[slot].clone()
                 self.kept[slot][at] = now.kept[which]
                 self.norms[slot, at], self.diagonals[slot, at] = now.own[which], now.diagonal[which]
         if first:
@@ -282,11 +284,12 @@ def _compact(spectra: Sequence[Spectrum]) -> tuple[Tensor, Floats]:
     _, n, size = parts[0].values.shape
     trace = np.concatenate([s.trace for s in spectra if s.trace is not None])
     scale = torch.from_numpy(np.where(trace > 0, spectra[0].shape.total / np.where(trace > 0, trace, 1.0), 0.0))
-    with np.errstate(over="ignore"):
-        values = torch.from_numpy(np.concatenate([p.values for p in parts]))
     if parts[0].form == "features" and size <= n // 2:
-        kept = (values * scale.sqrt()[:, None, None]).float()
+        with np.errstate(over="ignore"):
+            single = np.concatenate([p.values for p in parts], dtype=np.float32, casting="same_kind")
+        kept = torch.from_numpy(single).mul_(scale.sqrt().float()[:, None, None])
         return kept, kept.square().sum(2).double().numpy()
+    values = torch.from_numpy(np.concatenate([p.values for p in parts]))
     kernels = by_lane(values, values.mT) if parts[0].form == "features" else values
     kept = (_pack(kernels) * scale[:, None]).float()
     return kept, kept[:, :n].double().numpy()
