@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("lanes", "workers", "measuring", "tracker", "store")
+NAMES = ("lanes", "workers", "measuring", "tracker", "store", "orchestration")
 
 
 def main(arguments: list[str]) -> int:

@@ -57,8 +57,9 @@ def directions(values: Tensor, kernel: bool, solved: Leading | None = None) -> D
     if kernel:
         found = vectors * real.unsqueeze(1)
     else:
-        found = by_lane(values, vectors) * torch.where(real, energy.rsqrt(), 0.0).unsqueeze(1)
-    return Directions(torch.nn.functional.pad(found, (0, DIRECTIONS - found.shape[2])), real.sum(1).numpy())
+        found = by_lane(values, vectors * torch.where(real, energy.rsqrt(), 0.0).unsqueeze(1))
+    missing = DIRECTIONS - found.shape[2]
+    return Directions(torch.nn.functional.pad(found, (0, missing)) if missing else found, real.sum(1).numpy())
 
 
 def angles(before: Directions, now: Directions) -> tuple[Floats, Floats]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ndt_ray.capture import evaluating
@@ -31,17 +30,17 @@ def scores(logits: Tensor, labels: Tensor, classes: int) -> Scores:
 
 def lane_scores(logits: Tensor, labels: Tensor, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Losses [S], accuracies [S] and accuracies per class [S, classes] of lanes' logits [S, n, C]; labels [n]."""
-    wide = logits.detach().double().cpu()
-    labels = labels.cpu()
-    flat = F.cross_entropy(wide.flatten(0, 1), labels.repeat(len(wide)), reduction="none")
-    loss = flat.view(len(wide), -1).sum(1).numpy() / len(labels)
-    right = wide.argmax(-1) == labels
-    is_class = F.one_hot(labels, classes).double()
-    totals = is_class.sum(0).numpy()
-    hits = (right.double() @ is_class).numpy()
+    wide, right = logits.detach().double().cpu().numpy(), labels.cpu().numpy()
+    # Classes in front: NumPy reduces a last axis of 10 five times as slowly.
+    by_class = np.ascontiguousarray(wide.swapaxes(1, 2))
+    top = by_class.max(1)
+    with np.errstate(invalid="ignore", over="ignore"):  # a lane that diverges: not a number
+        log_sum = np.log(np.exp(by_class - top[:, None]).sum(1)) + top
+        loss = (log_sum - by_class[:, right, np.arange(len(right))]).sum(1) / len(right)
+    hit = wide.argmax(-1) == right
+    of_class = np.equal.outer(right, np.arange(classes)).astype(np.float64)
     with np.errstate(invalid="ignore"):
-        by_class = np.where(totals > 0, hits / np.maximum(totals, 1), np.nan)
-    return loss, right.double().mean(1).numpy(), by_class
+        return loss, hit.mean(1), (hit @ of_class) / of_class.sum(0)
 
 
 def predict(model: nn.Module, inputs: Tensor) -> Tensor:

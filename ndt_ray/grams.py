@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 BLOCKS = 16
@@ -45,7 +46,8 @@ class Sums:
     `centred`, `uncentred`: Gram matrices `[S, side, side]`. `mean_square` `[S]`: |mean row|^2. `stimulus` `[S, k, s]`:
     per stimulus t, or t, k, w, u, q (`measures.GRAM_SUMS`), block by block. `k_k` `[S]`: sum of squared products of
     mean rows. `block` `[S, 4, 16]`: <G, B>, |B|^2, s'(G - B)s and |s|^2 of a block's second moment B and sum s.
-    `means`: centred mean rows `[S, P, f]`, or their kernel `[S, P, P]` where rows are no more than features.
+    `means`: centred mean rows `[S, P, f]`, or their kernel `[S, P, P]` where rows are no more than features, stimuli in
+    the order of `order`.
     """
 
     centred: Tensor
@@ -136,7 +138,7 @@ def _by_features(stacks: Sequence[Tensor], shape: Shape) -> Sums:
     stimulus, k_k = _stimulus_sums(inner, means.flatten(1, 2), total)
     uncentred = total + (shape.total * mean).unsqueeze(2) * mean.unsqueeze(1)
     block = torch.stack((cross, own, kept, square), 1)
-    return Sums(total, uncentred, _dot(mean), stimulus, k_k, block, _in_order(means, shape.stimuli))
+    return Sums(total, uncentred, _dot(mean), stimulus, k_k, block, _ordered(means, shape.stimuli))
 
 
 def _stimulus_sums(inner: Tensor, means: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,7 +189,8 @@ def _by_stimulus_moments(stacks: Sequence[Tensor], shape: Shape) -> Sums:
     )
     uncentred = total + (shape.total * mean).unsqueeze(2) * mean.unsqueeze(1)
     stimulus = stimulus.view(s, 5, q, BLOCKS).mT.flatten(2)
-    return Sums(total, uncentred, _dot(mean), stimulus, _kernel_norm(u), block, u[:, here])
+    means = _ordered(u.view(s, q, BLOCKS, f).transpose(1, 2), shape.stimuli)
+    return Sums(total, uncentred, _dot(mean), stimulus, _kernel_norm(u), block, means)
 
 
 def _by_rows(stacks: Sequence[Tensor], shape: Shape) -> Sums:
@@ -220,14 +223,15 @@ def _by_rows(stacks: Sequence[Tensor], shape: Shape) -> Sums:
             ),
             1,
         )
-    order = _in_order(torch.arange(n, device=x.device).view(1, BLOCKS, -1, m), shape.stimuli)[0]
-    rows, stimuli = order.flatten(), order[:, 0] // m
-    centred = full[:, rows][:, :, rows]
-    mean_square = _dot(mean)
-    offset = offset[:, rows]
-    uncentred = centred + offset.unsqueeze(2) + (offset + mean_square.unsqueeze(1)).unsqueeze(1)
-    k_k = _dot(kernel.flatten(1))
-    return Sums(centred, uncentred, mean_square, stimulus, k_k, block, kernel[:, stimuli][:, :, stimuli])
+    mean_square, k_k = _dot(mean), _dot(kernel.flatten(1))
+    if shape.stimuli % BLOCKS:
+        # Without the zeros that fill up the blocks.
+        places = _ordered(torch.arange(n, device=x.device).view(1, BLOCKS, -1, m), shape.stimuli)[0]
+        rows, stimuli = places.flatten(), places[:, 0] // m
+        full, offset = full[:, rows][:, :, rows], offset[:, rows]
+        kernel = kernel[:, stimuli][:, :, stimuli]
+    uncentred = full + offset.unsqueeze(2) + (offset + mean_square.unsqueeze(1)).unsqueeze(1)
+    return Sums(full, uncentred, mean_square, stimulus, k_k, block, kernel)
 
 
 def _blocked(stacks: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
@@ -249,9 +253,17 @@ def _blocked(stacks: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
     return x, mean
 
 
-def _in_order(by_block: Tensor, stimuli: int) -> Tensor:
-    """`[S, 16, q, ...]` back to `[S, P, ...]`."""
+def _ordered(by_block: Tensor, stimuli: int) -> Tensor:
+    """`[S, 16, q, ...]` as `[S, P, ...]` in the order of `order`: as they stand, where no block lacks a stimulus."""
+    if stimuli % BLOCKS == 0:
+        return by_block.flatten(1, 2)
     return by_block.transpose(1, 2).flatten(1, 2)[:, :stimuli]
+
+
+def order(stimuli: int) -> NDArray[np.int64]:
+    """Which stimulus stands where in `Sums.means` `[P]`."""
+    places = np.arange(stimuli)
+    return places if stimuli % BLOCKS else places.reshape(-1, BLOCKS).T.ravel()
 
 
 def by_lane(a: Tensor, b: Tensor) -> Tensor:

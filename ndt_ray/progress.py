@@ -157,8 +157,8 @@ class LiveView:
     def __init__(self, console: Console) -> None:
         self.tally = Tally()
         self.console = console
-        self.live = Live(console=console, refresh_per_second=4, get_renderable=self._picture)
         self.lock = threading.Lock()  # of the tally; never held while printing, which waits for the drawing thread
+        self.live = Live(console=console, refresh_per_second=4, get_renderable=self._picture)
 
     def show(self, event: Event) -> None:
         with self.lock:

@@ -59,11 +59,13 @@ class Stimuli:
     """A layer's representation, one entry a stimulus: the mean over its positions or tokens, centred, `[S, P, d]`.
 
     `features`: in some orthonormal coordinates of the feature space. `kernel`: as inner products, d = P. Which of
-    them is a function of the layer's shape alone.
+    them is a function of the layer's shape alone. Stimuli stand in the order of `grams.order`. `norm`: sum of the
+    squared inner products, `[S]`.
     """
 
     form: Literal["features", "kernel"]
     values: Floats
+    norm: Floats
     directions: Directions | None = None
 
 
@@ -215,7 +217,7 @@ def _centred(groups: Sequence[_Group], extras: bool, with_directions: bool) -> l
 def _stimuli(shape: Shape, found: _Found, plain: "Solved", with_directions: bool) -> Stimuli:
     kernel = found.centred.shape[1] == shape.total
     followed = directions(torch.from_numpy(found.means), kernel, plain.leading) if with_directions else None
-    return Stimuli("kernel" if kernel else "features", found.means, followed)
+    return Stimuli("kernel" if kernel else "features", found.means, found.k_k, followed)
 
 
 class Solved(NamedTuple):
@@ -253,7 +255,7 @@ def _part(value: Any, lanes: slice) -> Any:
     if isinstance(value, Leading | Directions):
         return type(value)(value[0][lanes], value[1][lanes])
     if isinstance(value, Stimuli):
-        return Stimuli(value.form, value.values[lanes], _part(value.directions, lanes))
+        return Stimuli(value.form, value.values[lanes], value.norm[lanes], _part(value.directions, lanes))
     return value[lanes] if type(value) is tuple else value
 
 
@@ -263,7 +265,7 @@ def eigenvalues(matrices: Floats, leading: int = 0) -> Solved:
     The sum and sum of squares of the eigenvalues are checked against the matrix; what is not finite, or fails, is NaN.
     `leading`: how many eigenvectors are wanted, which doubles the time.
     """
-    trace = np.trace(matrices, axis1=1, axis2=2)
+    trace = np.einsum("kii->k", matrices)
     finite = np.isfinite(trace)
     if not finite.all():
         # LAPACK would refuse, or loop, on what is not finite.

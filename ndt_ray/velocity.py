@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ndt_ray.directions import DIRECTIONS, Directions, angles, directions
-from ndt_ray.grams import by_lane
+from ndt_ray.grams import by_lane, order
 from ndt_ray.spectra import Spectrum, Stimuli
 
 Floats = NDArray[np.float64]
@@ -52,7 +52,7 @@ class VelocityTracker:
 
     def __init__(self, labels: ArrayLike | None = None) -> None:
         """`labels` `[P]` of the probe's stimuli, in order; without them there is no label alignment."""
-        self._labels = None if labels is None else _Labels.of(np.asarray(labels))
+        self._labels = None if labels is None else _Labels(np.asarray(labels))
         self._held: dict[tuple[int, ...], _Held] = {}
         self._steps: dict[int, tuple[int, int]] = {}
 
@@ -67,9 +67,9 @@ class VelocityTracker:
             alike.setdefault((stimuli.form, stimuli.values.shape[1:]), []).append(i)
         for places in alike.values():
             pairs = [(spectra[i].layer.path, lane) for i in places for lane in lanes]
-            now = _Now.of([spectra[i] for i in places], self._labels)
+            now = _Now.of([spectra[i] for i in places])
             held = self._held.setdefault(now.shape, _Held.nothing(now.shape, now.diagonal.shape[1]))
-            found = held.update(pairs, now, step == 0, np.tile(anchors, len(places)))
+            found = held.update(pairs, now, self._labels, step == 0, np.tile(anchors, len(places)))
             values[:, places] = found.reshape(len(_COLUMNS), len(places), len(lanes))
         for lane, before, anchor in zip(lanes, steps, anchors, strict=True):
             self._steps[lane] = step, step if anchor or before is None else before[1]
@@ -84,8 +84,7 @@ class VelocityTracker:
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything that `load` needs to go on bit for bit."""
-        order = sorted(self._steps)
-        known = np.array([(lane, *self._steps[lane]) for lane in order], dtype=np.int64).reshape(-1, 3)
+        known = np.array([(lane, *self._steps[lane]) for lane in sorted(self._steps)], dtype=np.int64).reshape(-1, 3)
         state: dict[str, NDArray[Any]] = {"steps": known}
         for held in self._held.values():
             state |= held.state()
@@ -104,23 +103,23 @@ class VelocityTracker:
             self._held[shape] = _Held.load(state, sorted(names, key=lambda name: int(state[f"{name}/place"][0])))
 
 
-@dataclass(frozen=True)
 class _Labels:
-    """The label kernel: centred indicators `[P, C]` of the classes that occur, its packed form, diagonal, HSIC."""
+    """Centred indicators `[P, C]` of the classes that occur, their kernel as it is kept, its diagonal, its HSIC."""
 
-    indicators: Tensor
-    packed: Tensor
-    diagonal: Floats
-    norm: Floats
-
-    @classmethod
-    def of(cls, labels: NDArray[Any]) -> "_Labels":
+    def __init__(self, labels: NDArray[Any]) -> None:
+        labels = labels[order(len(labels))]
         found = (labels[:, None] == np.unique(labels)).astype(np.float64)
-        centred = torch.from_numpy(found - found.mean(0)).float()
-        exact = centred.double()
-        diagonal = exact.square().sum(1).numpy()
-        norm = _hsic(np.asarray((exact.mT @ exact).square().sum().item()), diagonal, diagonal)
-        return cls(centred, _pack((exact @ exact.mT).unsqueeze(0))[0].float(), diagonal, norm)
+        self.indicators = torch.from_numpy(found - found.mean(0)).float()
+        exact = self.indicators.double()
+        self.packed = _pack((exact @ exact.mT).unsqueeze(0))[0].float()
+        self.diagonal = exact.square().sum(1).numpy()
+        self.norm = _hsic(np.asarray((exact.mT @ exact).square().sum().item()), self.diagonal, self.diagonal)
+
+    def alignment(self, now: "_Now") -> Floats:
+        """Debiased CKA of representations with the labels `[N]`."""
+        mine = self.indicators if now.kept.ndim == 3 else self.packed
+        inner = _inner(mine.repeat(len(now.kept), *[1] * mine.ndim), now.kept)
+        return _ratio(_hsic(inner, self.diagonal, now.diagonal), self.norm, now.own)
 
 
 @dataclass(frozen=True)
@@ -128,33 +127,30 @@ class _Now:
     """The representations of N pairs of a layer and a lane, all of one shape.
 
     `kept` float32: features `[N, P, d]`, or, where that is smaller, the diagonal and strict upper triangle of their
-    kernels `[N, P (P+1) / 2]`. With it the kernels' diagonals `[N, P]`, n (n-3) HSIC of each with itself, and debiased
-    CKA with the labels.
+    kernels `[N, P (P+1) / 2]`; scaled to rows of norm near 1. With it the kernels' diagonals `[N, P]`, n (n-3) HSIC of
+    each with itself, and the leading directions.
     """
 
     kept: Tensor
     diagonal: Floats
     own: Floats
-    alignment: Floats
     directions: Directions
 
     @classmethod
-    def of(cls, spectra: Sequence[Spectrum], labels: _Labels | None) -> "_Now":
+    def of(cls, spectra: Sequence[Spectrum]) -> "_Now":
         """Of like layers; 0 for lanes that are dead or not finite, which has no kernel and gives null."""
         parts = [_stimuli(s) for s in spectra]
-        kept, diagonal = _compact(spectra)
+        trace = np.concatenate([s.trace for s in spectra if s.trace is not None])
+        bad = np.array([flag is not None for s in spectra for flag in s.flags])
+        trace[bad] = np.inf
+        scale = spectra[0].shape.total / trace
+        kept, diagonal = _compact(parts, scale)
+        own = _hsic(np.concatenate([p.norm for p in parts]) * scale**2, diagonal, diagonal)
         followed = [p.directions or directions(torch.from_numpy(p.values), p.form == "kernel") for p in parts]
         vectors, rank = torch.cat([f.vectors for f in followed]), np.concatenate([f.rank for f in followed])
-        bad = np.array([flag is not None for s in spectra for flag in s.flags])
         if bad.any():
-            kept[bad], diagonal[bad], vectors[bad], rank[bad] = 0.0, 0.0, 0.0, 0
-        own = _hsic(_inner(kept, kept), diagonal, diagonal)
-        alignment = np.full(len(own), np.nan)
-        if labels is not None:
-            theirs = labels.indicators if kept.ndim == 3 else labels.packed
-            inner = _inner(theirs.repeat(len(kept), *[1] * theirs.ndim), kept)
-            alignment = _ratio(_hsic(inner, labels.diagonal, diagonal), labels.norm, own)
-        return cls(kept, diagonal, own, alignment, Directions(vectors, rank))
+            kept[bad], diagonal[bad], own[bad], vectors[bad], rank[bad] = 0.0, 0.0, 0.0, 0.0, 0
+        return cls(kept, diagonal, own, Directions(vectors, rank))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -183,7 +179,9 @@ class _Held:
         followed = Directions(vectors, np.zeros(pairs, np.int64))
         return cls({}, kept, np.zeros((3, pairs)), np.zeros((3, pairs, stimuli)), followed)
 
-    def update(self, pairs: list[tuple[str, int]], now: _Now, first: bool, anchors: NDArray[Any]) -> Floats:
+    def update(
+        self, pairs: list[tuple[str, int]], now: _Now, labels: _Labels | None, first: bool, anchors: NDArray[Any]
+    ) -> Floats:
         """The columns `[6, n]` of so many pairs, which are then held; `anchors` says which of them are at an anchor."""
         here = self._where(pairs)
         change = np.stack([self._change(slot, here, now) for slot in range(3)])
@@ -202,7 +200,8 @@ class _Held:
                 self.norms[slot, at], self.diagonals[slot, at] = now.own[which], now.diagonal[which]
         if first:
             change[_INIT] = np.where(now.own > 0, 0.0, np.nan)
-        return np.stack((*change, *turned, now.alignment))
+        aligned = np.full(len(pairs), np.nan) if labels is None else labels.alignment(now)
+        return np.stack((*change, *turned, aligned))
 
     def _change(self, slot: int, here: slice | NDArray[Any], now: _Now) -> Floats:
         """1 - CKA of now to what is held in one slot."""
@@ -278,21 +277,18 @@ def _stimuli(spectrum: Spectrum) -> Stimuli:
     return spectrum.stimuli
 
 
-def _compact(spectra: Sequence[Spectrum]) -> tuple[Tensor, Floats]:
-    """What is kept of like representations, and the diagonals of their kernels; scaled to rows of norm near 1."""
-    parts = [_stimuli(s) for s in spectra]
+def _compact(parts: Sequence[Stimuli], scale: Floats) -> tuple[Tensor, Floats]:
+    """What is kept of like representations, and the diagonals of their kernels, which are multiplied by `scale`."""
     _, n, size = parts[0].values.shape
-    trace = np.concatenate([s.trace for s in spectra if s.trace is not None])
-    scale = torch.from_numpy(np.where(trace > 0, spectra[0].shape.total / np.where(trace > 0, trace, 1.0), 0.0))
-    if parts[0].form == "features" and size <= n // 2:
-        with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        if parts[0].form == "features" and size <= n // 2:
             single = np.concatenate([p.values for p in parts], dtype=np.float32, casting="same_kind")
-        kept = torch.from_numpy(single).mul_(scale.sqrt().float()[:, None, None])
-        return kept, kept.square().sum(2).double().numpy()
-    values = torch.from_numpy(np.concatenate([p.values for p in parts]))
-    kernels = by_lane(values, values.mT) if parts[0].form == "features" else values
-    kept = (_pack(kernels) * scale[:, None]).float()
-    return kept, kept[:, :n].double().numpy()
+            single *= np.sqrt(scale).astype(np.float32)[:, None, None]
+            return torch.from_numpy(single), np.einsum("apd,apd->ap", single, single).astype(np.float64)
+        values = torch.from_numpy(np.concatenate([p.values for p in parts]))
+        kernels = by_lane(values, values.mT) if parts[0].form == "features" else values
+        kept = (_pack(kernels) * torch.from_numpy(scale)[:, None]).float()
+        return kept, kept[:, :n].double().numpy()
 
 
 def _pack(kernels: Tensor) -> Tensor:
@@ -304,14 +300,15 @@ def _pack(kernels: Tensor) -> Tensor:
 def _inner(x: Tensor, y: Tensor) -> Floats:
     """Inner products `[N]` of kernels; of features `[N, P, d]` and `[N, P, e]` it is |X'Y|_F^2."""
     if x.ndim == 3:
-        return np.asarray(by_lane(x.mT, y).double().square_().sum((1, 2)).numpy())
+        products = by_lane(x.mT, y).flatten(1).double().numpy()
+        return np.asarray(np.einsum("ai,ai->a", products, products))
     n = math.isqrt(2 * x.shape[1])
-    products = np.empty(len(x))
+    found = np.empty(len(x))
     for i, (left, right) in enumerate(zip(x.numpy(), y.numpy(), strict=True)):
         weighted = right.astype(np.float64)
         weighted[n:] *= 2
-        products[i] = np.einsum("i,i->", left, weighted)
-    return products
+        found[i] = np.einsum("i,i->", left, weighted)
+    return found
 
 
 def _hsic(inner: Floats, left: Floats, right: Floats) -> Floats:
@@ -319,7 +316,7 @@ def _hsic(inner: Floats, left: Floats, right: Floats) -> Floats:
     n = left.shape[-1]
     if n < 4:
         return np.zeros(inner.shape)
-    crossed = (left * right).sum(-1)
+    crossed = np.einsum("...i,...i->...", left, right)
     traces = left.sum(-1) * right.sum(-1)
     return np.asarray(inner - n / (n - 2) * crossed + traces / ((n - 1) * (n - 2)))
 

@@ -17,26 +17,41 @@ MEMORY = 512 << 20
 """Decoded bytes held at a time; beyond it the parts are read once for every so many trials."""
 
 
-def merge(location: Location, table: Table, parts: Sequence[Part], path: str, *, unique: bool) -> Part:
+def merge(
+    location: Location,
+    table: Table,
+    parts: Sequence[Part],
+    path: str,
+    *,
+    unique: bool,
+    more: pa.Table | None = None,
+    precision: Precision = "float32",
+) -> Part:
     """Write the rows of `parts` to one file, sorted by the table's order; which bytes depends on the rows alone.
 
-    With `unique`, StoreError if two rows share their key. StoreError too if a part cannot be read.
+    `more` rows, of this precision, come from no part. With `unique`, StoreError if two rows share their key. StoreError
+    too if a part cannot be read.
     """
-    precision: Precision = "float64" if any(p.precision == "float64" for p in parts) else "float32"
+    if any(p.precision == "float64" for p in parts):
+        precision = "float64"
     schema = table.arrow(precision)
     with location.writing(path) as stream, SortedWriter(stream, schema) as writer:
-        for rows in _trials(location, table, parts, schema):
+        for rows in _trials(location, table, parts, schema, more):
             if unique and (key := first_duplicate(rows, table)):
                 raise StoreError(f"table {table.name}: two rows have the key {key} - report this, it is a defect")
             writer.add(rows)
-    level = max(p.level for p in parts) + 1
+    level = max((p.level for p in parts), default=0) + 1
     return Part(table.name, path, writer.rows, stream.bytes, stream.sha256, fingerprint(schema), precision, level)
 
 
-def _trials(location: Location, table: Table, parts: Sequence[Part], schema: pa.Schema) -> Iterator[pa.Table]:
+def _trials(
+    location: Location, table: Table, parts: Sequence[Part], schema: pa.Schema, more: pa.Table | None
+) -> Iterator[pa.Table]:
     """The sorted rows of one trial after the other."""
     key = table.order[0]
-    sources = [_Source(location, part, schema) for part in parts]
+    sources: list[_Source | _Held] = [_Source(location, part, schema) for part in parts]
+    if more is not None:
+        sources.append(_Held(more.cast(schema)))
     size = sum(source.bytes for source in sources)
     if size <= MEMORY:
         yield from _split(sort(pa.concat_tables([g for s in sources for g in s.groups()]), table), key)
@@ -57,6 +72,17 @@ def _split(rows: pa.Table, key: str) -> Iterator[pa.Table]:
     for end in pc.run_end_encode(rows[key].combine_chunks()).run_ends.to_pylist():
         yield rows.slice(start, end - start)
         start = end
+
+
+class _Held:
+    """Rows that are in memory already."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        self._rows = rows
+        self.bytes = rows.nbytes
+
+    def groups(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        yield self._rows.select(columns) if columns else self._rows
 
 
 class _Source:

@@ -159,10 +159,9 @@ class PackWriter:
         written: list[str] = []
         try:
             self._check_current()
-            target = replace(target, parts=self._parts(target, written), trials=self._members())
-            if finished:
-                target = replace(target, parts=self._compact(target, written))
-            elif state is not None:
+            write = self._compact if finished else self._parts
+            target = replace(target, parts=write(target, written), trials=self._members())
+            if state is not None and not finished:
                 target = replace(target, state=self._state(target, state, written))
             self._check_current()
         except BaseException:
@@ -220,8 +219,7 @@ class PackWriter:
                 stream.write(encode(rows))
             digest = fingerprint(rows.schema)
             parts.append(Part(name, path, rows.num_rows, stream.bytes, stream.sha256, digest, self._precision))
-            if not target.finished:
-                self._merge_full_levels(name, parts, target.stem, written)
+            self._merge_full_levels(name, parts, target.stem, written)
         return tuple(parts)
 
     def _merge_full_levels(self, name: str, parts: list[Part], stem: str, written: list[str]) -> None:
@@ -234,13 +232,15 @@ class PackWriter:
             level += 1
 
     def _compact(self, target: Manifest, written: list[str]) -> tuple[Part, ...]:
-        """One sorted file for each table of the pack."""
+        """One sorted file for each table of the pack, of its parts and of what is still buffered."""
         compacted = []
-        for name in sorted({p.table for p in target.parts}):
+        for name in sorted({p.table for p in target.parts} | set(self._buffers)):
             path = self._path(name, f"pack-{target.stem}")
             written.append(path)
             parts = [p for p in target.parts if p.table == name]
-            compacted.append(merge(self._location, TABLES[name], parts, path, unique=True))
+            more = self._buffers[name].arrow() if name in self._buffers else None
+            kept = {"unique": True, "more": more, "precision": self._precision}
+            compacted.append(merge(self._location, TABLES[name], parts, path, **kept))
         return tuple(compacted)
 
     def _state(self, target: Manifest, state: Mapping[str, Any], written: list[str]) -> State:

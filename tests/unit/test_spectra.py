@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from ndt_ray import grams
 from ndt_ray import spectra as spectra_module
 from ndt_ray.errors import SpecError
 from ndt_ray.measures import GRAM_SUMS, all_measures
@@ -88,7 +89,9 @@ def test_sums_and_replicates_are_what_they_say(shape):
         rest = part[keep].reshape(-1, f)
         values = singular(rest - rest.mean(0))
         assert found.delete_block_pr[0, block] == pytest.approx(values.sum() ** 2 / (values**2).sum(), rel=1e-9)
-    held = found.stimuli.values[0]
+    held, order = found.stimuli.values[0], grams.order(p)
+    kernel = kernel[order][:, order]
+    assert found.stimuli.norm[0] == pytest.approx((kernel**2).sum(), rel=1e-10)
     np.testing.assert_allclose(held if found.stimuli.form == "kernel" else held @ held.T, kernel, atol=1e-12 * k.max())
 
 
