@@ -71,8 +71,8 @@ class Tally:
     failed: list[Event] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     began: float = 0.0
-    first_start: float | None = None
-    """When the first pack began: Ray takes seconds to get there."""
+    pace: tuple[float, float] | None = None
+    """Time and share of the first progress: Ray and the first worker take seconds to get there."""
     now: float = 0.0
 
     def take(self, event: Event) -> None:
@@ -82,7 +82,7 @@ class Tally:
         if kind == "plan":
             self.sweep, self.began, self.already = event["sweep"], self.now, event["finished_trials"]
             self.packs = {p["pack"]: PackState(p["cell"], p["trials"], p["steps"]) for p in event["packs"]}
-            self.first_start, self.failed, self.analyses = None, [], {}
+            self.pace, self.failed, self.analyses = None, [], {}
         elif kind == "analysis":
             done = event["done"] + event["skipped"]
             self.analyses[event["analysis"]] = AnalysisState(event["total"], done, event["dead"])
@@ -94,15 +94,16 @@ class Tally:
     def _take(self, kind: str, pack: PackState, event: Event) -> None:
         if kind == "progress":
             pack.status, pack.step, pack.rate = "running", int(event["step"]), float(event["seed_steps_s"])
+            self.pace = self.pace or (self.now, self.share)
             return
         pack.rate = 0.0
         if kind == "start":
             pack.status = "running"
-            self.first_start = self.first_start or self.now
         elif kind == "retry":
             pack.status = "retrying"
         elif kind == "finish":
             pack.status, pack.step = "done", pack.steps
+            self.pace = self.pace or (self.now, self.share)
         elif kind == "fail":
             pack.status = "failed"
             self.failed.append(event)
@@ -123,11 +124,12 @@ class Tally:
 
     @property
     def eta(self) -> float | None:
-        """Seconds left at the mean rate since the first pack began; None before anything is known."""
+        """Seconds left at the mean rate since the first progress; None before anything is known, and at the end."""
         share = self.share
-        if self.first_start is None or share < 0.01 or all(p.over for p in self.packs.values()):
+        if self.pace is None or share - self.pace[1] < 0.01 or all(p.over for p in self.packs.values()):
             return None
-        return (self.now - self.first_start) * (1 - share) / share
+        began, before = self.pace
+        return (self.now - began) * (1 - share) / (share - before)
 
     def cells(self) -> dict[str, list[PackState]]:
         """Packs by cell, in the order of the plan."""

@@ -24,11 +24,11 @@ def app() -> typer.Typer:
     return ndt
 
 
-def main() -> None:
-    """Runs the command line; errors of the user's become one message and an exit code."""
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line (of this process, by default); errors of the user's become one message and an exit code."""
     try:
         # Without its standalone mode, click returns the code of a typer.Exit instead of raising it.
-        sys.exit(app()(standalone_mode=False) or 0)
+        sys.exit(app()(arguments, standalone_mode=False) or 0)
     except (typer.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

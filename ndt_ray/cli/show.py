@@ -43,7 +43,8 @@ def records(rows: list[dict[str, Any]], as_json: bool, header: bool = False) -> 
         print(json.dumps(rows))
         return
     columns = list(rows[0]) if rows else []
-    rows = [*([{c: c for c in columns}] if header else []), *rows]
+    if rows and header:
+        rows = [{c: c for c in columns}, *rows]
     widths = [max(len(str(row[c])) for row in rows) for c in columns]
     for row in rows:
         print("  ".join(str(row[c]).ljust(w) for c, w in zip(columns, widths, strict=True)).rstrip())

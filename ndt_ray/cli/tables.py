@@ -52,10 +52,10 @@ def export(
 
 def show(
     kind: Annotated[str, typer.Argument(help="table, model, data, measure or analysis.")],
-    name: Annotated[str, typer.Argument()],
+    name: Annotated[str, typer.Argument(help="As `ndt list` has it.")],
     as_json: JsonOption = False,
 ) -> None:
-    """What one named thing is: the columns of a table, the parameters of a model, …"""
+    """What one named thing is: the columns of a table, the parameters of a model or a data set, and so on."""
     from ndt_ray.cli import show as shown
 
     if kind == "table":

@@ -32,7 +32,9 @@ def analyze(
         list[str] | None, typer.Argument(metavar="[ANALYSIS]...", help="All that there are, by default.")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
-    assignments: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter; repeatable.")
+    ] = None,
     executor: ExecutorOption = "ray",
     address: AddressOption = None,
     workers: WorkersOption = None,
@@ -89,11 +91,15 @@ def measure(
     probe: Annotated[str, typer.Option(help="A data set by name, or a file of inputs (.npz, .pt, .safetensors).")],
     store: StoreOption = DEFAULT_STORE,
     step_pattern: Annotated[str | None, typer.Option(help="Regular expression whose group is the step.")] = None,
-    assignments: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Of the model.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the model.")
+    ] = None,
     probe_size: Annotated[int | None, typer.Option(min=2, help="Stimuli of the probe.")] = None,
-    probe_seed: Annotated[int, typer.Option(min=0)] = 0,
+    probe_seed: Annotated[int, typer.Option(min=0, help="Of the choice of stimuli.")] = 0,
     layers: Annotated[list[str] | None, typer.Option(help="Glob patterns of layers.")] = None,
-    view: Annotated[list[str] | None, typer.Option(metavar="KIND=VIEW")] = None,
+    view: Annotated[
+        list[str] | None, typer.Option(metavar="KIND=VIEW", help="How layers of a kind become matrices.")
+    ] = None,
     spectra: Annotated[str, typer.Option(help="full, none, or how many eigenvalues to keep.")] = "full",
     run: Annotated[str | None, typer.Option(help="Name of the series.")] = None,
     sweep: Annotated[str, typer.Option(help="Name of the sweep it becomes part of.")] = "series",

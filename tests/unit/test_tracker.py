@@ -24,6 +24,7 @@ from ndt_ray import HighFrequencyTracker, JumpDetector
 from ndt_ray.errors import SpecError, StoreError
 from ndt_ray.measures import participation_ratio, stable_rank
 from ndt_ray.store import writer as writer_module
+from ndt_ray.store.filesystem import Location
 from ndt_ray.store.reader import open_store
 from ndt_ray.tracking import recording as recording_module
 
@@ -963,11 +964,11 @@ def test_a_store_that_fails_does_not_end_the_training(
     monkeypatch.setattr(recording_module.time, "monotonic", lambda: clock[0])
     tracker = run_again(tmp_path / "store", range(1))
 
-    def full(*_: Any) -> Iterator[Any]:
+    def full(*_: Any, **__: Any) -> Iterator[Any]:
         raise StoreError("cannot write: the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer_module, "encode", full)
+        patch.setattr(Location, "writing", full)
         for step in range(1, 4):
             assert tracker.log(step)
             clock[0] += 20
@@ -977,7 +978,7 @@ def test_a_store_that_fails_does_not_end_the_training(
     assert open_store(tmp_path / "store").tables()["measurements"] == 15  # nothing was lost
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer_module, "encode", full)
+        patch.setattr(Location, "writing", full)
         patch.setattr(recording_module, "PENDING_ROWS", 6)
         for step in range(5, 9):
             tracker.log(step)
