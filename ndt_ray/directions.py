@@ -19,8 +19,8 @@ Floats = NDArray[np.float64]
 DIRECTIONS = 5
 """How many are followed."""
 
-RESOLUTION = 1e-12
-"""Angles below this are 0."""
+RESOLUTION = 1e-6
+"""Angles below this are 0: directions are float32."""
 
 
 class Leading(NamedTuple):
@@ -29,9 +29,13 @@ class Leading(NamedTuple):
     values: Floats
     vectors: Floats
 
+    def times(self, scale: Floats) -> "Leading":
+        """Those of the matrices multiplied by `scale` `[S]`."""
+        return Leading(self.values * scale[:, None], self.vectors)
+
 
 class Directions(NamedTuple):
-    """Orthonormal vectors `[S, P, 5]` float64, 0 beyond the rank, which is at most 5, `[S]`."""
+    """Orthonormal vectors `[S, P, 5]` float32, 0 beyond the rank, which is at most 5, `[S]`."""
 
     vectors: Tensor
     rank: NDArray[np.int64]
@@ -49,24 +53,23 @@ def leading(matrices: Tensor) -> Leading:
 def directions(values: Tensor, kernel: bool, solved: Leading | None = None) -> Directions:
     """Of representations `[S, P, d]`, or of their kernels `[S, P, P]`; `solved`: the Gram matrices, or the kernels."""
     if solved is None:
-        solved = leading(values if kernel else by_lane(values.mT, values))
-    tiny = torch.finfo(torch.float64).tiny
-    energy, vectors = (torch.from_numpy(np.ascontiguousarray(x)) for x in solved)
-    energy = energy.nan_to_num(0.0).clamp_min(tiny)
-    real = energy > RANK_FLOOR * energy[:, :1] + tiny
-    if kernel:
-        found = vectors * real.unsqueeze(1)
-    else:
-        found = by_lane(values, vectors * torch.where(real, energy.rsqrt(), 0.0).unsqueeze(1))
+        wide = values.double()
+        solved = leading(wide if kernel else by_lane(wide.mT, wide))
+    energy = np.nan_to_num(solved.values)
+    real = energy > RANK_FLOOR * energy[:, :1] + np.finfo(np.float64).tiny
+    scale = real if kernel else np.where(real, 1 / np.sqrt(np.where(real, energy, 1.0)), 0.0)
+    found = torch.from_numpy((solved.vectors * scale[:, None]).astype(np.float32))
+    if not kernel:
+        found = by_lane(values, found)
     missing = DIRECTIONS - found.shape[2]
-    return Directions(torch.nn.functional.pad(found, (0, missing)) if missing else found, real.sum(1).numpy())
+    return Directions(torch.nn.functional.pad(found, (0, missing)) if missing else found, real.sum(1))
 
 
 def angles(before: Directions, now: Directions) -> tuple[Floats, Floats]:
     """Mean and largest principal angle, over the smaller rank; NaN where that is 0."""
-    # The sines come from what the old directions leave over: cosines cannot resolve angles below 1e-8.
+    # The sines come from what the old directions leave over: cosines cannot resolve angles below 1e-4.
     rest = now.vectors - by_lane(before.vectors, by_lane(before.vectors.mT, now.vectors))
-    sines = np.sqrt(torch.linalg.eigvalsh(by_lane(rest.mT, rest)).clamp_(0, 1).numpy())
+    sines = np.sqrt(torch.linalg.eigvalsh(by_lane(rest.mT, rest).double()).clamp_(0, 1).numpy())
     rank = np.minimum(before.rank, now.rank)
     if not (now.rank == DIRECTIONS).all():
         # Directions beyond the rank leave nothing over and take the first places among the ascending sines.

@@ -260,7 +260,7 @@ class Recorder:
     def state(self) -> dict[str, np.ndarray]:
         """What a resumed recorder needs to go on identically."""
         errors = np.frombuffer("\0".join(self.errors).encode(), dtype=np.uint8)
-        state = {
+        state: dict[str, np.ndarray] = {
             "status": self.status,
             "last_step": self.last_step,
             "errors": errors if errors.size else np.zeros(1, np.uint8),

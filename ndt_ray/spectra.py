@@ -58,13 +58,14 @@ class LinearInput(NamedTuple):
 class Stimuli:
     """A layer's representation, one entry a stimulus: the mean over its positions or tokens, centred, `[S, P, d]`.
 
-    `features`: in some orthonormal coordinates of the feature space. `kernel`: as inner products, d = P. Which of
-    them is a function of the layer's shape alone. Stimuli stand in the order of `grams.order`. `norm`: sum of the
-    squared inner products, `[S]`.
+    `features` (float32): in some orthonormal coordinates of the feature space. `kernel` (float64): as inner products,
+    d = P. Which of them is a function of the layer's shape alone. Stimuli stand in the order of `grams.order`, and
+    inner products are multiplied by `scale` `[S]`. `norm`: the sum of their squares, `[S]`.
     """
 
     form: Literal["features", "kernel"]
-    values: Floats
+    values: NDArray[Any]
+    scale: Floats
     norm: Floats
     directions: Directions | None = None
 
@@ -177,7 +178,8 @@ class _Found(NamedTuple):
     stimulus: Floats
     k_k: Floats
     block: Floats
-    means: Floats
+    means: NDArray[Any]
+    scale: Floats
 
     @classmethod
     def of(cls, sums: grams.Sums) -> "_Found":
@@ -216,8 +218,10 @@ def _centred(groups: Sequence[_Group], extras: bool, with_directions: bool) -> l
 
 def _stimuli(shape: Shape, found: _Found, plain: "Solved", with_directions: bool) -> Stimuli:
     kernel = found.centred.shape[1] == shape.total
-    followed = directions(torch.from_numpy(found.means), kernel, plain.leading) if with_directions else None
-    return Stimuli("kernel" if kernel else "features", found.means, found.k_k, followed)
+    solved = None if plain.leading is None else plain.leading.times(found.scale)
+    followed = directions(torch.from_numpy(found.means), kernel, solved) if with_directions else None
+    norm = found.k_k * found.scale**2
+    return Stimuli("kernel" if kernel else "features", found.means, found.scale, norm, followed)
 
 
 class Solved(NamedTuple):
@@ -252,10 +256,12 @@ def _part(value: Any, lanes: slice) -> Any:
     """Some lanes of anything that holds all of them: an array, a tuple of flags, a record of such."""
     if isinstance(value, np.ndarray):
         return value[lanes]
-    if isinstance(value, Leading | Directions):
-        return type(value)(value[0][lanes], value[1][lanes])
+    if isinstance(value, Leading):
+        return Leading(value.values[lanes], value.vectors[lanes])
+    if isinstance(value, Directions):
+        return Directions(value.vectors[lanes], value.rank[lanes])
     if isinstance(value, Stimuli):
-        return Stimuli(value.form, value.values[lanes], value.norm[lanes], _part(value.directions, lanes))
+        return Stimuli(**{field.name: _part(getattr(value, field.name), lanes) for field in fields(value)})
     return value[lanes] if type(value) is tuple else value
 
 

@@ -127,8 +127,8 @@ class _Now:
     """The representations of N pairs of a layer and a lane, all of one shape.
 
     `kept` float32: features `[N, P, d]`, or, where that is smaller, the diagonal and strict upper triangle of their
-    kernels `[N, P (P+1) / 2]`; scaled to rows of norm near 1. With it the kernels' diagonals `[N, P]`, n (n-3) HSIC of
-    each with itself, and the leading directions.
+    kernels `[N, P (P+1) / 2]`. With it the kernels' diagonals `[N, P]`, n (n-3) HSIC of each with itself, and the
+    leading directions.
     """
 
     kept: Tensor
@@ -140,14 +140,11 @@ class _Now:
     def of(cls, spectra: Sequence[Spectrum]) -> "_Now":
         """Of like layers; 0 for lanes that are dead or not finite, which has no kernel and gives null."""
         parts = [_stimuli(s) for s in spectra]
-        trace = np.concatenate([s.trace for s in spectra if s.trace is not None])
-        bad = np.array([flag is not None for s in spectra for flag in s.flags])
-        trace[bad] = np.inf
-        scale = spectra[0].shape.total / trace
-        kept, diagonal = _compact(parts, scale)
-        own = _hsic(np.concatenate([p.norm for p in parts]) * scale**2, diagonal, diagonal)
+        kept, diagonal = _compact(parts)
+        own = _hsic(np.concatenate([p.norm for p in parts]), diagonal, diagonal)
         followed = [p.directions or directions(torch.from_numpy(p.values), p.form == "kernel") for p in parts]
         vectors, rank = torch.cat([f.vectors for f in followed]), np.concatenate([f.rank for f in followed])
+        bad = np.array([flag is not None for s in spectra for flag in s.flags])
         if bad.any():
             kept[bad], diagonal[bad], own[bad], vectors[bad], rank[bad] = 0.0, 0.0, 0.0, 0.0, 0
         return cls(kept, diagonal, own, Directions(vectors, rank))
@@ -175,7 +172,7 @@ class _Held:
     @classmethod
     def nothing(cls, shape: tuple[int, ...], stimuli: int, pairs: int = 0) -> "_Held":
         kept = [torch.zeros((pairs, *shape)) for _ in range(3)]
-        vectors = torch.zeros((pairs, stimuli, DIRECTIONS), dtype=torch.float64)
+        vectors = torch.zeros((pairs, stimuli, DIRECTIONS))
         followed = Directions(vectors, np.zeros(pairs, np.int64))
         return cls({}, kept, np.zeros((3, pairs)), np.zeros((3, pairs, stimuli)), followed)
 
@@ -185,7 +182,8 @@ class _Held:
         """The columns `[6, n]` of so many pairs, which are then held; `anchors` says which of them are at an anchor."""
         here = self._where(pairs)
         change = np.stack([self._change(slot, here, now) for slot in range(3)])
-        turned = angles(Directions(*(part[here] for part in self.directions)), now.directions)
+        before = Directions(self.directions.vectors[here], self.directions.rank[here])
+        turned = angles(before, now.directions)
         self.directions.vectors[here], self.directions.rank[here] = now.directions
         every = np.ones(len(pairs), dtype=np.bool_)
         for slot, which in ((_PREVIOUS, every), (_INIT, every & first), (_ANCHOR, anchors)):
@@ -277,18 +275,15 @@ def _stimuli(spectrum: Spectrum) -> Stimuli:
     return spectrum.stimuli
 
 
-def _compact(parts: Sequence[Stimuli], scale: Floats) -> tuple[Tensor, Floats]:
-    """What is kept of like representations, and the diagonals of their kernels, which are multiplied by `scale`."""
+def _compact(parts: Sequence[Stimuli]) -> tuple[Tensor, Floats]:
+    """What is kept of like representations, and the diagonals of their kernels."""
     _, n, size = parts[0].values.shape
-    with np.errstate(over="ignore", invalid="ignore"):
-        if parts[0].form == "features" and size <= n // 2:
-            single = np.concatenate([p.values for p in parts], dtype=np.float32, casting="same_kind")
-            single *= np.sqrt(scale).astype(np.float32)[:, None, None]
-            return torch.from_numpy(single), np.einsum("apd,apd->ap", single, single).astype(np.float64)
-        values = torch.from_numpy(np.concatenate([p.values for p in parts]))
-        kernels = by_lane(values, values.mT) if parts[0].form == "features" else values
-        kept = (_pack(kernels) * torch.from_numpy(scale)[:, None]).float()
-        return kept, kept[:, :n].double().numpy()
+    values = np.concatenate([p.values for p in parts])
+    if parts[0].form == "features" and size <= n // 2:
+        return torch.from_numpy(values), np.einsum("apd,apd->ap", values, values).astype(np.float64)
+    kernels = torch.from_numpy(values)
+    kept = _pack(by_lane(kernels, kernels.mT) if parts[0].form == "features" else kernels).float()
+    return kept, kept[:, :n].double().numpy()
 
 
 def _pack(kernels: Tensor) -> Tensor:

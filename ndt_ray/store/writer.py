@@ -239,8 +239,9 @@ class PackWriter:
             written.append(path)
             parts = [p for p in target.parts if p.table == name]
             more = self._buffers[name].arrow() if name in self._buffers else None
-            kept = {"unique": True, "more": more, "precision": self._precision}
-            compacted.append(merge(self._location, TABLES[name], parts, path, **kept))
+            table = TABLES[name]
+            merged = merge(self._location, table, parts, path, unique=True, more=more, precision=self._precision)
+            compacted.append(merged)
         return tuple(compacted)
 
     def _state(self, target: Manifest, state: Mapping[str, Any], written: list[str]) -> State:
