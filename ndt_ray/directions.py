@@ -19,8 +19,8 @@ Floats = NDArray[np.float64]
 DIRECTIONS = 5
 """How many are followed."""
 
-RESOLUTION = 1e-6
-"""Angles below this are 0: directions are float32."""
+RESOLUTION = 1e-12
+"""Angles below this are 0."""
 
 
 class Leading(NamedTuple):
@@ -29,13 +29,9 @@ class Leading(NamedTuple):
     values: Floats
     vectors: Floats
 
-    def times(self, scale: Floats) -> "Leading":
-        """Those of the matrices multiplied by `scale` `[S]`."""
-        return Leading(self.values * scale[:, None], self.vectors)
-
 
 class Directions(NamedTuple):
-    """Orthonormal vectors `[S, P, 5]` float32, 0 beyond the rank, which is at most 5, `[S]`."""
+    """Orthonormal vectors `[S, P, 5]` float64, 0 beyond the rank, which is at most 5, `[S]`."""
 
     vectors: Tensor
     rank: NDArray[np.int64]
@@ -53,12 +49,11 @@ def leading(matrices: Tensor) -> Leading:
 def directions(values: Tensor, kernel: bool, solved: Leading | None = None) -> Directions:
     """Of representations `[S, P, d]`, or of their kernels `[S, P, P]`; `solved`: the Gram matrices, or the kernels."""
     if solved is None:
-        wide = values.double()
-        solved = leading(wide if kernel else by_lane(wide.mT, wide))
+        solved = leading(values if kernel else by_lane(values.mT, values))
     energy = np.nan_to_num(solved.values)
     real = energy > RANK_FLOOR * energy[:, :1] + np.finfo(np.float64).tiny
     scale = real if kernel else np.where(real, 1 / np.sqrt(np.where(real, energy, 1.0)), 0.0)
-    found = torch.from_numpy((solved.vectors * scale[:, None]).astype(np.float32))
+    found = torch.from_numpy(solved.vectors * scale[:, None])
     if not kernel:
         found = by_lane(values, found)
     missing = DIRECTIONS - found.shape[2]
@@ -67,9 +62,9 @@ def directions(values: Tensor, kernel: bool, solved: Leading | None = None) -> D
 
 def angles(before: Directions, now: Directions) -> tuple[Floats, Floats]:
     """Mean and largest principal angle, over the smaller rank; NaN where that is 0."""
-    # The sines come from what the old directions leave over: cosines cannot resolve angles below 1e-4.
+    # The sines come from what the old directions leave over: cosines cannot resolve angles below 1e-8.
     rest = now.vectors - by_lane(before.vectors, by_lane(before.vectors.mT, now.vectors))
-    sines = np.sqrt(torch.linalg.eigvalsh(by_lane(rest.mT, rest).double()).clamp_(0, 1).numpy())
+    sines = np.sqrt(torch.linalg.eigvalsh(by_lane(rest.mT, rest)).clamp_(0, 1).numpy())
     rank = np.minimum(before.rank, now.rank)
     if not (now.rank == DIRECTIONS).all():
         # Directions beyond the rank leave nothing over and take the first places among the ascending sines.

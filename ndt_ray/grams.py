@@ -1,8 +1,7 @@
 """Activations of one layer -> Gram matrices, and the sums over stimuli that a spectrum cannot give, for S lanes.
 
-Spectra come of float64: products of float32 are exact in it, and a float32 Gram is wrong by up to 0.7 % where a layer is
-numerically rank-deficient. What is stored as float32 anyway, or followed as velocity, is float32 where that is cheaper.
-A lane's numbers do not depend on the lanes beside it: products are batched only where that
+Everything is float64: products of float32 are exact in it, and a float32 Gram is wrong by up to 0.7 % where a layer is
+numerically rank-deficient. A lane's numbers do not depend on the lanes beside it: products are batched only where that
 was seen to give the bits of single ones, and what else runs over all lanes at once is element-wise or a reduction
 within a lane. On a GPU, where a reduction may be split by the number of its outputs, lanes go one by one.
 
@@ -47,8 +46,8 @@ class Sums:
     `centred`, `uncentred`: Gram matrices `[S, side, side]`. `mean_square` `[S]`: |mean row|^2. `stimulus` `[S, k, s]`:
     per stimulus t, or t, k, w, u, q (`measures.GRAM_SUMS`), block by block. `k_k` `[S]`: sum of squared products of
     mean rows. `block` `[S, 4, 16]`: <G, B>, |B|^2, s'(G - B)s and |s|^2 of a block's second moment B and sum s.
-    `means`: centred mean rows `[S, P, f]` in float32, or their kernel `[S, P, P]` where rows are no more than features,
-    stimuli in the order of `order`; inner products multiplied by `scale` `[S]`, so that they are near 1.
+    `means`: centred mean rows `[S, P, f]`, or their kernel `[S, P, P]` where rows are no more than features, stimuli in
+    the order of `order`.
     """
 
     centred: Tensor
@@ -58,7 +57,6 @@ class Sums:
     k_k: Tensor
     block: Tensor
     means: Tensor
-    scale: Tensor
 
 
 def gram(stacks: Sequence[Tensor]) -> Tensor:
@@ -83,13 +81,11 @@ def gram(stacks: Sequence[Tensor]) -> Tensor:
 
 
 def sums(stacks: Sequence[Tensor]) -> Sums:
-    """All sums of lanes that come as stacks `[S_i, P, m, f]`, S = sum of S_i, by the cheapest of four ways."""
+    """All sums of lanes that come as stacks `[S_i, P, m, f]`, S = sum of S_i, by the cheapest of three ways."""
     first = stacks[0]
     shape = Shape(*first.shape[1:])
     if shape.total <= shape.features:
         way = _by_rows
-    elif shape.rows == 1 and shape.stimuli < BLOCKS * shape.features:
-        way = _by_units
     else:
         way = _by_stimulus_moments if shape.rows >= shape.features else _by_features
     at_once = 1 if first.is_cuda else max(1, _PIECE // first[0].numel())
@@ -112,39 +108,6 @@ def _pieces(stacks: Sequence[Tensor], at_once: int) -> Iterator[list[Tensor]]:
                 piece, room = [], at_once
     if piece:
         yield piece
-
-
-def _by_units(stacks: Sequence[Tensor], shape: Shape) -> Sums:
-    """For one row a stimulus; what only replicates and velocity see is float32."""
-    x, mean = _blocked(stacks, shape)
-    s, f = len(x), shape.features
-    flat = x.view(s, -1, f)
-    total = by_lane(flat.mT, flat)
-    t = _dot(flat)
-    scale = _scale(t.sum(1), shape.stimuli)
-    y = flat.float().mul_(scale.sqrt().float()[:, None, None])
-    blocks, scaled = y.view(s, BLOCKS, -1, f), (total * scale[:, None, None]).float()
-    within, shift = by_lane(blocks, blocks.mT), blocks.sum(2)
-    by_row = within.sum(3)
-    cross = _dot(by_lane(y, scaled).view(s, BLOCKS, -1), y.view(s, BLOCKS, -1))
-    kept = _dot(by_lane(shift, scaled), shift) - _dot(by_row)
-    block = torch.stack((cross, _dot(within.flatten(2)), kept, by_row.sum(2)), 1).double()
-    block[:, :3] /= scale[:, None, None].square()
-    block[:, 3] /= scale[:, None]
-    uncentred = _uncentred(total, mean, shape)
-    means = _ordered(blocks, shape.stimuli)
-    return Sums(total, uncentred, _dot(mean), t.unsqueeze(1), _dot(total.flatten(1)), block, means, scale)
-
-
-def _followed(means: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean rows as they are followed, and the scale of their inner products."""
-    scale = _scale(_dot(means.flatten(1)), means.shape[1])
-    return (means * scale.sqrt()[:, None, None]).float(), scale
-
-
-def _scale(squares: Tensor, stimuli: int) -> Tensor:
-    """By which to multiply inner products of `stimuli` vectors whose squares sum to `squares`; 1 where they are 0."""
-    return torch.where(squares > torch.finfo(torch.float64).tiny, stimuli / squares, 1.0)
 
 
 def _uncentred(total: Tensor, mean: Tensor, shape: Shape) -> Tensor:
@@ -179,8 +142,7 @@ def _by_features(stacks: Sequence[Tensor], shape: Shape) -> Sums:
     stimulus, k_k = _stimulus_sums(inner, means.flatten(1, 2), total)
     uncentred = _uncentred(total, mean, shape)
     block = torch.stack((cross, own, kept, square), 1)
-    means, scale = _followed(_ordered(means, shape.stimuli))
-    return Sums(total, uncentred, _dot(mean), stimulus, k_k, block, means, scale)
+    return Sums(total, uncentred, _dot(mean), stimulus, k_k, block, _ordered(means, shape.stimuli))
 
 
 def _stimulus_sums(inner: Tensor, means: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,8 +193,8 @@ def _by_stimulus_moments(stacks: Sequence[Tensor], shape: Shape) -> Sums:
     )
     uncentred = _uncentred(total, mean, shape)
     stimulus = stimulus.view(s, 5, q, BLOCKS).mT.flatten(2)
-    means, scale = _followed(_ordered(u.view(s, q, BLOCKS, f).transpose(1, 2), shape.stimuli))
-    return Sums(total, uncentred, _dot(mean), stimulus, _kernel_norm(u), block, means, scale)
+    means = _ordered(u.view(s, q, BLOCKS, f).transpose(1, 2), shape.stimuli)
+    return Sums(total, uncentred, _dot(mean), stimulus, _kernel_norm(u), block, means)
 
 
 def _by_rows(stacks: Sequence[Tensor], shape: Shape) -> Sums:
@@ -273,8 +235,7 @@ def _by_rows(stacks: Sequence[Tensor], shape: Shape) -> Sums:
         full, offset = full[:, rows][:, :, rows], offset[:, rows]
         kernel = kernel[:, stimuli][:, :, stimuli]
     uncentred = full + offset.unsqueeze(2) + (offset + mean_square.unsqueeze(1)).unsqueeze(1)
-    scale = _scale(kernel.diagonal(dim1=1, dim2=2).sum(1), shape.stimuli)
-    return Sums(full, uncentred, mean_square, stimulus, k_k, block, kernel * scale[:, None, None], scale)
+    return Sums(full, uncentred, mean_square, stimulus, k_k, block, kernel)
 
 
 def _blocked(stacks: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ import json
 import shlex
 import traceback
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from ndt_ray.errors import NdtError
 from ndt_ray.plan import Lane, Pack
@@ -23,7 +23,7 @@ class Job:
     store: str
     sweep: str
     pack: str
-    first: dict[str, Any]
+    first: str
     lanes: tuple[Lane, ...]
     gpus: float = 0.0
     begin_after: int = 0
@@ -41,7 +41,7 @@ class Job:
     @property
     def trials(self) -> list[Trial]:
         """The trials, made anew at each call, in the order of their lanes."""
-        return Pack(self.pack, "", Trial.model_validate_json(json.dumps(self.first)), self.lanes).trials
+        return Pack(self.pack, "", Trial.model_validate_json(self.first), self.lanes).trials
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self)).encode()

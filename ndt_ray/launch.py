@@ -28,6 +28,8 @@ ExecutorName = Literal["inline", "ray"]
 Emit = Callable[[Event], None]
 PASSED_ON = ("NDT_DATA", "NDT_CACHE", "NDT_OFFLINE", "NDT_COMMIT_SECONDS", "MKL_CBWR")
 """Settings of this process that workers take over where they have none of their own."""
+MOST_PACKS = 4000
+"""Given to Tune at a time: its driver grows by 30 kB a trial, and its loop slows down with the trials it holds."""
 TUNE_SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: Tune's handler would end running packs without a commit
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # its own state is never restored from
@@ -226,36 +228,39 @@ class OnRay:
         self.started = False
 
     def run(self, jobs: Sequence[Job], emit: Emit) -> None:
+        self._check_room(emit)
+        # Whatever Tune logs, of result files never asked for or of failed trials, is told by events.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        with _environment(TUNE_SETTINGS):
+            for first in range(0, len(jobs), MOST_PACKS):
+                self._tune(jobs[first : first + MOST_PACKS], emit)
+
+    def _tune(self, jobs: Sequence[Job], emit: Emit) -> None:
         from ray import tune
 
         from ndt_ray.tuning import Relay
 
-        self._check_room(emit)
-        store = Location.of(jobs[0].store)
         scratch = tempfile.mkdtemp(prefix="ndt-tune-") if self.local else None
         relay = Relay({job.pack: job for job in jobs}, emit)
-        # Whatever Tune logs, of result files never asked for or of failed trials, is told by events.
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         try:
-            with _environment(TUNE_SETTINGS):
-                tune.Tuner(
-                    tune.with_resources(_trainable(jobs), tune.PlacementGroupFactory([self.resources.bundle])),
-                    param_space={"pack": tune.grid_search([job.pack for job in jobs])},
-                    tune_config=tune.TuneConfig(reuse_actors=True),
-                    run_config=tune.RunConfig(
-                        name="ndt",
-                        storage_path=scratch or f"{jobs[0].store}/tune",  # on a cluster all nodes must see it
-                        verbose=0,
-                        failure_config=tune.FailureConfig(max_failures=self.resources.retries),
-                        callbacks=[relay],
-                    ),
-                ).fit()
+            tune.Tuner(
+                tune.with_resources(_trainable(jobs), tune.PlacementGroupFactory([self.resources.bundle])),
+                param_space={"pack": tune.grid_search([job.pack for job in jobs])},
+                tune_config=tune.TuneConfig(reuse_actors=True),
+                run_config=tune.RunConfig(
+                    name="ndt",
+                    storage_path=scratch or f"{jobs[0].store}/tune",  # on a cluster all nodes must see it
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=self.resources.retries),
+                    callbacks=[relay],
+                ),
+            ).fit()
         finally:
             relay.close()
             if scratch:
                 shutil.rmtree(scratch, ignore_errors=True)
             else:
-                store.delete_tree("tune")
+                Location.of(jobs[0].store).delete_tree("tune")
 
     def _check_room(self, emit: Emit) -> None:
         """Tune waits for ever for a node that can hold a trial."""

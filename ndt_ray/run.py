@@ -212,8 +212,7 @@ def _run(
     if options.executor == "ray":
         executor = OnRay(Resources(**sweep.run.model_dump(exclude={"lanes"})), options.address, options.workers)
     stack.callback(executor.close)
-    packs = [{"pack": j.pack, "cell": j.cell, "trials": len(j.lanes), "steps": j.first["train"]["steps"]} for j in jobs]
-    tell(event("plan", sweep=sweep.name, packs=packs, finished_trials=already))
+    tell(event("plan", sweep=sweep.name, packs=[_told(pack) for pack in todo], finished_trials=already))
     summary = launch(folder, jobs, executor, tell, drain=options.drain, fail_fast=options.fail_fast)
     result = Result(plan, summary, already)
     if options.analyses and not summary.interrupted and not options.packs:
@@ -275,10 +274,16 @@ def _chosen(plan: Plan, wanted: tuple[str, ...], done: set[str]) -> list[Pack]:
     return [known[name] for name in wanted if name not in done]
 
 
+def _told(pack: Pack) -> dict[str, Any]:
+    """A pack as the plan event names it."""
+    trials, steps = len(pack.lanes), pack.first.train.steps
+    return {"pack": pack.pack_id, "cell": pack.lanes[0].cell, "trials": trials, "steps": steps}
+
+
 def _job(pack: Pack, store: Store, sweep: Sweep, options: Options) -> Job:
     location = store.location
     where = location.root if location.local else location.uri
-    first = pack.first.model_dump(mode="json")
+    first = pack.first.model_dump_json()
     begin_after = generation(location, sweep.name, pack.pack_id) if options.restart else 0
     return Job(where, sweep.name, pack.pack_id, first, pack.lanes, sweep.run.gpus, begin_after)
 

@@ -58,14 +58,13 @@ class LinearInput(NamedTuple):
 class Stimuli:
     """A layer's representation, one entry a stimulus: the mean over its positions or tokens, centred, `[S, P, d]`.
 
-    `features` (float32): in some orthonormal coordinates of the feature space. `kernel` (float64): as inner products,
-    d = P. Which of them is a function of the layer's shape alone. Stimuli stand in the order of `grams.order`, and
-    inner products are multiplied by `scale` `[S]`. `norm`: the sum of their squares, `[S]`.
+    `features`: in some orthonormal coordinates of the feature space. `kernel`: as inner products, d = P. Which of
+    them is a function of the layer's shape alone. Stimuli stand in the order of `grams.order`. `norm`: sum of the
+    squared inner products, `[S]`.
     """
 
     form: Literal["features", "kernel"]
-    values: NDArray[Any]
-    scale: Floats
+    values: Floats
     norm: Floats
     directions: Directions | None = None
 
@@ -178,8 +177,7 @@ class _Found(NamedTuple):
     stimulus: Floats
     k_k: Floats
     block: Floats
-    means: NDArray[Any]
-    scale: Floats
+    means: Floats
 
     @classmethod
     def of(cls, sums: grams.Sums) -> "_Found":
@@ -218,10 +216,8 @@ def _centred(groups: Sequence[_Group], extras: bool, with_directions: bool) -> l
 
 def _stimuli(shape: Shape, found: _Found, plain: "Solved", with_directions: bool) -> Stimuli:
     kernel = found.centred.shape[1] == shape.total
-    solved = None if plain.leading is None else plain.leading.times(found.scale)
-    followed = directions(torch.from_numpy(found.means), kernel, solved) if with_directions else None
-    norm = found.k_k * found.scale**2
-    return Stimuli("kernel" if kernel else "features", found.means, found.scale, norm, followed)
+    followed = directions(torch.from_numpy(found.means), kernel, plain.leading) if with_directions else None
+    return Stimuli("kernel" if kernel else "features", found.means, found.k_k, followed)
 
 
 class Solved(NamedTuple):

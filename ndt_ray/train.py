@@ -78,7 +78,7 @@ class _Run:
 
     def update(self, update: int) -> None:
         inputs, labels = self.batches.get(update)
-        before = self.engine.arena.weights.clone() if self.recorder.wants_update(update + 1) else None
+        before = self.recorder.weights_before(update + 1)
         losses = self.engine.step(inputs, labels, update, lr_factor(self.train.schedule, update, self.train.steps))
         self.recorder.losses(update + 1, losses)
         self.at_step(update + 1, before)

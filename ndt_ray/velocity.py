@@ -111,6 +111,7 @@ class _Labels:
         found = (labels[:, None] == np.unique(labels)).astype(np.float64)
         self.indicators = torch.from_numpy(found - found.mean(0)).float()
         exact = self.indicators.double()
+        self._repeated: dict[tuple[int, int], Tensor] = {}
         self.packed = _pack((exact @ exact.mT).unsqueeze(0))[0].float()
         self.diagonal = exact.square().sum(1).numpy()
         self.norm = _hsic(np.asarray((exact.mT @ exact).square().sum().item()), self.diagonal, self.diagonal)
@@ -118,7 +119,10 @@ class _Labels:
     def alignment(self, now: "_Now") -> Floats:
         """Debiased CKA of representations with the labels `[N]`."""
         mine = self.indicators if now.kept.ndim == 3 else self.packed
-        inner = _inner(mine.repeat(len(now.kept), *[1] * mine.ndim), now.kept)
+        key = len(now.kept), mine.ndim
+        if key not in self._repeated:
+            self._repeated[key] = mine.repeat(key[0], *[1] * mine.ndim)
+        inner = _inner(self._repeated[key], now.kept)
         return _ratio(_hsic(inner, self.diagonal, now.diagonal), self.norm, now.own)
 
 
@@ -127,8 +131,8 @@ class _Now:
     """The representations of N pairs of a layer and a lane, all of one shape.
 
     `kept` float32: features `[N, P, d]`, or, where that is smaller, the diagonal and strict upper triangle of their
-    kernels `[N, P (P+1) / 2]`. With it the kernels' diagonals `[N, P]`, n (n-3) HSIC of each with itself, and the
-    leading directions.
+    kernels `[N, P (P+1) / 2]`; scaled to rows of norm near 1. With it the kernels' diagonals `[N, P]`, n (n-3) HSIC of
+    each with itself, and the leading directions.
     """
 
     kept: Tensor
@@ -140,11 +144,14 @@ class _Now:
     def of(cls, spectra: Sequence[Spectrum]) -> "_Now":
         """Of like layers; 0 for lanes that are dead or not finite, which has no kernel and gives null."""
         parts = [_stimuli(s) for s in spectra]
-        kept, diagonal = _compact(parts)
-        own = _hsic(np.concatenate([p.norm for p in parts]), diagonal, diagonal)
+        trace = np.concatenate([s.trace for s in spectra if s.trace is not None])
+        bad = np.array([flag is not None for s in spectra for flag in s.flags])
+        trace[bad] = np.inf
+        scale = parts[0].values.shape[1] / trace
+        kept, diagonal = _compact(parts, scale)
+        own = _hsic(np.concatenate([p.norm for p in parts]) * scale**2, diagonal, diagonal)
         followed = [p.directions or directions(torch.from_numpy(p.values), p.form == "kernel") for p in parts]
         vectors, rank = torch.cat([f.vectors for f in followed]), np.concatenate([f.rank for f in followed])
-        bad = np.array([flag is not None for s in spectra for flag in s.flags])
         if bad.any():
             kept[bad], diagonal[bad], own[bad], vectors[bad], rank[bad] = 0.0, 0.0, 0.0, 0.0, 0
         return cls(kept, diagonal, own, Directions(vectors, rank))
@@ -172,7 +179,7 @@ class _Held:
     @classmethod
     def nothing(cls, shape: tuple[int, ...], stimuli: int, pairs: int = 0) -> "_Held":
         kept = [torch.zeros((pairs, *shape)) for _ in range(3)]
-        vectors = torch.zeros((pairs, stimuli, DIRECTIONS))
+        vectors = torch.zeros((pairs, stimuli, DIRECTIONS), dtype=torch.float64)
         followed = Directions(vectors, np.zeros(pairs, np.int64))
         return cls({}, kept, np.zeros((3, pairs)), np.zeros((3, pairs, stimuli)), followed)
 
@@ -181,7 +188,7 @@ class _Held:
     ) -> Floats:
         """The columns `[6, n]` of so many pairs, which are then held; `anchors` says which of them are at an anchor."""
         here = self._where(pairs)
-        change = np.stack([self._change(slot, here, now) for slot in range(3)])
+        change = self._change(here, now)
         before = Directions(self.directions.vectors[here], self.directions.rank[here])
         turned = angles(before, now.directions)
         self.directions.vectors[here], self.directions.rank[here] = now.directions
@@ -201,16 +208,17 @@ class _Held:
         aligned = np.full(len(pairs), np.nan) if labels is None else labels.alignment(now)
         return np.stack((*change, *turned, aligned))
 
-    def _change(self, slot: int, here: slice | NDArray[Any], now: _Now) -> Floats:
-        """1 - CKA of now to what is held in one slot."""
-        kept, diagonal = self.kept[slot][here], self.diagonals[slot, here]
-        change = 1 - _ratio(_hsic(_inner(kept, now.kept), diagonal, now.diagonal), self.norms[slot, here], now.own)
-        close = np.flatnonzero(np.abs(change) < CLOSE)
-        if len(close):
-            x, y = kept[close].double(), now.kept[close].double()
-            k, l = diagonal[close], now.diagonal[close]
+    def _change(self, here: slice | NDArray[Any], now: _Now) -> Floats:
+        """1 - CKA of now to what is held, `[3, n]`."""
+        inner = np.stack([_inner(kept[here], now.kept) for kept in self.kept])
+        change = 1 - _ratio(_hsic(inner, self.diagonals[:, here], now.diagonal), self.norms[:, here], now.own)
+        close = np.abs(change) < CLOSE
+        for slot in np.flatnonzero(close.any(1)):
+            at = np.flatnonzero(close[slot])
+            x, y = self.kept[slot][here][at].double(), now.kept[at].double()
+            k, l = self.diagonals[slot, here][at], now.diagonal[at]
             norms = _hsic(_inner(x, x), k, k), _hsic(_inner(y, y), l, l)
-            change[close] = 1 - _ratio(_hsic(_inner(x, y), k, l), *norms)
+            change[slot, at] = 1 - _ratio(_hsic(_inner(x, y), k, l), *norms)
         return np.where(np.abs(change) < RESOLUTION, 0.0, change)
 
     def _where(self, pairs: list[tuple[str, int]]) -> slice | NDArray[Any]:
@@ -275,15 +283,18 @@ def _stimuli(spectrum: Spectrum) -> Stimuli:
     return spectrum.stimuli
 
 
-def _compact(parts: Sequence[Stimuli]) -> tuple[Tensor, Floats]:
-    """What is kept of like representations, and the diagonals of their kernels."""
+def _compact(parts: Sequence[Stimuli], scale: Floats) -> tuple[Tensor, Floats]:
+    """What is kept of like representations, and the diagonals of their kernels, which are multiplied by `scale`."""
     _, n, size = parts[0].values.shape
-    values = np.concatenate([p.values for p in parts])
-    if parts[0].form == "features" and size <= n // 2:
-        return torch.from_numpy(values), np.einsum("apd,apd->ap", values, values).astype(np.float64)
-    kernels = torch.from_numpy(values)
-    kept = _pack(by_lane(kernels, kernels.mT) if parts[0].form == "features" else kernels).float()
-    return kept, kept[:, :n].double().numpy()
+    with np.errstate(over="ignore", invalid="ignore"):
+        if parts[0].form == "features" and size <= n // 2:
+            single = np.concatenate([p.values for p in parts], dtype=np.float32, casting="same_kind")
+            single *= np.sqrt(scale).astype(np.float32)[:, None, None]
+            return torch.from_numpy(single), np.einsum("apd,apd->ap", single, single).astype(np.float64)
+        values = torch.from_numpy(np.concatenate([p.values for p in parts]))
+        kernels = by_lane(values, values.mT) if parts[0].form == "features" else values
+        kept = (_pack(kernels) * torch.from_numpy(scale)[:, None]).float()
+        return kept, kept[:, :n].double().numpy()
 
 
 def _pack(kernels: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ndt_ray import registry
+from ndt_ray.capture import evaluating
 from ndt_ray.catalogue.calibration import Calibration, Timer
 from ndt_ray.data import load
 from ndt_ray.data.parameters import full_parameters
@@ -273,7 +274,7 @@ def _forward_cost(module: nn.Module, inputs: InputSpec, n_parameters: int) -> tu
     handles = [m.register_forward_hook(count) for m in module.modules() if not any(True for _ in m.children())]
     counter = FlopCounterMode(display=False)
     try:
-        with torch.no_grad(), counter:
+        with torch.no_grad(), evaluating(module), counter:
             torch.func.functional_call(module, state, (sample,))
         return float(max(counter.get_total_flops(), 2 * n_parameters // 100)), sum(numbers)
     except Exception:  # a user's code that does not run on meta tensors: an estimate, not an answer

@@ -1,13 +1,13 @@
 """What a plan needs to know of a network before anything is trained: its size, its layers, the shapes they give."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ndt_ray.capture import evaluating
 from ndt_ray.errors import SpecError
 from ndt_ray.inputs import InputSpec
 from ndt_ray.models.build import Factory, build, is_builtin, seeded, sketch
@@ -120,7 +120,7 @@ def _forward(module: nn.Module, inputs: InputSpec) -> Tensor:
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     on_meta = any(tensor.is_meta for tensor in state.values())
     device = next((tensor.device for tensor in state.values()), torch.device("cpu"))
-    with torch.no_grad(), _evaluating(module), seeded(0):
+    with torch.no_grad(), evaluating(module), seeded(0):
         try:
             meta = {name: tensor.to("meta") for name, tensor in state.items()}
             out = torch.func.functional_call(module, meta, (torch.zeros(shape, dtype=dtype, device="meta"),))
@@ -145,14 +145,3 @@ def _unfit(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, error:
         f"{type(module).__name__} does not take the data set's samples, a {dtype} batch of shape {shape}: "
         f"{type(error).__name__}: {error}"
     )
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    training = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, was in training.items():
-            m.training = was

@@ -30,7 +30,8 @@ from ndt_ray.store.schema import TABLES, Precision, fingerprint
 COMMIT_ROWS = 8_192
 """Rows of one table that make a part worth writing: 15.5 bytes a row and 1.5 ms, against 56 bytes at 80 rows."""
 COMMIT_BYTES = 64 << 20
-COMMIT_SECONDS = float(os.environ.get("NDT_COMMIT_SECONDS", "30"))
+COMMIT_SECONDS = 30.0
+"""Between commits, where NDT_COMMIT_SECONDS does not say otherwise when a writer is opened."""
 MERGE_PARTS = 16
 """Parts of one level that are merged into one of the next, so that a long run keeps few files."""
 
@@ -66,6 +67,7 @@ class PackWriter:
         self._fingerprint = fingerprint
         self._declared = tuple(sorted(trials))
         self._clock = clock
+        self._seconds = float(os.environ.get("NDT_COMMIT_SECONDS") or COMMIT_SECONDS)
         self._buffers: dict[str, Batches] = {}
         self._saved: set[tuple[str, int]] | None = None
         self._closed = False
@@ -139,7 +141,7 @@ class PackWriter:
         return (
             any(b.rows >= COMMIT_ROWS for b in buffers)
             or sum(b.bytes for b in buffers) >= COMMIT_BYTES
-            or self._clock() - self._last >= COMMIT_SECONDS
+            or self._clock() - self._last >= self._seconds
         )
 
     def commit(self, step: int, state: Mapping[str, Any] | None, finished: bool = False) -> None:

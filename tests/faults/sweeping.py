@@ -18,10 +18,12 @@ from ndt_ray.store.schema import TABLES
 T = TypeVar("T")
 
 MODELS = """
-import os, time
+import os, pathlib, time
 import torch
 from torch import nn
 from ndt_ray.models.layers import Dropout
+
+PACE = pathlib.Path(__file__).with_name("pace")
 
 class Net(nn.Module):
     def __init__(self):
@@ -30,7 +32,7 @@ class Net(nn.Module):
         self.tracked = {"first": "units", "last": "units"}
     def forward(self, x):
         if self.training:
-            time.sleep(float(os.environ.get("SECONDS_A_STEP", "0")))
+            time.sleep(float(PACE.read_text()))
         return self.last(self.drop(torch.relu(self.first(x.flatten(-3)))))
 
 class Bomb(Net):
@@ -57,10 +59,10 @@ name: fault
 base:
   model: MODELS:net
   data: digits
-  train: {steps: 80, batch: 32, optimizer: adam, lr: 1e-3}
+  train: {steps: 60, batch: 32, optimizer: adam, lr: 1e-3}
   measure: {every: 5, probe: 64}
   evaluate: {every: 50, size: 100}
-  checkpoint: {at: [0, 40], fractions: [1]}
+  checkpoint: {at: [0, 30], fractions: [1]}
 axes:
   - {path: engine, values: [loop, stack]}
   - {path: seed, range: 4}
@@ -86,13 +88,20 @@ def write_spec(folder: Path, text: str = SPEC) -> Path:
     return path
 
 
-def start(spec: Path, store: Path, *more: str, executor: str = "ray", slow: float = 0.02) -> "subprocess.Popen[str]":
-    """`ndt sweep` as a process in a group of its own, committing often; `slow` seconds a forward pass of training."""
-    env = {**os.environ, "NDT_COMMIT_SECONDS": "0.3", "SECONDS_A_STEP": str(slow)}
+def start(
+    spec: Path, store: Path, *more: str, executor: str = "ray", address: str = "", slow: float = 0.015
+) -> "subprocess.Popen[str]":
+    """`ndt sweep` as a process in a group of its own, committing often; `slow` seconds a forward pass of training.
+
+    On Ray it starts a cluster of two workers for itself, unless there is an `address`.
+    """
+    env = {**os.environ, "NDT_COMMIT_SECONDS": "0.2"}
+    (spec.parent.parent / "pace").write_text(str(slow))
     command = [sys.executable, "-m", "ndt_ray", "sweep", str(spec), "--store", str(store), "--executor", executor]
-    workers = ["--workers", "2"] if executor == "ray" else []
+    if executor == "ray":
+        command += ["--address", address] if address else ["--workers", "2"]
     return subprocess.Popen(
-        [*command, "--json", *workers, *more],
+        [*command, "--json", *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

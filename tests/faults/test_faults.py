@@ -4,10 +4,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ndt_ray import cluster
 from ndt_ray.store.reader import open_store
 from ndt_ray.store.sweep import Sweep
 
@@ -83,9 +85,16 @@ def test_killed_driver_is_relaunched_by_the_same_command(spec: Path, undisturbed
     assert [e["event"] for e in events] == ["plan", "done"] and events[0]["finished_trials"] == 8
 
 
-def test_ctrl_c_commits_and_the_same_command_goes_on(spec: Path, undisturbed: Path) -> None:
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A cluster of two CPUs that outlives its drivers."""
+    with cluster.start(cpus=2, gpus=0, object_store=200 * 2**20) as address:
+        yield address
+
+
+def test_ctrl_c_commits_and_the_same_command_goes_on(spec: Path, undisturbed: Path, address: str) -> None:
     store = spec.parent / "store"
-    process = start(spec, store)
+    process = start(spec, store, address=address)
     eventually(lambda: half_done(store), process)
     kill(process, signal.SIGINT)
     code, events, err = finish(process)
@@ -99,11 +108,12 @@ def test_ctrl_c_commits_and_the_same_command_goes_on(spec: Path, undisturbed: Pa
     assert set(attempts) == set(left) | finished(store), "a pack was begun only to be stopped"
     run(spec, store)
     assert_equal(store, undisturbed)
+    assert not (store / "tune").exists()
 
 
-def test_a_second_ctrl_c_ends_at_once_and_loses_no_commit(spec: Path, undisturbed: Path) -> None:
+def test_a_second_ctrl_c_ends_at_once_and_loses_no_commit(spec: Path, undisturbed: Path, address: str) -> None:
     store = spec.parent / "store"
-    process = start(spec, store, "--drain")
+    process = start(spec, store, "--drain", address=address)
     eventually(lambda: half_done(store), process)
     kill(process, signal.SIGINT)
     stopping = Sweep(open_store(store).location, "fault")
@@ -126,7 +136,7 @@ def test_every_other_way_to_stop(spec: Path, undisturbed: Path) -> None:
     code, _, err = finish(process)
     assert (code, err) == (130, "") and finished(store) == first and not half_done(store)
 
-    process = start(spec, store, executor="inline")
+    process = start(spec, store, executor="inline", slow=0.2)  # four commands have to be heard meanwhile
     eventually(lambda: half_done(store), process)
     ndt = [sys.executable, "-m", "ndt_ray"]
     refused = subprocess.run([*ndt, "rm", "fault", "--store", store, "--yes"], capture_output=True, text=True)
@@ -139,7 +149,7 @@ def test_every_other_way_to_stop(spec: Path, undisturbed: Path) -> None:
     assert sum(e["event"] == "stop" for e in events) == 4 - len(finished(store))
 
     before = half_done(store)
-    process = start(spec, store, executor="inline")
+    process = start(spec, store, executor="inline", slow=0.05)
     eventually(lambda: half_done(store) != before and half_done(store), process)
     kill(process, signal.SIGTERM)
     code, _, err = finish(process)
@@ -166,10 +176,10 @@ def test_a_worker_that_was_taken_for_dead_is_never_seen(spec: Path, undisturbed:
     assert_equal(store, undisturbed)
 
 
-def test_failing_packs_end_alone_and_say_how_to_reproduce_them(spec: Path) -> None:
+def test_failing_packs_end_alone_and_say_how_to_reproduce_them(spec: Path, address: str) -> None:
     """A lane that raises, and a pack that kills its worker each time it is tried."""
     store = spec.parent / "store"
-    code, events, err = finish(start(write_spec(spec.parent, BOMBS), store, slow=0))
+    code, events, err = finish(start(write_spec(spec.parent, BOMBS), store, address=address, slow=0))
     assert (code, err) == (1, "")
     done = {e["cell"]: e for e in events if e["event"] == "finish" and e["lanes_failed"]}
     assert [len(e["lanes_failed"]) for e in done.values()] == [2]

@@ -32,7 +32,7 @@ def job(pack: str = "p1", store: str = "/a store") -> Job:
         Lane(TRIAL.model_copy(update={"seed": {"init": s}}).cell + str(s), "mlp/digits", (s, s, s, s), 0.1, 0.0, "none")
         for s in range(2)
     )
-    return Job(store, "sweep", pack, TRIAL.model_dump(mode="json"), lanes)
+    return Job(store, "sweep", pack, TRIAL.model_dump_json(), lanes)
 
 
 @pytest.fixture
