@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
@@ -99,17 +100,31 @@ class Executor(Protocol):
         """Gives back what `start` took."""
 
 
+LOG_SECONDS = 5.0
+"""Between writes of the event log to an object store, where each write is one more object."""
+
+
 class Teller:
     """Hands every event to the sweep's log and to a view. A log that cannot be written does not end the sweep."""
 
-    def __init__(self, folder: SweepFolder, view: View) -> None:
-        self.folder, self.view, self.logging = folder, view, True
+    def __init__(self, folder: SweepFolder, view: View, clock: Callable[[], float] = time.monotonic) -> None:
+        self.folder, self.view, self.clock = folder, view, clock
+        self.held: list[Event] = []
+        self.last = -math.inf
+        self.logging = True
 
     def __call__(self, e: Event) -> None:
         self.view.show(e)
-        if self.logging:
+        self.held.append(e)
+        if self.folder.location.local or self.clock() - self.last >= LOG_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is held back; to be called at the end."""
+        held, self.held, self.last = self.held, [], self.clock()
+        if held and self.logging:
             try:
-                self.folder.append_events([e])
+                self.folder.append_events(held)
             except StoreError as error:
                 self.logging = False
                 self.view.show(event("notice", text=f"events are no longer logged: {error}"))

@@ -186,7 +186,9 @@ class LiveView:
         line = Table.grid(padding=(0, 1), expand=True)
         for ratio in (None, 1, None, None):
             line.add_column(ratio=ratio, no_wrap=True)
-        left = "done" if all(p.over for p in t.packs.values()) else f"left {clock(t.eta)}"
+        left = f"left {clock(t.eta)}"
+        if all(p.over for p in t.packs.values()):
+            left = "stopped" if any(p.status == "stopped" for p in t.packs.values()) else "done"
         rate = f" · {t.rate:,.0f} seed-steps/s" if t.rate else ""
         line.add_row(t.sweep, ProgressBar(1.0, t.share), f"{t.share:4.0%}", f"{clock(t.now - t.began)} · {left}{rate}")
         return line

@@ -20,12 +20,9 @@ from ndt_ray.lanes.optimizer import base_lr
 from ndt_ray.schedule import checkpoint_steps, coarse_steps, evaluated_steps, lr_factor, measured_steps
 from ndt_ray.sink import Sink
 from ndt_ray.spec import Trial
-from ndt_ray.spectra import Layer, Rows, Spectrum, measure_layers, rows, view_of
+from ndt_ray.spectra import Layer, Rows, measure_layers, rows, view_of
 
 RUNNING, DIVERGED, FAILED = 0, 1, 2
-
-TOGETHER = 64
-"""Lanes that are measured at once, of several steps if need be: a measurement costs 3 ms however few its lanes are."""
 
 
 def tracked_layers(tracked: Mapping[str, str], patterns: Sequence[str] | None, views: Mapping[str, str]) -> list[Layer]:
@@ -70,7 +67,6 @@ class Recorder:
         self.errors = [""] * len(self.trials)
         self.scores: list[Scores | None] = [None] * len(self.trials)
         self.previous_measured = 0
-        self.seen: list[tuple[int, Observation]] = []
         self.pending: list[tuple[int, list[int], np.ndarray]] = []
         self.batch_losses = np.full(len(self.trials), np.nan)
 
@@ -113,8 +109,7 @@ class Recorder:
         self.pending.append((step, lanes, values[lanes]))
 
     def flush(self) -> None:
-        """Hands to the sink what was kept back: measurements and per-step losses."""
-        self._settle()
+        """Hands the per-step losses to the sink."""
         if not self.pending:
             return
         self.sink.rows(
@@ -150,46 +145,25 @@ class Recorder:
             self._coarse(step, lanes)
 
     def _probe(self, step: int, lanes: list[int]) -> dict[str, np.ndarray]:
-        """Looks at all layers; the columns of loss and accuracy on the probe, a row a lane."""
+        """Measures all layers; the columns of loss and accuracy on the probe, a row a lane."""
         inputs, labels = self.detect
         parts = []
         for seen in self.observer.observe(inputs, lanes):
             parts.append(lane_scores(seen.logits, labels, self.data.inputs.classes))
-            self.seen.append((step, seen))
-            # What is measured through weights must be so before they change.
-            if seen.linear or sum(len(s.lanes) for _, s in self.seen) >= TOGETHER:
-                self._settle()
+            following = self.velocity is not None
+            spectra = measure_layers(seen.activations, self.layers, linear=seen.linear, with_directions=following)
+            self._write(("measurements", "spectra"), step, seen, rows(spectra, self.spec.spectra))
+            if self.velocity is not None:
+                table = self.velocity.update(step, seen.lanes, spectra)
+                ids = [self.ids[lane] for lane in table.lane]
+                self.sink.rows("velocity", {"trial_id": ids, "step": _full(step, len(ids)), **table.columns})
         names = ("probe_loss", "probe_accuracy", "probe_class_accuracy")
         found = {name: np.concatenate(part) for name, part in zip(names, zip(*parts, strict=True), strict=True)}
         return {**found, "probe_class_accuracy": found["probe_class_accuracy"].astype(np.float32)}
 
-    def _settle(self) -> None:
-        """Measures all that was seen and not yet measured; lanes of several steps are one batch."""
-        if not self.seen:
-            return
-        first, following = self.seen[0][1], self.velocity is not None
-        activations = {p: _joined([seen.activations[p] for _, seen in self.seen]) for p in first.activations}
-        spectra = measure_layers(activations, self.layers, linear=first.linear, with_directions=following)
-        whose = [(step, lane) for step, seen in self.seen for lane in seen.lanes]
-        self._write(("measurements", "spectra"), whose, rows(spectra, self.spec.spectra))
-        if self.velocity is not None:
-            self._follow(self.velocity, spectra)
-        self.seen.clear()
-
-    def _follow(self, tracker: velocity.VelocityTracker, spectra: Sequence[Spectrum]) -> None:
-        start = 0
-        for step, seen in self.seen:
-            here = slice(start, start + len(seen.lanes))
-            table = tracker.update(step, seen.lanes, [s.part(s.layer, here) for s in spectra])
-            ids = [self.ids[lane] for lane in table.lane]
-            self.sink.rows("velocity", {"trial_id": ids, "step": _full(step, len(ids)), **table.columns})
-            start = here.stop
-
-    def _write(self, tables: tuple[str, str], whose: Sequence[tuple[int, int]], found: Rows) -> None:
-        """Rows of spectra whose lanes are `whose` (step, lane)."""
-        steps = np.array([step for step, _ in whose], dtype=np.int32)
-        ids = [self.ids[lane] for _, lane in whose]
-        common = {"trial_id": [ids[place] for place in found.lane], "step": steps[found.lane]}
+    def _write(self, tables: tuple[str, str], step: int, seen: Observation, found: Rows) -> None:
+        ids = [self.ids[seen.lanes[place]] for place in found.lane]
+        common = {"trial_id": ids, "step": _full(step, len(ids))}
         self.sink.rows(tables[0], {**common, **found.measurements})
         self.sink.rows(tables[1], {**common, **found.spectra})
 
@@ -283,8 +257,7 @@ class Recorder:
             self.sink.checkpoint(self.ids[lane], step, self.engine.lane_state(lane), "planned")
         for seen in self.observer.observe(self.confirm[0], lanes):
             spectra = measure_layers(seen.activations, self.layers, linear=seen.linear)
-            whose = [(step, lane) for lane in seen.lanes]
-            self._write(("confirmations", "confirmation_spectra"), whose, rows(spectra, self.spec.spectra))
+            self._write(("confirmations", "confirmation_spectra"), step, seen, rows(spectra, self.spec.spectra))
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -309,10 +282,6 @@ class Recorder:
         self.previous_measured = int(state["previous_measured"][0])
         if self.velocity is not None:
             self.velocity.load({k[9:]: v for k, v in state.items() if k.startswith("velocity.")})
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _full(step: int, n: int) -> np.ndarray:

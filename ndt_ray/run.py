@@ -190,7 +190,9 @@ def run_sweep(
         stack.enter_context(lease.held(folder))
         if fresh:
             _write(folder, plan, sweep)
-        return _run(sweep, opened, folder, plan, options, Teller(folder, view), stack)
+        tell = Teller(folder, view)
+        stack.callback(tell.flush)
+        return _run(sweep, opened, folder, plan, options, tell, stack)
 
 
 def _run(

@@ -33,7 +33,8 @@ State = Callable[[], Arrays]
 
 POLL_SECONDS = 0.5
 POLL_SHARE = 0.01
-"""Of the time, at most, that asking may take: a request to an object store takes 10-100 ms."""
+"""Of the time, at most, that asking an object store may take, at 10-100 ms a request."""
+MOST_POLL_SECONDS = 5.0
 REPORT_SECONDS = 2.0
 DRAIN_COMMIT_SECONDS = 10.0
 """Between commits on a node that is about to go: its end may come before the notice said."""
@@ -124,10 +125,15 @@ def _run(job: Job, folder: Sweep, store: Store, device: torch.device, report: Re
                 f"pack {job.pack} stands at step {writer.resume[0]} of a run on '{writer.fingerprint_before}', and "
                 f"this machine is '{mark}': a trial never mixes two. Run it there, or begin it again with --restart"
             )
-        # A drain lets running packs end: only packs that have not begun heed it.
-        sink = StoreSink(writer, job.pack, report, lambda: folder.stop_requested() == "stop", node_goes)
+        should_stop = functools.partial(_should_stop, folder)
+        sink = StoreSink(writer, job.pack, report, should_stop, node_goes, local=store.location.local)
         finished = train_pack(make_pack(trials, job.cells, device), sink, writer.resume)
         return Outcome(job.pack, "finished" if finished else "stopped", writer.step, tuple(sink.failed))
+
+
+def _should_stop(folder: Sweep) -> bool:
+    """A drain lets running packs end: only packs that have not begun heed it."""
+    return folder.stop_requested() == "stop"
 
 
 def node_goes() -> bool:
@@ -150,7 +156,9 @@ class StoreSink:
         should_stop: Callable[[], bool],
         draining: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
+        local: bool = True,
     ) -> None:
+        self.local = local
         self.writer, self.pack, self.report, self.clock = writer, pack, report, clock
         self.should_stop, self.draining = should_stop, draining
         self.last_report = self.last_commit = clock()
@@ -184,7 +192,8 @@ class StoreSink:
         stop, before = self.should_stop(), self.going
         self.going = before or self.draining()
         after = self.clock()
-        self.next_poll = after + max(POLL_SECONDS, (after - now) / POLL_SHARE)
+        slow = 0.0 if self.local else min((after - now) / POLL_SHARE, MOST_POLL_SECONDS)
+        self.next_poll = after + max(POLL_SECONDS, slow)
         return stop, self.going and not before
 
     def commit(self, step: int, state: State, finished: bool) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs as pafs
 import pytest
 
 from ndt_ray import launch as launching
@@ -22,7 +23,7 @@ from ndt_ray.spec import Named, Trial
 from ndt_ray.store.manifests import Superseded
 from ndt_ray.store.reader import open_store
 from ndt_ray.store.sweep import Sweep
-from ndt_ray.worker import DRAIN_COMMIT_SECONDS, POLL_SECONDS, REPORT_SECONDS, StoreSink
+from ndt_ray.worker import DRAIN_COMMIT_SECONDS, MOST_POLL_SECONDS, POLL_SECONDS, REPORT_SECONDS, StoreSink
 
 TRIAL = Trial.model_validate({"model": "mlp_narrow", "data": "digits", "train": {"steps": 10, "batch": 8, "lr": 0.1}})
 
@@ -196,6 +197,20 @@ def test_a_log_that_cannot_be_written_does_not_end_the_sweep(folder: Sweep, monk
     assert len(folder.events()) == 1
 
 
+def test_an_object_store_gets_many_events_in_one_object(tmp_path: Path) -> None:
+    bucket = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())  # taken for one: it is not local
+    store = open_store("store", create=True, filesystem=bucket)
+    now = 0.0
+    far = Sweep(store.location, "sweep")
+    tell = Teller(far, Kept(), lambda: now)
+    for i in range(100):
+        now = i / 10
+        tell(event("progress", pack="a", step=i))
+    tell.flush()
+    assert [e["step"] for e in far.events()] == list(range(100))
+    assert len(store.location.names(far.folder)) == 3
+
+
 def test_resources_as_ray_counts_them() -> None:
     assert Resources().bundle == {"CPU": 1.0} and Resources(2, 0.5).bundle == {"CPU": 2, "GPU": 0.5}
 
@@ -231,6 +246,7 @@ class World:
             self._should_stop,
             lambda: self.draining,
             lambda: self.now,
+            local=False,
         )
 
     def _should_stop(self) -> bool:
@@ -255,10 +271,22 @@ def test_the_stop_file_is_looked_for_now_and_then(world: World) -> None:
 
 
 def test_asking_a_slow_store_costs_one_hundredth(world: World) -> None:
-    world.asking = 0.1
+    world.asking = 0.04
     for _ in range(1000):
-        world.beat(0.2)
+        world.beat(0.1)
     assert world.asked * world.asking <= 0.0101 * world.now
+    world.asking, before, then = 1.0, world.asked, world.now
+    for _ in range(1000):
+        world.beat(0.1)
+    assert world.asked - before >= (world.now - then) / (MOST_POLL_SECONDS + 1.2)  # but a stop is heard in time
+
+
+def test_a_local_disk_that_is_slow_for_once_is_asked_again_soon(world: World) -> None:
+    world.sink.local, world.asking = True, 0.3
+    world.beat(0.6)
+    world.asking = 0.0
+    world.beat(0.6)
+    assert world.asked == 2
 
 
 def test_a_stop_commits_and_leaves(world: World) -> None:
