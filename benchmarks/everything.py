@@ -84,12 +84,12 @@ class Runs:
         self.model, self.data, self.lanes, self.probe = model, data_of(data), lanes, probe
         self.engine = best_engine(model)
 
-    def pack(self, measured: bool) -> train.Pack:
-        """A fresh one."""
+    def pack(self, measured: bool, steps: int) -> train.Pack:
+        """A fresh one, of a few steps more than are timed."""
         spec = {
             "model": self.model,
             "data": "digits",
-            "train": {"steps": NEVER, "batch": 64},
+            "train": {"steps": FIRST + steps + 1, "batch": 64},
             "measure": {"every": EVERY if measured else NEVER, "probe": self.probe},
             "evaluate": {"every": NEVER, "size": 10},
             "engine": self.engine,
@@ -104,7 +104,7 @@ class Runs:
         """One run of `steps` steps after the first."""
         with _writer(side == "stored") as writer:
             sink = Clock(steps, writer)
-            train.train_pack(self.pack(side != "unmeasured"), sink)
+            train.train_pack(self.pack(side != "unmeasured", steps), sink)
         return Timed(steps * self.lanes, *sink.took)
 
     def rounds(self, rounds: int, seconds: float) -> Rounds:

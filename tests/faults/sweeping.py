@@ -88,6 +88,13 @@ def write_spec(folder: Path, text: str = SPEC) -> Path:
     return path
 
 
+def pace(spec: Path, seconds: float) -> None:
+    """How long a forward pass of training takes from now on, in workers that run already too."""
+    whole = spec.parent.parent / "pace.new"
+    whole.write_text(str(seconds))
+    whole.replace(spec.parent.parent / "pace")
+
+
 def start(
     spec: Path, store: Path, *more: str, executor: str = "ray", address: str = "", slow: float = 0.015
 ) -> "subprocess.Popen[str]":
@@ -96,7 +103,7 @@ def start(
     On Ray it starts a cluster of two workers for itself, unless there is an `address`.
     """
     env = {**os.environ, "NDT_COMMIT_SECONDS": "0.2"}
-    (spec.parent.parent / "pace").write_text(str(slow))
+    pace(spec, slow)
     command = [sys.executable, "-m", "ndt_ray", "sweep", str(spec), "--store", str(store), "--executor", executor]
     if executor == "ray":
         command += ["--address", address] if address else ["--workers", "2"]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ndt_ray import cluster
@@ -23,6 +24,7 @@ from sweeping import (
     half_done,
     kill,
     kill_worker,
+    pace,
     run,
     start,
     worker_pids,
@@ -72,11 +74,16 @@ def test_killed_workers_are_retried_from_their_packs_checkpoint(spec: Path, undi
 
 def test_killed_driver_is_relaunched_by_the_same_command(spec: Path, undisturbed: Path) -> None:
     store = spec.parent / "store"
-    process = start(spec, store)
+    process = start(spec, store, slow=0.1)
     committed = eventually(lambda: half_done(store), process)
+    orphans = worker_pids(store)
     kill(process, signal.SIGKILL)
     process.communicate()
-    events = run(spec, store, executor="ray")  # at once, while Ray's processes may still be dying
+    process = start(spec, store, slow=0.1)  # at once, while Ray's processes are still dying
+    eventually(lambda: not any(map(psutil.pid_exists, orphans)), process)
+    pace(spec, 0)
+    code, events, err = finish(process)
+    assert (code, err) == (0, "")
     resumed = {a.pack: a.from_step or 0 for a in open_store(store).attempts("fault") if a.generation > 1}
     assert all(resumed[pack] >= step for pack, step in committed.items() if pack in resumed)
     assert any(resumed.values()) and events[-1]["event"] == "done"
