@@ -96,12 +96,15 @@ def test_json_lines_read_back() -> None:
 
 def drawn(events: list[Event], height: int = 40) -> str:
     """The last picture of a terminal of so many lines."""
-    console = Console(file=io.StringIO(), force_terminal=True, width=90, height=height, color_system=None)
-    view = LiveView(console)
+
+    def terminal() -> Console:
+        return Console(file=io.StringIO(), force_terminal=True, width=90, height=height, color_system=None)
+
+    view, page = LiveView(terminal()), terminal()
     for e in events:
         view.show(e)
-    with console.capture() as captured:
-        console.print(view._picture())
+    with page.capture() as captured:  # another terminal: the view's own thread draws in the first
+        page.print(view._picture())
     view.close()
     return captured.get()
 

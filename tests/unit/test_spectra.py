@@ -123,6 +123,27 @@ def test_other_layers_do_not_change_a_layer():
         np.testing.assert_array_equal(together.eigenvalues_uncentred, apart.eigenvalues_uncentred)
 
 
+@pytest.mark.parametrize("shape", [(64, 1, 32), (37, 1, 7), (64, 49, 16), (10, 1, 40)], ids=str)
+def test_lanes_one_by_one_have_the_bits_of_all_at_once(shape, monkeypatch):
+    """What is done where a batched product is seen to round otherwise."""
+    x = activations(shape, lanes=3)
+    together = measure(x, shape)
+    monkeypatch.setattr(grams, "_batched_equals_single", lambda *_: False)
+    apart = measure(x, shape)
+    for name in ("eigenvalues", "gram_sums", "delete_block_pr"):
+        np.testing.assert_array_equal(getattr(apart, name), getattr(together, name))
+
+
+def test_directions_that_come_with_a_spectrum_are_their_own():
+    for shape in ((64, 1, 32), (10, 1, 40), (64, 5, 8)):
+        spectrum = measure(activations(shape, lanes=2), shape, with_directions=True)
+        flat = spectrum.stimuli.directions.vectors
+        values = torch.from_numpy(spectrum.stimuli.values)
+        kernel = values if spectrum.stimuli.form == "kernel" else values @ values.mT
+        top = torch.linalg.eigh(kernel).eigenvectors[:, :, -5:].flip(2)
+        np.testing.assert_allclose((flat.mT @ top).abs(), torch.eye(5, dtype=torch.float64).expand(2, 5, 5), atol=1e-6)
+
+
 def test_a_large_matrix_taken_in_pieces(monkeypatch):
     shape = (64, 49, 16)
     x = activations(shape, lanes=2)

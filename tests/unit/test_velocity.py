@@ -214,3 +214,32 @@ def test_rows_are_the_columns_of_the_table():
             column = pa.array(values, type=schema.field(name).type, from_pandas=True)
             assert len(column) == 2
             assert step == 0 or column.null_count == 0, name
+
+
+@pytest.mark.parametrize("size", [10, 40])
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e15])
+def test_a_small_change_at_any_scale(size, scale):
+    """1 - CKA grows with the square of a change, so that products in float32 would drown it."""
+    x = random((64, size)).astype(float)
+    for change in (1e-4, 1e-2, 0.3):
+        y = x + change * random((64, size), 1)
+        now = [(scale * z).astype(np.float32).astype(float) for z in (x, y)]
+        _, found = follow(VelocityTracker(), now[0][None], now[1][None])
+        assert found["velocity"][0] == pytest.approx(1 - cka(now[0] / scale, now[1] / scale), rel=5e-3)
+
+
+def test_layers_of_one_shape_are_followed_apart():
+    data = {path: torch.from_numpy(random((2, 64, 10), seed)) for seed, path in enumerate("ab")}
+    later = {
+        path: x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(9)) for path, x in data.items()
+    }
+    layers = [Layer(path, i, "units", "units") for i, path in enumerate("ab")]
+    both = VelocityTracker(LABELS)
+    both.update(0, [0, 1], measure_layers(data, layers))
+    found = both.update(10, [0, 1], measure_layers(later, layers, with_directions=True)).columns
+    for i, layer in enumerate(layers):
+        one = VelocityTracker(LABELS)
+        one.update(0, [0, 1], measure_layers(data, [layer]))
+        alone = one.update(10, [0, 1], measure_layers(later, [layer])).columns
+        for name in ("velocity", "from_init", "angle_max", "label_alignment"):
+            np.testing.assert_allclose(found[name][2 * i : 2 * i + 2], alone[name], rtol=1e-6)
