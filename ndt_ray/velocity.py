@@ -29,7 +29,7 @@ RESOLUTION = 1e-12
 """Differences of a CKA from 1 below this are 0: what is kept is rounded to float32, which leaves 1e-14 of noise."""
 
 CLOSE = 1e-5
-"""Differences below this are computed again in float64: products in float32, at half the price, leave 3e-8 of noise."""
+"""Differences below this are computed again in float64: products in float32, at half the price, leave 1e-7 of noise."""
 
 _PREVIOUS, _INIT, _ANCHOR = range(3)
 _COLUMNS = ("velocity", "from_init", "from_anchor", "angle_mean", "angle_max", "label_alignment")
