@@ -1,0 +1,1 @@
+"""Inference over seeds: multiplicity, intervals, effect sizes, concordance, comparisons, power, the multiverse."""
