@@ -70,13 +70,17 @@ def gram(stacks: Sequence[Tensor]) -> Tensor:
             parts.append(by_lane(x, x.mT) if by_rows else by_lane(x.mT, x))
         return _joined(parts)
     lanes = [lane for stack in stacks for lane in stack]
-    if by_rows:
-        return torch.stack([x @ x.mT for x in (_double(lane).view(-1, f) for lane in lanes)])
-    out = stacks[0].new_zeros((len(lanes), f, f), dtype=torch.float64)
+    side = stimuli * m if by_rows else f
+    out = stacks[0].new_zeros((len(lanes), side, side), dtype=torch.float64)
     for lane, total in zip(lanes, out, strict=True):
-        for part in lane.split(max(1, _PIECE // (m * f))):
-            x = _double(part).view(-1, f)
-            total.addmm_(x.mT, x)
+        if by_rows:
+            for part in lane.split(max(1, _PIECE // side), dim=2):
+                x = _double(part).view(side, -1)
+                total.addmm_(x, x.mT)
+        else:
+            for part in lane.split(max(1, _PIECE // (m * f))):
+                x = _double(part).view(-1, f)
+                total.addmm_(x.mT, x)
     return out
 
 

@@ -58,6 +58,8 @@ def by_stimulus(activations: Tensor, kind: str, view: str, lanes: int = 0) -> Te
         case ("positions", "gap"):
             return x.flatten(lanes + 2).double().mean(-1).unsqueeze(-2)
         case ("positions", "flat"):
+            if x.stride(lanes + 1) == 1:  # channels last: features in the order of memory need no copy
+                x = x.movedim(lanes + 1, -1)
             return x.flatten(lanes + 1).unsqueeze(-2)
     raise SpecError(f"unknown view '{view}' of a layer of kind '{kind}'{did_you_mean(view, VIEWS.get(kind, ()))}")
 
@@ -66,7 +68,7 @@ def as_matrix(activations: Tensor, kind: str, view: str) -> tuple[Tensor, int]:
     """Activations `[n, ...]` -> (matrix `[rows, f]`, rows a stimulus).
 
     `units` [n, F]: as they are. `positions` [n, C, *space]: each position a row of C features; `gap` the mean over
-    positions; `flat` all of it as features. `tokens` [n, T, D]: each token a row; `mean` the mean over tokens.
+    positions; `flat` all of it as features, in the order of memory. `tokens` [n, T, D]: each token a row; `mean` the mean over tokens.
     """
     rows = by_stimulus(activations, kind, view)
     return rows.reshape(-1, rows.shape[-1]), rows.shape[1]
