@@ -1,0 +1,1 @@
+"""How far a detector can be trusted: series without events and with planted ones, matching, and a scorecard."""
