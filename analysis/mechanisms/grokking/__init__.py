@@ -1,0 +1,1 @@
+"""Networks that learn modular addition: Fourier structure, progress measures, and structure at several scales."""
