@@ -1,0 +1,97 @@
+"""Values over training, and estimates with their intervals."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from ndt_ray.figures.charts.draw import Spec, chart, coloured, data, named, require, steps
+
+
+def curves(rows: pd.DataFrame, names: Sequence[str], last: int, title: str, *, log: bool = False) -> Spec:
+    """A value by training step, a line a name, with the band of its mean over seeds.
+
+    `rows`: name, step, mean, low, high (null: no band), n. SpecError for no rows.
+    """
+    require(rows, ("name", "step", "mean", "low", "high", "n"), "curves")
+    scale: Spec = {"zero": False, "nice": True}
+    if log and (rows["mean"] > 0).all():
+        scale["type"] = "log"
+        rows = rows.assign(low=rows["low"].where(rows["low"] > 0))
+    y: Spec = {"field": "mean", "type": "quantitative", "title": title, "scale": scale, "axis": {"tickCount": 5}}
+    found = coloured(names)
+    band = {"x": steps("step", last), "y": {**y, "field": "low"}, "y2": {"field": "high"}}
+    band["color"] = found["color"]
+    tip = [{"field": "name", "title": "of"}, {"field": "step", "title": "training step", "format": ",d"}]
+    tip += [{"field": c, "title": t, "format": ".4~g"} for c, t in (("mean", "mean"), ("low", "from"), ("high", "to"))]
+    line = {"x": steps("step", last), "y": y, **found, "tooltip": [*tip, {"field": "n", "title": "seeds"}]}
+    whole = rows[rows["low"].notna() & rows["high"].notna()]
+    layers: list[Spec] = [{"mark": {"type": "line", "strokeWidth": 1.8, "point": {"size": 14}}, "encoding": line}]
+    if len(whole):
+        mark = {"type": "area", "opacity": 0.18, "line": False}
+        layers.insert(0, {"data": data(whole), "mark": mark, "encoding": band})
+    layers[-1]["data"] = data(rows)
+    return chart(220, layers)
+
+
+def forest(rows: pd.DataFrame, title: str, *, reference: float | None = 0.0) -> Spec:
+    """Estimates with their intervals, one a line, and the value that means no difference.
+
+    `rows`: name, estimate, low, high, clear (whether the claim stands), text. SpecError for none.
+    """
+    require(rows, ("name", "estimate", "low", "high", "clear", "text"), "forest plot")
+    kept = rows[np.isfinite(rows["estimate"].to_numpy(np.float64))].reset_index(drop=True)
+    require(kept, ("name",), "forest plot")
+    kept = kept.assign(row=range(len(kept)))
+    x: Spec = {"field": "estimate", "type": "quantitative", "title": title, "scale": {"zero": False, "nice": True}}
+    x["axis"] = {"tickCount": 5}
+    y = named("row", kept["name"].astype(str).tolist(), labelLimit=320)
+    tip = [{"field": "name", "title": "of"}, {"field": "text", "title": "says"}]
+    layers: list[Spec] = []
+    if reference is not None:
+        zero = {"x": {**x, "datum": reference}}
+        zero["x"].pop("field")
+        mark = {"type": "rule", "style": "muted", "strokeDash": [4, 3]}
+        layers.append({"data": {"values": [{}]}, "mark": mark, "encoding": zero})
+    line = {"x": {**x, "field": "low"}, "x2": {"field": "high"}, "y": y, "tooltip": tip}
+    layers.append({"data": data(kept), "mark": {"type": "rule", "style": "ink", "strokeWidth": 1.4}, "encoding": line})
+    for clear, style in ((True, "observed"), (False, "seed")):
+        own = kept[kept["clear"].astype(bool) == clear]
+        if len(own):
+            mark = {"type": "point", "filled": True, "style": style, "size": 58, "opacity": 1}
+            layers.append({"data": data(own), "mark": mark, "encoding": {"x": x, "y": y, "tooltip": tip}})
+    return chart(max(60.0, 21.0 * len(kept)), layers)
+
+
+def by_layer(rows: pd.DataFrame, layers: Sequence[str], title: str, *, last: float | None = None) -> Spec:
+    """One number a layer and seed (a ring each) with the median over seeds (a bar).
+
+    `rows`: row, value, seed; steps from 0 to `last` where it is a step. SpecError for none.
+    """
+    require(rows, ("row", "value", "seed"), "numbers by layer")
+    kept = rows[np.isfinite(rows["value"].to_numpy(np.float64))]
+    require(kept, ("row",), "numbers by layer")
+    middle = kept.groupby("row", sort=True)["value"].agg(["median", "count"]).reset_index()
+    middle = middle.rename(columns={"median": "value", "count": "n"})
+    x: Spec = {"field": "value", "type": "quantitative", "title": title, "axis": {"tickCount": 5, "format": ",~g"}}
+    if last is not None:
+        x = {**steps("value", last), "title": title}
+    y = named("row", layers)
+    tip = [{"field": "value", "title": title, "format": ",.4~g"}]
+    ring = {"type": "point", "filled": True, "style": "seed", "size": 26, "opacity": 0.9}
+    bar = {"type": "tick", "orient": "vertical", "style": "observed", "thickness": 3, "size": 13, "opacity": 1}
+    return chart(
+        max(60.0, 15.0 * len(layers)),
+        [
+            {
+                "data": data(kept[["row", "value", "seed"]]),
+                "mark": ring,
+                "encoding": {"x": x, "y": y, "tooltip": [*tip, {"field": "seed"}]},
+            },
+            {
+                "data": data(middle),
+                "mark": bar,
+                "encoding": {"x": x, "y": y, "tooltip": [*tip, {"field": "n", "title": "seeds"}]},
+            },
+        ],
+    )
