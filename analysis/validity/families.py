@@ -306,51 +306,46 @@ FAMILY_SIZE = 40
 TRUE_SHARES = (0.0, 0.1, 0.5)
 FAMILY_SNR = 8.0
 FAMILY_SHAPES = ("step", "sigmoid_20", "sigmoid_60")
+BEYOND = 10**6
+"""Noise under planted events is that of series from here on in each null family: never one of the null series."""
 
 
-@dataclass(frozen=True)
-class Mixed:
-    """One family of series: noise of the calibrated null families in turn, events in the first `n_true` of them.
+def in_nulls(count: int, n: int = LENGTH, first: int = 0) -> Planted:
+    """Series of the calibrated null families in turn, each with one event of `FAMILY_SNR` times its own noise's SD.
 
-    `values [size, n]`; `location`, `width`, `size` `[n_true]`: the one event of series i.
+    Series i has the noise of series `BEYOND` + i // 8 of null family i mod 8; shape, place and sign are drawn by i.
     """
-
-    values: Floats
-    location: Floats
-    width: Floats
-    size: Floats
-
-    @property
-    def tolerance(self) -> Floats:
-        return np.maximum(self.width / 2, STEP_TOLERANCE)
-
-
-def mixed(share: float, index: int, size: int = FAMILY_SIZE, n: int = LENGTH) -> Mixed:
-    """Family `index` of the simulation with this share of true events, of `FAMILY_SNR` times their own noise's SD.
-
-    Shape, place and sign of the events, and which null family comes first, are drawn from the family's own key; noise
-    series come from far along each null family, so that none of them is one of the first 10⁶ that `null` gives.
-    """
-    values = np.empty((size, n))
-    rng = generator("mixed", share, index)
-    n_true = round(share * size)
-    start = int(rng.integers(len(CALIBRATED)))
-    sources = [CALIBRATED[(start + j) % len(CALIBRATED)] for j in range(size)]
-    for j, source in enumerate(sources):
-        values[j] = null(source, 1, n, 10**6 + round(1000 * share) * 10**6 + size * index + j)[0]
-    location, width, amplitude = np.empty(n_true), np.zeros(n_true), np.empty(n_true)
+    values = np.empty((count, n))
+    location, width, amplitude = np.empty((count, 1)), np.zeros((count, 1)), np.empty((count, 1))
     t = np.arange(n, dtype=np.float64)
-    for j in range(n_true):
+    for row, i in enumerate(range(first, first + count)):
+        source = CALIBRATED[i % len(CALIBRATED)]
+        rng = generator("in_nulls", i)
         shape = FAMILY_SHAPES[int(rng.integers(len(FAMILY_SHAPES)))]
         place, sign = rng.uniform(MARGIN * n, (1 - MARGIN) * n), 2 * int(rng.integers(0, 2)) - 1
-        amplitude[j] = sign * FAMILY_SNR * _noise_sd(sources[j], place / n)
+        amplitude[row] = sign * FAMILY_SNR * _noise_sd(source, place / n)
+        values[row] = null(source, 1, n, BEYOND + i // len(CALIBRATED))[0]
         if shape == "step":
-            location[j] = np.ceil(place) - 0.5
-            values[j] += amplitude[j] * (t >= place)
+            location[row] = np.ceil(place) - 0.5
+            values[row] += amplitude[row] * (t >= place)
         else:
-            location[j], width[j] = place, float(shape.rpartition("_")[2])
-            values[j] += amplitude[j] * expit((t - place) * (2 * np.log(9) / width[j]))
-    return Mixed(values, location, width, amplitude)
+            location[row], width[row] = place, float(shape.rpartition("_")[2])
+            values[row] += amplitude[row] * expit((t - place) * (2 * np.log(9) / width[row]))
+    return Planted(values, Truths(location, width, amplitude, ("mixed",)))
+
+
+def composition(share: float, index: int, size: int = FAMILY_SIZE) -> tuple[list[tuple[str, int]], list[int]]:
+    """Which series family `index` of the simulation with this share of true events holds: null ones, and true ones.
+
+    Null series by (null family, number), the calibrated families in turn; true ones by their number in `in_nulls`. No
+    series is in two families of one share, so that these are independent.
+    """
+    true = round(share * size)
+    numbers = range(index * (size - true), (index + 1) * (size - true))
+    return (
+        [(CALIBRATED[k % len(CALIBRATED)], k // len(CALIBRATED)) for k in numbers],
+        list(range(index * true, (index + 1) * true)),
+    )
 
 
 def _noise_sd(name: str, phase: float) -> float:
