@@ -74,6 +74,8 @@ _TABLE: dict[str, dict[str, str]] = {
     "analysis": {
         "jumps": "ndt_ray.analysis.jumps:jumps",
         "growth": "ndt_ray.analysis.growth:growth",
+        "convergence": "ndt_ray.analysis.convergence:convergence",
+        "convergence_tests": "ndt_ray.analysis.convergence_tests:convergence_tests",
     },
 }
 
