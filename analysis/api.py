@@ -6,16 +6,19 @@ import importlib
 import importlib.util
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import pyarrow as pa
 
 from ndt_ray.errors import SpecError, did_you_mean
 from ndt_ray.store.schema import SCHEMA_VERSION, Table, register_table
+
+if TYPE_CHECKING:
+    from ndt_ray.analysis.mechanisms.context import ProbeContext
 
 Per = Literal["trial", "checkpoint", "sweep"]
 KEYS: Mapping[Per, tuple[str, ...]] = {"trial": ("trial_id",), "checkpoint": ("trial_id", "step"), "sweep": ()}
@@ -50,6 +53,21 @@ class AnalysisInput:
     sweep: str
     partition: Partition
     tables: Mapping[str, pa.Table]
+    contexts: "Callable[[str, int], ProbeContext] | None" = None
+    """(trial_id, step) -> the network there; only for analyses that are declared with `context`."""
+
+    def context(self, step: int | None = None, trial_id: str | None = None) -> "ProbeContext":
+        """The network at a checkpoint, with its probe: this partition's unless told otherwise.
+
+        Step 0 is there without a checkpoint. CheckpointError where the file is missing, corrupt or of another model.
+        """
+        if self.contexts is None:
+            raise SpecError("this analysis was not declared with context=…, so it is given no network")
+        trial_id = self.partition.trial_id if trial_id is None else trial_id
+        step = self.partition.step if step is None else step
+        if trial_id is None or step is None:
+            raise SpecError(f"say which network: the partition '{self.partition}' leaves {trial_id=}, {step=}")
+        return self.contexts(trial_id, step)
 
     def frame(self, table: str) -> pd.DataFrame:
         """One table as a DataFrame; empty, without columns, where the store has no such table yet."""
@@ -67,11 +85,15 @@ class Analysis:
     writes: tuple[Table, ...]
     per: Per
     function: Callable[..., Mapping[str, pd.DataFrame]]
+    context: tuple[str, ...] | None = None
+    """Glob patterns of modules whose outputs it wants besides the tracked layers; None: it wants no network."""
     defaults: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         if self.per not in KEYS:
             raise SpecError(f"analysis '{self.name}': per must be one of {', '.join(KEYS)}, but got {self.per!r}")
+        if self.context is not None and not {"trials", "checkpoints"} <= set(self.reads):
+            raise SpecError(f"analysis '{self.name}' wants a network: it must read the tables trials and checkpoints")
         keyword = [p for p in inspect.signature(self.function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         object.__setattr__(self, "writes", tuple(register_table(t) for t in self.writes))
         object.__setattr__(self, "defaults", {p.name: p.default for p in keyword})
@@ -82,7 +104,7 @@ class Analysis:
         module, name = self.function.__module__, self.function.__qualname__
         if module.startswith("ndt_ray.") and _found(module, name) is self:
             return _found, (module, name)
-        return Analysis, (self.name, self.reads, self.writes, self.per, self.function)
+        return Analysis, (self.name, self.reads, self.writes, self.per, self.function, self.context)
 
     def parameters(self, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """All parameters, defaults filled in; SpecError for an unknown one or one that JSON cannot hold."""
@@ -122,16 +144,26 @@ class Analysis:
 
 
 def analysis(
-    *, name: str, reads: tuple[str, ...], writes: tuple[Table, ...], per: Per
+    *,
+    name: str,
+    reads: tuple[str, ...],
+    writes: tuple[Table, ...],
+    per: Per,
+    context: bool | Sequence[str] = False,
 ) -> Callable[[Callable[..., Mapping[str, pd.DataFrame]]], Analysis]:
     """Declare a function `(AnalysisInput, *, parameters…) -> {table name: DataFrame}` an analysis.
 
     Keyword-only arguments are its parameters; each needs a default that JSON can hold. The function must depend on
     nothing else: no clock, no global state, randomness only from seeds among its inputs.
+
+    With `context` it is given networks too (`AnalysisInput.context`): the outputs of all tracked layers and attention
+    patterns, and of the modules that match the glob patterns given instead of True. Per checkpoint, the
+    initialisation is a partition as well, saved or not.
     """
+    wanted = None if context is False else () if context is True else tuple(context)
 
     def declare(function: Callable[..., Mapping[str, pd.DataFrame]]) -> Analysis:
-        return Analysis(name, reads, writes, per, function)
+        return Analysis(name, reads, writes, per, function, wanted)
 
     return declare
 

@@ -4,6 +4,9 @@ The pool is a pull loop of our own over `ray.wait`. Ray's ActorPool loses everyt
 unlimited task retries repeat a partition that kills its worker for ever. Here a partition has a bounded number of
 attempts; one that uses them up becomes a dead letter, and all others finish. Outputs are named by key (parameters,
 code, inputs) and put in place whole, so that a repeated attempt does no harm and what is computed is not repeated.
+
+Analyses that look at networks run together: a worker loads a checkpoint once, passes the probe through it once, and
+attempts all of them before it goes on to the next.
 """
 
 import math
@@ -11,15 +14,18 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pyarrow as pa
 
 from ndt_ray import registry
 from ndt_ray.analysis.api import Analysis, AnalysisInput, Partition, Per
 from ndt_ray.errors import ClusterError, SpecError
+
+if TYPE_CHECKING:
+    from ndt_ray.analysis.mechanisms.context import Contexts
 
 Executor = Literal["inline", "ray"]
 ATTEMPTS = 3
@@ -41,6 +47,9 @@ class SweepTables(Protocol):
 
     def read(self, table: str, partition: Partition) -> pa.Table:
         """The partition's rows; no rows where the store has no such table yet."""
+
+    def checkpoint(self, trial_id: str, step: int) -> Mapping[str, Any]:
+        """Arrays of a saved checkpoint by name; CheckpointError where there is none, or it is corrupt."""
 
     def committed(self, analysis: str) -> Mapping[str, str]:
         """The key of the output in place, by partition (as text)."""
@@ -117,21 +126,37 @@ class Job:
     tables: SweepTables
     code: str
 
+    def partitions(self) -> list[Partition]:
+        """All that has data; for networks per checkpoint, the initialisations as well, saved or not."""
+        found = self.tables.partitions(self.analysis.per)
+        if self.analysis.context is None or self.analysis.per != "checkpoint":
+            return found
+        both = {*found, *(Partition(p.trial_id, 0) for p in self.tables.partitions("trial"))}
+        return sorted(both, key=lambda p: (p.trial_id or "", p.step or 0))
+
     def keys(self, partitions: Sequence[Partition]) -> list[str]:
         """Names of the partitions' outputs, as their inputs are now."""
         hashes = self.tables.input_hashes(self.analysis.reads, partitions)
         return [self.analysis.output_key(self.parameters, self.code, inputs) for inputs in hashes]
 
-    def attempt(self, partition: Partition) -> Outcome:
+    def attempt(self, partition: Partition, contexts: "Contexts | None" = None) -> Outcome:
         """Read, compute, write; what goes wrong is returned, never raised."""
         try:
             (key,) = self.keys([partition])
             read = {name: self.tables.read(name, partition) for name in self.analysis.reads}
-            found = self.analysis(AnalysisInput(self.tables.sweep, partition, read), **self.parameters)
+            found = self.analysis(AnalysisInput(self.tables.sweep, partition, read, contexts), **self.parameters)
             written = self.tables.write(self.analysis.name, partition, key, found)
         except Exception as error:
             return Outcome(error=_line(error), traceback=traceback.format_exc())
         return Outcome({name: table.num_rows for name, table in found.items()}, written)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker is given at once: one partition, and which of the jobs are to be attempted on it."""
+
+    partition: Partition
+    jobs: tuple[int, ...]
 
 
 def run(
@@ -139,6 +164,20 @@ def run(
     tables: SweepTables,
     *,
     parameters: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Report:
+    """Run an analysis (by name, or itself) over the partitions of a sweep that lack an output of its key.
+
+    Options as in `run_together`. Failures of partitions are reported, not raised; SpecError for unknown names and
+    parameters, ClusterError where no worker can start.
+    """
+    return run_together([(analysis, parameters)], tables, **options)[0]
+
+
+def run_together(
+    analyses: Sequence[tuple[str | Analysis, Mapping[str, Any] | None]],
+    tables: SweepTables,
+    *,
     partitions: Iterable[Partition] | None = None,
     executor: Executor = "inline",
     workers: int | None = None,
@@ -146,12 +185,12 @@ def run(
     address: str | None = None,
     attempts: int = ATTEMPTS,
     progress: Callable[[Progress], None] | None = None,
-) -> Report:
-    """Run an analysis (by name, or itself) over the partitions of a sweep that lack an output of its key.
+) -> list[Report]:
+    """Run analyses, none of which reads what another writes, with their parameters; a report each.
 
     `partitions` narrows the choice. `workers` actors of `cpus` logical CPUs each (as many as fit, by default) on the
-    cluster at `address`, or on one started here for the run. Failures of partitions are reported, not raised;
-    SpecError for unknown names and parameters, ClusterError where no worker can start.
+    cluster at `address`, or on one started here for the run. What they want of one partition is done by one worker
+    in one go, so that a network is loaded once for all.
     """
     started = time.monotonic()
     if executor not in ("inline", "ray") or attempts < 1 or (workers is not None and workers < 1):
@@ -159,60 +198,123 @@ def run(
             "executor is inline or ray, attempts and workers are positive,"
             f" but got ({executor=}, {attempts=}, {workers=})"
         )
-    job = _job(analysis, parameters, tables)
-    wanted = list(tables.partitions(job.analysis.per) if partitions is None else partitions)
-    committed = tables.committed(job.analysis.name)
-    todo = [p for p, key in zip(wanted, job.keys(wanted), strict=True) if committed.get(str(p)) != key]
-    report = Report(job.analysis.name, tables.sweep, total=len(wanted), skipped=len(wanted) - len(todo))
+    jobs = tuple(_job(analysis, parameters, tables) for analysis, parameters in analyses)
+    _check_independent(jobs)
+    chosen = None if partitions is None else list(partitions)
     tell = progress or (lambda _: None)
-    tell(report.progress())
-    if partitions is None and (gone := set(committed) - {str(p) for p in wanted}):
-        tables.commit(job.analysis.name, [], drop=gone)
+    todo: dict[Partition, list[int]] = {}
+    reports = []
+    for number, job in enumerate(jobs):
+        wanted = job.partitions() if chosen is None else chosen
+        committed = tables.committed(job.analysis.name)
+        lacking = [p for p, key in zip(wanted, job.keys(wanted), strict=True) if committed.get(str(p)) != key]
+        for partition in lacking:
+            todo.setdefault(partition, []).append(number)
+        reports.append(Report(job.analysis.name, tables.sweep, total=len(wanted), skipped=len(wanted) - len(lacking)))
+        tell(reports[-1].progress())
+        if chosen is None and (gone := set(committed) - {str(p) for p in wanted}):
+            tables.commit(job.analysis.name, [], drop=gone)
+    tasks = [Task(partition, tuple(numbers)) for partition, numbers in todo.items()]
     try:
-        if todo:
-            pool = _inline(job) if executor == "inline" else _ray(job, len(todo), workers, cpus, address)
-            with pool as attempted, closing(_Commits(job)) as commits:
-                _drain(attempted, commits, todo, attempts, report, tell)
+        if tasks:
+            pool = _inline(jobs) if executor == "inline" else _ray(jobs, len(tasks), workers, cpus, address)
+            with pool as attempted, ExitStack() as open_commits:
+                commits = [open_commits.enter_context(closing(_Commits(job))) for job in jobs]
+                _Drain(attempted, commits, attempts, reports, tell).run(tasks)
     finally:
-        report.seconds = time.monotonic() - started
-    return report
+        for report in reports:
+            report.seconds = time.monotonic() - started
+    return reports
+
+
+def together(analyses: Sequence[tuple[str | Analysis, Mapping[str, Any] | None]]) -> list[list[int]]:
+    """Places of consecutive analyses that may run together: they look at networks, and none reads another's tables."""
+    found: list[list[int]] = []
+    group: list[Analysis] = []
+    for place, (named, _) in enumerate(analyses):
+        analysis = _analysis(named)
+        written = {table.name for other in group for table in other.writes}
+        joins = analysis.context is not None and bool(group) and not written & set(analysis.reads)
+        if not joins:
+            found.append([])
+            group = []
+        found[-1].append(place)
+        group = [*group, analysis] if analysis.context is not None else []
+    return found
+
+
+def _analysis(named: str | Analysis) -> Analysis:
+    found = registry.resolve("analysis", named) if isinstance(named, str) else named
+    if not isinstance(found, Analysis):
+        raise SpecError(f"{named!r} is no analysis - declare it with @analysis(name=…, reads=…, writes=…, per=…)")
+    return found
 
 
 def _job(analysis: str | Analysis, parameters: Mapping[str, Any] | None, tables: SweepTables) -> Job:
-    found = registry.resolve("analysis", analysis) if isinstance(analysis, str) else analysis
-    if not isinstance(found, Analysis):
-        raise SpecError(f"{analysis!r} is no analysis - declare it with @analysis(name=…, reads=…, writes=…, per=…)")
+    found = _analysis(analysis)
     return Job(found, found.parameters(parameters), tables, found.code_hash())
 
 
-def _drain(
-    pool: "Pool",
-    commits: "_Commits",
-    todo: list[Partition],
-    attempts: int,
-    report: Report,
-    tell: Callable[[Progress], None],
-) -> None:
-    """Keep the pool busy until every partition is done or dead; a failed one goes to the end of the queue."""
-    queue, tries, running = deque(todo), Counter[Partition](), 0
-    while queue or running:
-        while queue and pool.room > 0:
-            pool.submit(queue.popleft())
-            running += 1
-        for partition, outcome in pool.collect():
-            running -= 1
-            tries[partition] += 1
-            if outcome.error is None:
-                commits.add(outcome.written)
-                report.done += 1
-                report.rows.update(outcome.rows)
-            elif tries[partition] < attempts:
-                report.retries += 1
-                queue.append(partition)
-                continue
-            else:
-                report.dead.append(DeadLetter(partition, tries[partition], outcome.error, outcome.traceback))
-            tell(report.progress(partition))
+def _check_independent(jobs: Sequence[Job]) -> None:
+    names = [job.analysis.name for job in jobs]
+    if len(set(names)) < len(names):
+        raise SpecError(f"an analysis runs once at a time, but got {', '.join(names)}")
+    for job in jobs:
+        for other in jobs:
+            if read := {table.name for table in other.analysis.writes} & set(job.analysis.reads):
+                raise SpecError(
+                    f"analysis '{job.analysis.name}' reads {', '.join(sorted(read))}, which '{other.analysis.name}'"
+                    " writes: run them one after the other"
+                )
+
+
+class _Drain:
+    """Keeps the pool busy until every partition is done or dead; a failed one goes to the end of the queue."""
+
+    def __init__(
+        self,
+        pool: "Pool",
+        commits: Sequence["_Commits"],
+        attempts: int,
+        reports: Sequence[Report],
+        tell: Callable[[Progress], None],
+    ) -> None:
+        self.pool, self.commits, self.attempts, self.reports, self.tell = pool, commits, attempts, reports, tell
+        self.queue: deque[Task] = deque()
+        self.tries: Counter[tuple[int, Partition]] = Counter()
+
+    def run(self, tasks: Iterable[Task]) -> None:
+        self.queue.extend(tasks)
+        running = 0
+        while self.queue or running:
+            while self.queue and self.pool.room > 0:
+                self.pool.submit(self.queue.popleft())
+                running += 1
+            for task, outcomes in self.pool.collect():
+                running -= 1
+                if isinstance(outcomes, Outcome) and len(task.jobs) > 1:
+                    # Which of them killed the worker is not known: each is tried alone, and it costs none an attempt.
+                    self.queue.extend(Task(task.partition, (number,)) for number in task.jobs)
+                    continue
+                found = [outcomes] if isinstance(outcomes, Outcome) else outcomes
+                for number, outcome in zip(task.jobs, found, strict=True):
+                    self._ended(number, task.partition, outcome)
+
+    def _ended(self, number: int, partition: Partition, outcome: Outcome) -> None:
+        report = self.reports[number]
+        self.tries[number, partition] += 1
+        tries = self.tries[number, partition]
+        if outcome.error is None:
+            self.commits[number].add(outcome.written)
+            report.done += 1
+            report.rows.update(outcome.rows)
+        elif tries < self.attempts:
+            report.retries += 1
+            self.queue.append(Task(partition, (number,)))
+            return
+        else:
+            report.dead.append(DeadLetter(partition, tries, outcome.error, outcome.traceback))
+        self.tell(report.progress(partition))
 
 
 class _Commits:
@@ -239,69 +341,82 @@ class Pool(Protocol):
 
     @property
     def room(self) -> int:
-        """How many more partitions it takes now."""
+        """How many more tasks it takes now."""
 
-    def submit(self, partition: Partition) -> None: ...
+    def submit(self, task: Task) -> None: ...
 
-    def collect(self) -> list[tuple[Partition, Outcome]]:
-        """Wait for at least one attempt to end."""
+    def collect(self) -> list[tuple[Task, list[Outcome] | Outcome]]:
+        """Wait for at least one task to end: an outcome for each of its jobs, or one for a worker that died."""
+
+
+class _Worker:
+    """What an actor is: it holds the jobs, the networks they share, and attempts one task after another."""
+
+    def __init__(self, jobs: tuple[Job, ...]) -> None:
+        self._jobs = jobs
+        self._contexts = _contexts(jobs)
+
+    def ready(self) -> bool:
+        return True
+
+    def attempt(self, task: Task) -> list[Outcome]:
+        chosen = [self._jobs[number] for number in task.jobs]
+        return [job.attempt(task.partition, None if job.analysis.context is None else self._contexts) for job in chosen]
+
+
+def _contexts(jobs: Sequence[Job]) -> "Contexts | None":
+    """Where the jobs' networks come from; torch is imported only for those that want any."""
+    wanted = [job.analysis.context for job in jobs if job.analysis.context is not None]
+    if not wanted:
+        return None
+    from ndt_ray.analysis.mechanisms.context import Contexts
+
+    return Contexts(jobs[0].tables, sorted({pattern for patterns in wanted for pattern in patterns}))
 
 
 class _InlinePool:
     """One attempt at a time, in this process: breakpoints work, and a crash is a crash."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._waiting: list[Partition] = []
+    def __init__(self, jobs: tuple[Job, ...]) -> None:
+        self._worker = _Worker(jobs)
+        self._waiting: list[Task] = []
 
     @property
     def room(self) -> int:
         return 1 - len(self._waiting)
 
-    def submit(self, partition: Partition) -> None:
-        self._waiting.append(partition)
+    def submit(self, task: Task) -> None:
+        self._waiting.append(task)
 
-    def collect(self) -> list[tuple[Partition, Outcome]]:
-        partition = self._waiting.pop()
-        return [(partition, self._job.attempt(partition))]
+    def collect(self) -> list[tuple[Task, list[Outcome] | Outcome]]:
+        task = self._waiting.pop()
+        return [(task, self._worker.attempt(task))]
 
 
 @contextmanager
-def _inline(job: Job) -> Iterator[Pool]:
-    yield _InlinePool(job)
-
-
-class _Worker:
-    """What an actor is: it holds the job, and attempts one partition after another."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-
-    def ready(self) -> bool:
-        return True
-
-    def attempt(self, partition: Partition) -> Outcome:
-        return self._job.attempt(partition)
+def _inline(jobs: tuple[Job, ...]) -> Iterator[Pool]:
+    yield _InlinePool(jobs)
 
 
 class _RayPool:
-    """Actors with one attempt each in flight; one that dies costs an attempt, and is replaced."""
+    """Actors with one task each in flight; one that dies costs an attempt, and is replaced."""
 
-    def __init__(self, job: Job, size: int, cpus: float) -> None:
+    def __init__(self, jobs: tuple[Job, ...], size: int, cpus: float) -> None:
         import ray
 
         self._size = size
         # Restarts and retries are the pull loop's: only it counts attempts.
         self._worker = ray.remote(num_cpus=cpus, max_restarts=0, max_task_retries=0)(_Worker)
-        self._job = ray.put(job)
+        self._jobs = ray.put(jobs)
         self._idle: list[Any] = []
-        self._busy: dict[Any, tuple[Any, Partition]] = {}
-        first = self._worker.remote(self._job)
+        self._busy: dict[Any, tuple[Any, Task]] = {}
+        first = self._worker.remote(self._jobs)
         try:
             ray.get(first.ready.remote())
         except ray.exceptions.RayError as error:
+            names = ", ".join(f"'{job.analysis.name}'" for job in jobs)
             raise ClusterError(
-                f"no worker could load analysis '{job.analysis.name}': {_line(error)} - is the same ndt-ray installed"
+                f"no worker could load analysis {names}: {_line(error)} - is the same ndt-ray installed"
                 " on every node? (`ndt doctor` says)"
             ) from error
         self._idle.append(first)
@@ -310,27 +425,27 @@ class _RayPool:
     def room(self) -> int:
         return self._size - len(self._busy)
 
-    def submit(self, partition: Partition) -> None:
-        actor = self._idle.pop() if self._idle else self._worker.remote(self._job)
-        self._busy[actor.attempt.remote(partition)] = (actor, partition)
+    def submit(self, task: Task) -> None:
+        actor = self._idle.pop() if self._idle else self._worker.remote(self._jobs)
+        self._busy[actor.attempt.remote(task)] = (actor, task)
 
-    def collect(self) -> list[tuple[Partition, Outcome]]:
+    def collect(self) -> list[tuple[Task, list[Outcome] | Outcome]]:
         import ray
 
         ready, _ = ray.wait(list(self._busy), num_returns=1)
         return [self._ended(ref) for ref in ready]
 
-    def _ended(self, ref: Any) -> tuple[Partition, Outcome]:
+    def _ended(self, ref: Any) -> tuple[Task, list[Outcome] | Outcome]:
         import ray
 
-        actor, partition = self._busy.pop(ref)
+        actor, task = self._busy.pop(ref)
         try:
-            outcome: Outcome = ray.get(ref)
+            outcomes: list[Outcome] = ray.get(ref)
         except ray.exceptions.RayError as error:
             ray.kill(actor)  # dead, or of unknown state behind a broken network: its place is taken by a new one
-            return partition, Outcome(error=f"the worker died: {_line(error)}", traceback=str(error))
+            return task, Outcome(error=f"the worker died: {_line(error)}", traceback=str(error))
         self._idle.append(actor)
-        return partition, outcome
+        return task, outcomes
 
     def close(self) -> None:
         import ray
@@ -340,7 +455,7 @@ class _RayPool:
 
 
 @contextmanager
-def _ray(job: Job, partitions: int, workers: int | None, cpus: float, address: str | None) -> Iterator[Pool]:
+def _ray(jobs: tuple[Job, ...], tasks: int, workers: int | None, cpus: float, address: str | None) -> Iterator[Pool]:
     """A pool on the cluster at `address`, or on a local one that ends with it."""
     from ndt_ray import cluster
 
@@ -348,8 +463,8 @@ def _ray(job: Job, partitions: int, workers: int | None, cpus: float, address: s
     with cluster.start(address, cpus=math.ceil(workers * cpus) if workers and local else None):
         import ray
 
-        fitting = max(1, int(ray.cluster_resources().get("CPU", 1) // cpus)) if cpus > 0 else partitions
-        pool = _RayPool(job, min(partitions, workers or fitting), cpus)
+        fitting = max(1, int(ray.cluster_resources().get("CPU", 1) // cpus)) if cpus > 0 else tasks
+        pool = _RayPool(jobs, min(tasks, workers or fitting), cpus)
         try:
             yield pool
         finally:

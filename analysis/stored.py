@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from ndt_ray.analysis.api import KEYS, Partition, Per
-from ndt_ray.analysis.runner import Report, run
+from ndt_ray.analysis.runner import Report, run, run_together, together
+from ndt_ray.store.checkpoints import Tensors
 from ndt_ray.store.outputs import Output, Outputs
 from ndt_ray.store.reader import Store
 from ndt_ray.store.schema import COMPUTED, TABLES
@@ -79,6 +80,10 @@ class StoredSweep:
         tests = " AND ".join(f'"{name}" = ?' for name in wanted)
         return self.store.arrow(f'SELECT * FROM "{table}" WHERE {tests}', list(wanted.values()))
 
+    def checkpoint(self, trial_id: str, step: int) -> Tensors:
+        """Arrays of a saved checkpoint; CheckpointError where there is none, or it is corrupt."""
+        return self.store.checkpoint(trial_id, step, self.sweep)[0]
+
     def committed(self, analysis: str) -> dict[str, str]:
         """Keys of the outputs in place, by partition."""
         return {key: output.cache_key for key, output in self._outputs(analysis).entries().items()}
@@ -99,3 +104,14 @@ def analyze(store: Store, sweep: str, analysis: str, **options: Any) -> Report:
     """Run a registered analysis over a sweep of a store; options as in runner.run. StoreError for an unknown sweep."""
     open_sweep(store, sweep)
     return run(analysis, StoredSweep(store, sweep), **options)
+
+
+def analyze_all(
+    store: Store, sweep: str, analyses: Sequence[tuple[str, Mapping[str, Any] | None]], **options: Any
+) -> list[Report]:
+    """Run several, with their parameters, in order; neighbours that look at networks share each one's loading."""
+    open_sweep(store, sweep)
+    reports: list[Report] = []
+    for places in together(analyses):
+        reports += run_together([analyses[place] for place in places], StoredSweep(store, sweep), **options)
+    return reports
