@@ -19,6 +19,12 @@ def misfits(trial: Trial, data: DataFacts, model: ModelFacts) -> Iterator[str]:
         checkpoint_steps(trial.checkpoint, trial.train.steps)
     except SpecError as error:
         yield str(error)
+    watched = trial.checkpoint.on_event
+    if watched is not None and "velocity" in watched.measures and not trial.measure.velocity:
+        yield (
+            "checkpoint.on_event: velocity is watched, which measure.velocity: false leaves unmeasured - give "
+            "on_event: {measures: [participation_ratio]}"
+        )
 
 
 def _training(trial: Trial, data: DataFacts) -> Iterator[str]:

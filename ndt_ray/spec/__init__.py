@@ -8,7 +8,15 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ndt_ray.errors import did_you_mean
 
@@ -108,11 +116,55 @@ class Evaluate(Strict):
     size: int | None = Field(default=None, gt=0, description="held-out samples; by default all that no probe holds")
 
 
+Watched = Literal[
+    "participation_ratio",
+    "participation_ratio_corrected",
+    "participation_ratio_sv",
+    "stable_rank",
+    "nuclear_norm_ratio",
+    "rankme",
+    "velocity",
+]
+"""Measures that may be watched while training; integer-valued energy_90 has no noise to compare a change with."""
+
+
+class OnEvent(Strict):
+    """Checkpoints before, during and after changes that a detector sees while training."""
+
+    measures: tuple[Watched, ...] = Field(
+        default=("participation_ratio", "velocity"), min_length=1, description="watched in every measured layer"
+    )
+    false_alarms_per_run: float = Field(
+        default=0.1, gt=0, le=10, description="expected in a trial without events, over all its series"
+    )
+    most: int = Field(default=3, ge=1, le=100, description="triggers a trial, at most")
+    keep: int = Field(default=8, ge=2, le=64, description="recent states held in memory, a trial")
+    spacing: int = Field(default=2, ge=1, description="measurements between held states")
+    after: int = Field(default=5, ge=1, description="measurements from a trigger to the checkpoint after it")
+
+    @field_validator("measures")
+    @classmethod
+    def _order_does_not_matter(cls, value: tuple[Watched, ...]) -> tuple[Watched, ...]:
+        return tuple(sorted(set(value)))
+
+
 class Checkpoint(Strict):
     at: tuple[Annotated[int, Field(ge=0)], ...] = ()
     fractions: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
     every: int | None = Field(default=None, gt=0)
     log: int = Field(default=0, ge=0, description="this many log-spaced steps")
+    on_event: OnEvent | None = Field(default=None, description="true: its defaults; false: planned checkpoints only")
+
+    @field_validator("on_event", mode="before")
+    @classmethod
+    def _from_a_switch(cls, value: Any) -> Any:
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that trials which watch nothing keep the ids that they had before there was anything to watch."""
+        found: dict[str, Any] = handler(self)
+        return {name: value for name, value in found.items() if name != "on_event" or value is not None}
 
     @field_validator("at", "fractions")
     @classmethod

@@ -202,6 +202,7 @@ def sweep_schema() -> dict[str, Any]:
             continue
         own = _partial(model, definitions)
         parts[part] = {"anyOf": [own, *_short_forms(part)]} if _short_forms(part) else own
+    parts["checkpoint"]["properties"]["on_event"]["anyOf"].append({"type": "boolean"})
     parts["checkpoint"]["properties"]["plan"] = {
         "description": "file with steps by experiment ({model}_{data}), or the steps themselves",
         "anyOf": [{"type": "string"}, {"type": "object"}],
