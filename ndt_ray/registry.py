@@ -74,6 +74,9 @@ _TABLE: dict[str, dict[str, str]] = {
     "analysis": {
         "jumps": "ndt_ray.analysis.jumps:jumps",
         "growth": "ndt_ray.analysis.growth:growth",
+        "grokking": "ndt_ray.analysis.mechanisms.grokking.analyses:grokking",
+        "grokking_timeline": "ndt_ray.analysis.mechanisms.grokking.analyses:grokking_timeline",
+        "grokking_comparison": "ndt_ray.analysis.mechanisms.grokking.analyses:grokking_comparison",
         "convergence": "ndt_ray.analysis.convergence:convergence",
         "convergence_tests": "ndt_ray.analysis.convergence_tests:convergence_tests",
     },

@@ -148,8 +148,9 @@ def query_key_spectrum(queries: Floats, keys: Floats) -> NDArray[np.float64]:
 def neuron_phases(inputs: Floats, outputs: Floats, frequency: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
     """(input phase, output phase, |mean resultant| of output - 2 × input) of neurons at their frequencies.
 
-    `inputs` [p, n]: W_E W_in; `outputs` [n, p]: W_out W_U; `frequency` [n] in 1..p//2. Phases atan2(-sin, cos), so that
-    a weight cos(wx + φ) has phase φ. A resultant near 1 says that neurons add the angles of a and b (the clock).
+    `inputs` [p, n]: W_E W_V W_O W_in, for numbers reach the neurons through attention alone; `outputs` [n, p]:
+    W_out W_U; `frequency` [n] in 1..p//2. Phases atan2(-sin, cos), so that a weight cos(wx + φ) has phase φ. A
+    resultant near 1 says that neurons add the angles of a and b (the clock).
     """
     p = len(inputs)
     angle = 2 * np.pi * (np.arange(p)[:, None] * np.asarray(frequency)[None, :] % p) / p

@@ -42,7 +42,8 @@ class ModularBundle:
     attention: dict[str, NDArray[np.float32]] | None = None
     """By what is attended to: [heads, p, p]."""
     weights: dict[str, NDArray[np.float64]] | None = None
-    """embedding [p, d], w_in [d, n], w_out [n, d], unembed [d, p], queries and keys [heads, d, d_head]."""
+    """embedding [p, d], ov [d, d] (all heads' values and outputs), w_in [d, n], w_out [n, d], unembed [d, p], queries
+    and keys [heads, d, d_head]."""
 
     @cached_property
     def neuron_fractions(self) -> NDArray[np.float64] | None:
@@ -166,6 +167,7 @@ def _weights(model: nn.Module, block: ModularBlock, p: int) -> dict[str, NDArray
 
     return {
         "embedding": _numpy(model.embedding.weight)[:p],
+        "ov": (_numpy(attention.out_proj.weight) @ _numpy(attention.v_proj.weight)).T,
         "w_in": _numpy(block.linear1.weight).T,
         "w_out": _numpy(block.linear2.weight).T,
         "unembed": _numpy(model.unembed.weight).T,

@@ -15,15 +15,19 @@ from ndt_ray.errors import SpecError
 from ndt_ray.models.modular import ModularBlock, ModularTransformer
 
 
-def plant(model: ModularTransformer, chosen: Sequence[int], *, phases: int = 16, strength: float = 60.0) -> None:
+def plant(
+    model: ModularTransformer, chosen: Sequence[int], *, phases: int | None = None, strength: float = 200.0
+) -> None:
     """Overwrite the weights of a network of one block with the solution at these frequencies.
 
-    `phases` neurons a frequency; the others stay silent. SpecError where the network is too small for it.
+    `phases` neurons a frequency (default: as many as there are for each); the others stay silent. SpecError where the
+    network is too small for it.
     """
     p, width = model.unembed.out_features, model.unembed.in_features
     block = model.blocks[0]
     assert isinstance(block, ModularBlock)
     n = len(chosen)
+    phases = phases or block.linear1.out_features // max(n, 1)
     if len(model.blocks) != 1 or 4 * n > width or phases * n > block.linear1.out_features or phases < 5:
         raise SpecError(
             f"{n} frequencies of {phases} phases (5 or more) need one block, a width of {4 * n} and {phases * n}"

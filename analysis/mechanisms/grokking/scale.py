@@ -45,7 +45,7 @@ def fft_ratio(maps: Floats, *, dc: bool = False, radius: float = RADIUS) -> NDAr
 
 
 def variance_preservation(maps: Floats, side: int = COARSE) -> NDArray[np.float64]:
-    """Variance left in maps [n, h, w] after bilinear reduction to side × side and back, as a share, [n]; 0 where flat."""
+    """Variance left in maps [n, h, w] after bilinear reduction to side × side and back, as a share; 0 where flat."""
     values = _maps(maps)
     x = torch.from_numpy(values)[:, None]
     small = F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
