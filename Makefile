@@ -19,7 +19,7 @@ READY   := $(VENV)/.ready
 SOURCES := ndt_ray analysis tests tools $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-bitwise test-ray check fix docs bench clean
+.PHONY: help setup demo test test-unit test-bitwise test-ray check fix docs validate bench clean
 
 help:                ## this list
 	@awk -F'[:#]+' '/^[a-z-]+:.*##/ {printf "  make %-13s%s\n", $$1, $$NF}' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +69,9 @@ fix: $(READY)        ## let ruff mend what it can
 
 docs: $(READY)       ## write the generated reference pages
 	@$(PY) tools/gen_docs.py
+
+validate: $(READY)   ## the detector on series whose truth is known: an hour on two cores, goes on where it was stopped
+	@$(PY) -m benchmarks.validity --workers $(WORKERS)
 
 bench: $(READY)      ## benchmarks; records go to benchmarks/records
 	@$(PIP) -e ".[bench]"

@@ -19,6 +19,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ndt_ray.analysis import detection, nulls
 from ndt_ray.errors import NdtError, SpecError
 
 Floats = NDArray[np.float64]
@@ -68,13 +69,28 @@ def subject(name: str, parameters: Mapping[str, Any] | None = None) -> Subject:
         path, function = load(name)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         return Subject(name, {}, digest, lambda values, keys: _one_by_one(function, values, name), gives_p=True)
-    from ndt_ray.analysis import detectors
+    detector = detection.make(name, parameters)
+    told = detector.parameters()
+    if hasattr(detector, "judge"):  # it computes p-values
+        return Subject(name, told, _code(), lambda v, keys: _judged(detector, v, keys), gives_p=True)
+    return Subject(name, told, _code(), lambda v, keys: _one_by_one(detector, v, name), gives_p=False)
 
-    detector = detectors.make(name, parameters)
-    code = hashlib.sha256(Path(detectors.__file__).read_bytes()).hexdigest()
-    return Subject(
-        name, detector.parameters(), code, lambda values, keys: _one_by_one(detector, values, name), gives_p=False
-    )
+
+def _code() -> str:
+    """SHA-256 of the source of all detectors, and of what draws their numbers."""
+    files = [*sorted(Path(detection.__file__).parent.glob("*.py")), Path(nulls.__file__)]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _judged(detector: Any, values: Floats, keys: list[str]) -> list[Found]:
+    """All candidate events with their p, as the detector's `judge` gives them."""
+    found = []
+    for series, key in zip(values, keys, strict=True):
+        said = detector.judge(series, key)
+        events = sorted(said.events, key=lambda e: e.location)
+        places, p = (np.array([getattr(e, name) for e in events], np.float64) for name in ("location", "p"))
+        found.append(Found(places, float(said.p), p, "" if said.calibrated else str(said.kind)))
+    return found
 
 
 def _one_by_one(detector: Callable[[Any, Any], Any], values: Floats, name: str) -> list[Found]:
