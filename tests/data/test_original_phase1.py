@@ -1,0 +1,99 @@
+"""Phase 1 of the founding study beyond its jumps: its published tables, and what is true of the same series."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ndt_ray.analysis.convergence import label, published_order, published_settled
+from ndt_ray.analysis.stored import analyze
+from ndt_ray.original import Published, import_published
+from ndt_ray.store.reader import Store, open_store
+
+pytestmark = pytest.mark.data
+
+
+@pytest.fixture(scope="module")
+def imported(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Published]:
+    made = open_store(tmp_path_factory.mktemp("phase1") / "store", create=True)
+    return made, import_published(data / "ndt_phase1" / "phase1_full.zip", made)
+
+
+@pytest.fixture(scope="module")
+def published(imported: tuple[Store, Published]) -> Published:
+    return imported[1]
+
+
+@pytest.fixture(scope="module")
+def store(imported: tuple[Store, Published]) -> Store:
+    """The published data with the analyses of this file, surrogates kept to a minimum."""
+    made = imported[0]
+    assert analyze(made, "original", "convergence").ok
+    assert analyze(made, "original", "convergence_tests", parameters={"permutations": 199}).ok
+    few = {"n_surrogates": 19, "measures": ["participation_ratio_sv_uncentred"]}
+    assert analyze(made, "original", "critical_periods", parameters=few).ok
+    return made
+
+
+def of_mode(table: pd.DataFrame, published: Published, mode: str = "original") -> pd.DataFrame:
+    names = published.experiments[["trial_id", "experiment", "family"]]
+    return table[table["mode"] == mode].merge(names, on="trial_id")
+
+
+def test_every_published_layer_settles_at_once_and_no_run_has_an_order(store: Store, published: Published) -> None:
+    settled = of_mode(store.table("convergence"), published)
+    assert len(settled) == 400 and (settled["step"] == 0).all()
+    orders = of_mode(store.table("convergence_order"), published)
+    assert len(orders) == 55 and orders["rho"].isna().all() and (orders["label"] == "unclear").all()
+
+
+@pytest.mark.parametrize(
+    ("measure", "known"),
+    [
+        ("true_stable_rank", {"unclear": 35, "simultaneous": 15, "bottom_up": 3, "top_down": 2}),
+        ("participation_ratio", {"unclear": 24, "simultaneous": 20, "bottom_up": 8, "top_down": 3}),
+    ],
+)
+def test_the_same_rule_on_true_measures_in_forward_order(
+    published: Published, measure: str, known: dict[str, int]
+) -> None:
+    words = []
+    for _, rows in published.rows.groupby("experiment"):
+        wide = rows.pivot(index="index", columns="layer_index", values=measure)
+        when = np.array([np.nan if (i := published_settled(wide[c].to_numpy()).index) is None else i for c in wide])
+        kept = np.isfinite(when)
+        words.append(label(*published_order(wide.columns.to_numpy(np.float64)[kept], when[kept])[:2]))
+    assert pd.Series(words).value_counts().to_dict() == known
+
+
+def test_the_calibrated_rule_does_not_find_73_percent_bottom_up(store: Store, published: Published) -> None:
+    orders = of_mode(store.table("convergence_order"), published, "default")
+    share = orders.groupby("measure")["label"].agg(lambda x: (x == "bottom_up").mean())
+    assert set(share.index) == {"participation_ratio_sv_uncentred", "stable_rank_uncentred"} and share.max() < 0.3
+    cells = store.table("convergence_cells")
+    assert (cells["n_trials"] + cells["n_without"] == 1).all() and len(store.table("convergence_ranking")) > 0
+
+
+def test_critical_periods_are_the_published_ones(store: Store, published: Published) -> None:
+    runs = of_mode(store.table("coordination"), published)
+    assert len(runs) == 55 and runs["strong"].sum() == 49 and (runs["share_max"] > 0.3).sum() == 53
+    assert runs["critical"].mean() == pytest.approx(203.5, abs=0.05)
+    assert runs["transitions"].mean() == pytest.approx(210.2, abs=0.05)
+    assert runs["share_mean"].mean() == pytest.approx(0.0649, abs=5e-5)
+    assert runs["loss_drops"].mean() == pytest.approx(0.568, abs=5e-4)
+    assert runs["loss_drops_base"].mean() == pytest.approx(0.516, abs=5e-4)
+    family = runs.groupby("family")[["critical", "share_mean", "loss_drops"]].mean()
+    expected = {"transformer": (383.8, 0.095, 0.556), "mlp": (145.8, 0.047, 0.561), "cnn": (128.7, 0.080, 0.612)}
+    for name, (critical, share, drops) in expected.items():
+        assert family.loc[name, "critical"] == pytest.approx(critical, abs=0.06)
+        assert family.loc[name, "share_mean"] == pytest.approx(share, abs=6e-4)
+        assert family.loc[name, "loss_drops"] == pytest.approx(drops, abs=6e-4)
+
+
+def test_in_default_mode_a_tenth_is_critical_by_construction_and_loss_is_not_compared_without_a_probe(
+    store: Store, published: Published
+) -> None:
+    series = of_mode(store.table("critical_series"), published, "default")
+    assert len(series) == 400 and series["n_critical"].sum() == 400 * 40
+    assert series["p"].notna().all() and store.table("loss_coupling").empty
