@@ -21,6 +21,7 @@ from ndt_ray.schedule import checkpoint_steps, coarse_steps, evaluated_steps, lr
 from ndt_ray.sink import Sink
 from ndt_ray.spec import Trial
 from ndt_ray.spectra import Layer, Rows, measure_layers, rows, view_of
+from ndt_ray.triggers import BEFORE, REASONS, Triggers
 
 RUNNING, DIVERGED, FAILED = 0, 1, 2
 
@@ -62,6 +63,8 @@ class Recorder:
         self.start = engine.arena.weights.clone()
         self._before = torch.empty_like(self.start)
         self.velocity = velocity.VelocityTracker(self.detect[1].numpy()) if self.spec.velocity else None
+        watched = first.checkpoint.on_event
+        self.triggers = Triggers(watched, engine, self.layers, self.spec.every, steps) if watched else None
         self.status = np.zeros(len(self.trials), dtype=np.int64)
         self.last_step = np.zeros(len(self.trials), dtype=np.int64)
         self.errors = [""] * len(self.trials)
@@ -140,6 +143,7 @@ class Recorder:
         if step in self.measured and lanes:
             probe_scores = self._probe(step, lanes)
             self._scalars(step, lanes, before, probe_scores)
+            self._judge(step, lanes)
             self.previous_measured = step
         if step in self.coarse and lanes:
             self._coarse(step, lanes)
@@ -152,14 +156,28 @@ class Recorder:
             parts.append(lane_scores(seen.logits, labels, self.data.inputs.classes))
             following = self.velocity is not None
             spectra = measure_layers(seen.activations, self.layers, linear=seen.linear, with_directions=following)
-            self._write(("measurements", "spectra"), step, seen, rows(spectra, self.spec.spectra))
+            measured = rows(spectra, self.spec.spectra)
+            self._write(("measurements", "spectra"), step, seen, measured)
+            turned = None
             if self.velocity is not None:
                 table = self.velocity.update(step, seen.lanes, spectra)
+                turned = table.columns
                 ids = [self.ids[lane] for lane in table.lane]
-                self.sink.rows("velocity", {"trial_id": ids, "step": _full(step, len(ids)), **table.columns})
+                self.sink.rows("velocity", {"trial_id": ids, "step": _full(step, len(ids)), **turned})
+            if self.triggers is not None and self.triggers.on_grid(step):
+                self.triggers.see(step, seen.lanes, measured.measurements, turned)
         names = ("probe_loss", "probe_accuracy", "probe_class_accuracy")
         found = {name: np.concatenate(part) for name, part in zip(names, zip(*parts, strict=True), strict=True)}
         return {**found, "probe_class_accuracy": found["probe_class_accuracy"].astype(np.float32)}
+
+    def _judge(self, step: int, lanes: list[int]) -> None:
+        """Asks the detector, if there is one; the `triggers` rows."""
+        if self.triggers is None or not self.triggers.on_grid(step):
+            return
+        found = self.triggers.judge(step, lanes)
+        if found is not None:
+            ids = [self.ids[lane] for lane in found.pop("lane")]
+            self.sink.rows("triggers", {"trial_id": ids, **found})
 
     def _write(self, tables: tuple[str, str], step: int, seen: Observation, found: Rows) -> None:
         ids = [self.ids[seen.lanes[place]] for place in found.lane]
@@ -249,12 +267,25 @@ class Recorder:
         )
 
     def checkpoint(self, step: int) -> None:
-        """Planned checkpoints, and the confirm probe with them."""
+        """Planned and triggered checkpoints, and the confirm probe with them."""
         lanes = self.alive()
-        if step not in self.saved or not lanes:
-            return
-        for lane in lanes:
-            self.sink.checkpoint(self.ids[lane], step, self.engine.lane_state(lane), "planned")
+        wanted = dict.fromkeys(lanes, "planned") if step in self.saved else {}
+        if self.triggers is not None:
+            due = {lane: reason for lane, reason in self.triggers.due(step).items() if lane in lanes}
+            wanted = {**due, **wanted}
+            for lane, past in self.triggers.past(step, self.saved):
+                state = self.triggers.ring.lane_state(lane, past)
+                self.sink.checkpoint(self.ids[lane], past, state, REASONS[BEFORE])
+                with self.triggers.ring.put_back(lane, past):
+                    self.confirmations(past, [lane])
+            self.triggers.remember(step)
+        for lane in sorted(wanted):
+            self.sink.checkpoint(self.ids[lane], step, self.engine.lane_state(lane), wanted[lane])
+        if wanted:
+            self.confirmations(step, sorted(wanted))
+
+    def confirmations(self, step: int, lanes: list[int]) -> None:
+        """Lanes on the confirm probe, as they are now."""
         for seen in self.observer.observe(self.confirm[0], lanes):
             spectra = measure_layers(seen.activations, self.layers, linear=seen.linear)
             self._write(("confirmations", "confirmation_spectra"), step, seen, rows(spectra, self.spec.spectra))
@@ -272,6 +303,8 @@ class Recorder:
         }
         if self.velocity is not None:
             state |= {f"velocity.{k}": v for k, v in self.velocity.state().items()}
+        if self.triggers is not None:
+            state |= {f"triggers.{k}": v for k, v in self.triggers.state().items()}
         return state
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
@@ -282,6 +315,8 @@ class Recorder:
         self.previous_measured = int(state["previous_measured"][0])
         if self.velocity is not None:
             self.velocity.load({k[9:]: v for k, v in state.items() if k.startswith("velocity.")})
+        if self.triggers is not None:
+            self.triggers.load({k[9:]: v for k, v in state.items() if k.startswith("triggers.")})
 
 
 def _full(step: int, n: int) -> np.ndarray:

@@ -41,6 +41,10 @@ ROW_BYTES: Mapping[str, float] = {
 """Bytes a row after compression, lists not counted (measured on a sweep of digits)."""
 LIST_BYTES = 3.1
 """A float32 in a list column, after byte-stream split and zstd; a float64 takes 2.2 times that."""
+CHECKPOINT_BYTES = 4_000
+"""The header of a checkpoint file."""
+PER_TRIGGER = 3
+"""Checkpoints of a trigger: before, at and after it."""
 GRAM_SUMS, BLOCKS = 10, 16
 MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1}
 
@@ -219,9 +223,11 @@ def disk_bytes(trial: Trial, lanes: int, model: ModelFacts, data: DataFacts) -> 
         for table, (rows, entries) in per_row.items()
         if rows
     }
+    file = 4.0 * model.n_parameters * (1 + _moments(trial)) + CHECKPOINT_BYTES
     if n_saved:
-        floats = model.n_parameters * (1 + MOMENTS[trial.train.optimizer])
-        disk["checkpoint files"] = lanes * n_saved * (4.0 * floats + 4_000)
+        disk["checkpoint files"] = lanes * n_saved * file
+    if watched := trial.checkpoint.on_event:
+        disk["triggered checkpoint files, at most"] = lanes * PER_TRIGGER * watched.most * file
     return disk
 
 
@@ -249,7 +255,20 @@ def memory_bytes(trial: Trial, lanes: int, model: ModelFacts, data: DataFacts) -
     activations = 4.0 * model.activations * max(1.5 * batch * wide, 0.5 * n)
     probe = sum(8.0 * _product(layer.matrix(view_of(trial.measure, layer), n)) for layer in model.layers)
     kernels = 8.0 * 4 * n**2 * len(model.layers) * lanes if trial.measure.velocity else 0.0
-    return WORKER_BYTES + 1.2 * data.nbytes + weights + activations + probe + kernels
+    ring = lanes * ring_bytes(trial, model.n_parameters)
+    return WORKER_BYTES + 1.2 * data.nbytes + weights + activations + probe + kernels + ring
+
+
+def ring_bytes(trial: Trial, n_parameters: int) -> float:
+    """Memory of the recent states that a lane keeps for checkpoints before an event; 0 where nothing is watched."""
+    watched = trial.checkpoint.on_event
+    return 4.0 * n_parameters * (1 + _moments(trial)) * watched.keep if watched else 0.0
+
+
+def _moments(trial: Trial) -> int:
+    """Arrays of an optimizer's state a weight; sgd has none without momentum."""
+    train = trial.train
+    return 0 if train.optimizer == "sgd" and not train.momentum else MOMENTS[train.optimizer]
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:
