@@ -74,11 +74,11 @@ _TABLE: dict[str, dict[str, str]] = {
     "analysis": {
         "jumps": "ndt_ray.analysis.jumps:jumps",
         "growth": "ndt_ray.analysis.growth:growth",
-        "critical_periods": "ndt_ray.analysis.critical_periods:critical_periods",
-        "coordination_tests": "ndt_ray.analysis.coordination:coordination_tests",
         "grokking": "ndt_ray.analysis.mechanisms.grokking.analyses:grokking",
         "grokking_timeline": "ndt_ray.analysis.mechanisms.grokking.analyses:grokking_timeline",
         "grokking_comparison": "ndt_ray.analysis.mechanisms.grokking.analyses:grokking_comparison",
+        "critical_periods": "ndt_ray.analysis.critical_periods:critical_periods",
+        "coordination_tests": "ndt_ray.analysis.coordination:coordination_tests",
         "convergence": "ndt_ray.analysis.convergence:convergence",
         "convergence_tests": "ndt_ray.analysis.convergence_tests:convergence_tests",
     },

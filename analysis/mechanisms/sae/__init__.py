@@ -1,0 +1,1 @@
+"""Sparse autoencoders of layers, and how far the features of one serve another."""

@@ -1,0 +1,219 @@
+"""How far the features of one layer serve another: four numbers, without which a transfer says nothing.
+
+Raw explained variance; the same after a map between the two, fitted on other stimuli; what dictionaries without learned
+features reach through the same map; and what the target's own dictionary reaches (SCIENCE §3.8; arXiv:2605.24577).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from ndt_ray.analysis.mechanisms.sae import quality
+from ndt_ray.analysis.mechanisms.sae.align import Alignment, Matrix, align, principal, ridge
+from ndt_ray.analysis.mechanisms.sae.model import Saes
+from ndt_ray.errors import SpecError
+
+Rows = NDArray[np.float32]
+CONTROLS = ("random", "frozen", "pca")
+TOP = 50
+"""Features of largest variance, as the founding study took them."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One layer of one network: activations [stimuli, rows a stimulus, d] and its dictionaries, one lane a seed.
+
+    Of two sides of a pair, row i of stimulus s is the same place of the same stimulus.
+    """
+
+    name: str
+    fit: Rows
+    held_out: Rows
+    saes: Saes
+    """Trained dictionaries."""
+    frozen: Saes
+    """One with frozen random atoms."""
+    random: Saes
+    """One that was not trained."""
+
+    @property
+    def d(self) -> int:
+        """Dimensions."""
+        return int(self.fit.shape[-1])
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """The four numbers of source → target, and what the founding study reported. NaN where it cannot be had."""
+
+    raw: float
+    aligned: float
+    affine: float
+    controls: dict[str, float]
+    ceiling: float
+    se: float
+    """Standard error of ceiling - best control: over blocks of stimuli, and over dictionary seeds."""
+    alignment: str
+    founding: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def control(self) -> float:
+        """The best of the controls."""
+        return max(self.controls.values())
+
+    @property
+    def score(self) -> float | None:
+        """(aligned - control) / (ceiling - control); null where ceiling - control is under 2 standard errors."""
+        room = self.ceiling - self.control
+        if not np.isfinite(room) or not room >= 2 * self.se or room <= 0:
+            return None
+        return (self.aligned - self.control) / room
+
+
+def transfer(source: Side, target: Side, fit: tuple[Rows, Rows] | None = None) -> Transfer:
+    """Transfer of a source's dictionaries to a target's activations.
+
+    `fit`: (source, target) activations of the same stimuli for the map; default both sides' own. SpecError where rows
+    do not pair.
+    """
+    of_source, of_target = fit or (source.fit, target.fit)
+    if of_source.shape[:2] != of_target.shape[:2]:
+        raise SpecError(f"rows do not pair: {source.name} {of_source.shape[:2]}, {target.name} {of_target.shape[:2]}")
+    x_fit = normalised(target.saes, of_target)
+    x = normalised(target.saes, target.held_out)
+    y_fit = _flat(normalised(source.saes, of_source))
+    chosen = align(_flat(x_fit), y_fit)
+    maps = {"aligned": chosen}
+    maps["affine"] = chosen if chosen.method == "ridge" else ridge(_flat(x_fit), y_fit)
+    total = quality.residuals(x, x)[1]
+
+    def through(saes: Saes, mapped: Alignment | None) -> list[Matrix]:
+        """Squared errors by stimulus of each lane, through a map."""
+        return [quality.residuals(x, made)[0] for made in _made(saes, x, mapped)]
+
+    def mean(errors: list[Matrix]) -> float:
+        return float(np.mean([quality.explained(e, total) for e in errors]))
+
+    l0 = float(np.mean([row["l0"] for row in quality.held_out(source.saes, _lanes(source))]))
+    own = through_target(target.saes, x)
+    errors = {
+        "random": through(source.random, chosen),
+        "frozen": through(source.frozen, chosen),
+        "pca": [quality.residuals(x, _projected(x, y_fit, max(1, round(l0)), chosen))[0]],
+    }
+    controls = {name: mean(found) for name, found in errors.items()}
+    best = max(controls, key=lambda name: controls[name])
+    found = Transfer(
+        raw=mean(through(source.saes, None)) if source.d == target.d else float("nan"),
+        aligned=mean(through(source.saes, maps["aligned"])),
+        affine=mean(through(source.saes, maps["affine"])),
+        controls=controls,
+        ceiling=mean(own),
+        se=_error(own, errors[best], total),
+        alignment=chosen.method,
+        founding=founding_numbers(source, target) if source.d == target.d else {},
+    )
+    return found
+
+
+def through_target(saes: Saes, x: Matrix) -> list[Matrix]:
+    """Squared errors by stimulus of the target's own dictionaries."""
+    return [quality.residuals(x, made)[0] for made in _made(saes, x, None)]
+
+
+def founding_numbers(source: Side, target: Side) -> dict[str, float]:
+    """The founding study's numbers of two layers of equal width, from the first dictionary of each.
+
+    `quality`: source loss / target loss, capped at 1 (its heat map); `ratio`: the inverse, uncapped (its tables);
+    Spearman correlation and ratio of feature variances over the source's top 50; cosines of these atoms to the nearest
+    target atom, beside what random directions give.
+    """
+    own, other = (_as_tensor(_flat(normalised(s.saes, s.held_out))[None]) for s in (source, target))
+    first, second = source.saes.lanes([0]), target.saes.lanes([0])
+    with torch.no_grad():
+        here, there = (first.encode(x)[0].double().numpy() for x in (own, other))
+        losses = [float(((x - first.reconstruct(x)) ** 2).double().mean()) for x in (own, other)]
+    variance, moved = here.var(0), there.var(0)
+    top = np.argsort(-variance, kind="stable")[:TOP]
+    atoms, others = first.atoms[0].double().numpy(), second.atoms[0].double().numpy()
+    nearest = quality.max_cosines(atoms[top], others)
+    varies = np.ptp(variance[top]) > 0 and np.ptp(moved[top]) > 0
+    return {
+        "source_loss": losses[0],
+        "target_loss": losses[1],
+        "quality": min(1.0, losses[0] / (losses[1] + 1e-8)),
+        "ratio": losses[1] / (losses[0] + 1e-8),
+        "spearman": float(spearmanr(variance[top], moved[top]).statistic) if varies else float("nan"),
+        "variance_ratio": float(moved[top].mean() / moved.mean()) if moved.mean() > 0 else float("nan"),
+        "cosine": float(nearest.mean()),
+        "cosine_chance": quality.chance_max_cosine(source.d, len(others)),
+        "cosine_over_7": float((nearest > 0.7).mean()),
+        "cosine_over_5": float((nearest > 0.5).mean()),
+    }
+
+
+def matching(source: Side, target: Side, key: tuple[str, ...]) -> dict[str, float]:
+    """Do the two have the same features? Correlation of activations on held-out stimuli after matching, beside its null
+    by permuted stimuli, and for equal widths the matched |cosine| of the rotated atoms, beside that of random ones."""
+    x = normalised(target.saes, target.held_out)
+    chosen = align(_flat(normalised(target.saes, target.fit)), _flat(normalised(source.saes, source.fit)))
+    with torch.no_grad():
+        ours = source.saes.lanes([0]).encode(_as_tensor(chosen.to_source(_flat(x))[None]))[0]
+        theirs = target.saes.lanes([0]).encode(_as_tensor(_flat(x)[None]))[0]
+    n = len(x)
+    per_stimulus = [f.double().numpy().reshape(n, -1, f.shape[-1]).mean(1) for f in (ours, theirs)]
+    value, null, high = quality.matched_correlation(*per_stimulus, key)
+    found = {"correlation": value, "correlation_null": null, "correlation_null_hi": high}
+    if source.d == target.d:
+        atoms = chosen.to_target(source.saes.atoms[0].double().numpy())
+        others = target.saes.atoms[0].double().numpy()
+        found["mcc"] = quality.mcc(atoms, others)
+        found["mcc_chance"] = quality.chance_mcc(len(atoms), len(others), source.d, draws=1)
+    return found
+
+
+def normalised(saes: Saes, rows: Rows) -> Matrix:
+    """Activations [n, per stimulus, d] as a side's dictionaries see them."""
+    mean, scale = saes.mean[0].double().numpy(), saes.scale[0].double().numpy()
+    found: Matrix = (np.asarray(rows, np.float64) - mean) / scale
+    return found
+
+
+def _made(saes: Saes, x: Matrix, mapped: Alignment | None) -> list[Matrix]:
+    """What each lane makes of normalised target rows [n, m, d], through the map and back."""
+    given = _flat(x) if mapped is None else mapped.to_source(_flat(x))
+    made = saes.reconstruct(_as_tensor(np.broadcast_to(given, (len(saes), *given.shape)))).double().numpy()
+    back = [lane if mapped is None else mapped.to_target(lane) for lane in made]
+    return [lane.reshape(x.shape) for lane in back]
+
+
+def _projected(x: Matrix, source: Matrix, k: int, mapped: Alignment) -> Matrix:
+    return mapped.to_target(mapped.to_source(_flat(x)) @ principal(source, k)).reshape(x.shape)
+
+
+def _error(ceiling: list[Matrix], control: list[Matrix], total: Matrix) -> float:
+    """Standard error of ceiling - control: blocks of stimuli, and the spread over seeds of the ceiling."""
+    blocks = [np.mean([quality.without_blocks(e, total) for e in errors], axis=0) for errors in (ceiling, control)]
+    of_blocks = quality.jackknife(blocks[0] - blocks[1])
+    values = [quality.explained(e, total) for e in ceiling]
+    of_seeds = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+    return float(np.hypot(of_blocks, of_seeds))
+
+
+def _lanes(side: Side) -> torch.Tensor:
+    rows = torch.from_numpy(np.ascontiguousarray(side.held_out.reshape(1, -1, side.d)))
+    return rows.expand(len(side.saes), -1, -1)
+
+
+def _flat(x: Any) -> Matrix:
+    found: Matrix = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
+    return found
+
+
+def _as_tensor(x: Any) -> torch.Tensor:
+    """Lanes of rows [S, N, d] as float32."""
+    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
