@@ -78,17 +78,19 @@ def proportion(k: int, n: int) -> Row:
 
 def scorecard(judged: Subject, size: Size, results: Results, n: int = families.LENGTH) -> Row:
     """Everything as one JSON object: `nulls`, `power`, `fdr`, `needle`, `battery`, `bars`."""
-    nulls = [_null(name, list(_of(results, "null", name)), n, judged.gives_p) for name in families.NULLS]
-    power = [_power(group, results) for group in _points(results)]
-    false = [_fdr(share, size.families, results, judged.gives_p) for share in families.TRUE_SHARES]
-    needle = _needle(results) if judged.gives_p else None
-    fixtures = _battery(results, judged.gives_p)
+    # A user's function may give p-values: it does if it gave any.
+    gives_p = judged.gives_p and any(f.marked or not math.isnan(f.p) for found in results.values() for f in found)
+    nulls = [_null(name, list(_of(results, "null", name)), n, gives_p) for name in families.NULLS]
+    power = [_power(group, results, gives_p) for group in _points(results)]
+    false = [_fdr(share, size.families, results, gives_p) for share in families.TRUE_SHARES]
+    needle = _needle(results) if gives_p else None
+    fixtures = _battery(results, gives_p)
     card: Row = {
         "detector": judged.name,
         "parameters": dict(judged.parameters),
         "code": judged.code,
-        "gives_p": judged.gives_p,
-        "level": LEVEL if judged.gives_p else None,
+        "gives_p": gives_p,
+        "level": LEVEL if gives_p else None,
         "n": n,
         "series": sum(len(found) for found in results.values()),
         "nulls": nulls,
@@ -147,11 +149,10 @@ def _points(results: Results) -> list[list[Task]]:
     return [sorted(groups[key], key=lambda t: t.first) for key in sorted(groups)]
 
 
-def _power(tasks: list[Task], results: Results) -> Row:
+def _power(tasks: list[Task], results: Results, gives_p: bool) -> Row:
     found = [f for task in tasks for f in results[task]]
     row: Row = {"shape": tasks[0].name, "phi": tasks[0].phi, "snr": tasks[0].snr, "series": len(found)}
     row["marked"] = sum(bool(f.marked) for f in found)
-    gives_p = any(f.p_event is not None or not math.isnan(f.p) or f.marked for f in found)
     for level in LEVELS if gives_p else (None,):
         scores, covered = [], []
         for task in tasks:

@@ -44,7 +44,7 @@ class Subject:
     """A detector by the name it was asked for, with its parameters and a hash of its code.
 
     `judge`: series `[count, n]` and keys, one a series, from which anything random is seeded → one `Found` a series.
-    `gives_p`: whether it computes p-values.
+    `gives_p`: whether it may give p-values.
     """
 
     name: str

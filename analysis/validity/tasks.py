@@ -5,6 +5,7 @@ It is written whole and then renamed: a run that is stopped goes on with the tas
 """
 
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -168,7 +169,7 @@ def _computed(judged: Subject, todo: Sequence[Task], place: Path, workers: int) 
     pool = ProcessPoolExecutor(workers, get_context("spawn"))
     try:
         queue, running = iter(todo), dict[Future[float], Task]()
-        for task in (*(t for t, _ in zip(queue, range(2 * workers), strict=False)),):
+        for task in itertools.islice(queue, 2 * workers):
             running[pool.submit(_remote, judged.name, dict(judged.parameters), task, place)] = task
         while running:
             done, _ = wait(running, return_when=FIRST_COMPLETED)
