@@ -115,8 +115,10 @@ def _decaying_variance(count: int, n: int, first: int) -> Floats:
 
 
 def _student_t(count: int, n: int, first: int) -> Floats:
-    drawn = [generator("student_t", first + i).standard_t(T_DEGREES, n) for i in range(count)]
-    return np.array(drawn).reshape(count, n) / np.sqrt(T_DEGREES / (T_DEGREES - 2))
+    drawn = np.empty((count, n))
+    for i in range(count):
+        drawn[i] = generator("student_t", first + i).standard_t(T_DEGREES, n)
+    return drawn / float(np.sqrt(T_DEGREES / (T_DEGREES - 2)))
 
 
 def _loss_like(count: int, n: int, first: int) -> Floats:

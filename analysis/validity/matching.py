@@ -140,7 +140,7 @@ def _cuts(places: ArrayLike, n: int) -> Ints:
 
 
 def _lengths(places: ArrayLike, n: int) -> Floats:
-    return np.diff(_cuts(places, n)).astype(np.float64)
+    return np.diff(_cuts(places, n).astype(np.float64))
 
 
 def _overlaps(found: ArrayLike, true: ArrayLike, n: int) -> Floats:
@@ -148,7 +148,7 @@ def _overlaps(found: ArrayLike, true: ArrayLike, n: int) -> Floats:
     f, t = _cuts(found, n), _cuts(true, n)
     low = np.maximum(f[:-1, None], t[None, :-1])
     high = np.minimum(f[1:, None], t[None, 1:])
-    return np.maximum(0, high - low).astype(np.float64)
+    return np.maximum(0.0, (high - low).astype(np.float64))
 
 
 def _pairs(counts: Floats) -> float:

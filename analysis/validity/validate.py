@@ -46,7 +46,8 @@ def validate(
     if baselines:
         there = importlib.util.find_spec("ruptures") is not None
         wanted += [(other, params, BASELINE_SIZE) for other, params in BASELINES if there or other != "pelt"]
-    cards, cost = [], {}
+    cards: list[dict[str, Any]] = []
+    cost: dict[str, dict[str, float]] = {}
     for i, (each, params, how_many) in enumerate(wanted):
         judged = subject(each, params)
         if i and (judged.name, dict(judged.parameters)) == (cards[0]["detector"], cards[0]["parameters"]):
