@@ -15,6 +15,7 @@ from ndt_ray.data import Dataset, Probes, probes
 from ndt_ray.errors import CheckpointError
 from ndt_ray.lanes import Build, Engine, make_engine
 from ndt_ray.lanes.batches import Batches
+from ndt_ray.lanes.interventions import Lesions
 from ndt_ray.models import describe
 from ndt_ray.record import Recorder, tracked_layers
 from ndt_ray.schedule import lr_factor
@@ -47,6 +48,7 @@ def train_pack(pack: Pack, sink: Sink, resume: tuple[int, Arrays] | None = None)
     start = 0
     if resume is None:
         run.recorder.begin(static_rows(pack, run.engine, run.batches, run.probes))
+        run.lesions.at(0)
         run.at_step(0, None)
     else:
         start = resume[0]
@@ -68,6 +70,7 @@ class _Run:
         self.train = self.trials[0].train
         self.engine = make_engine(pack.trials, pack.build, pack.device)
         self.batches = Batches(pack.trials, pack.data, pack.device)
+        self.lesions = Lesions(self.engine, pack.build)
         spec, evaluate = self.trials[0].measure, self.trials[0].evaluate
         self.probes = probes(pack.data, spec.probe, spec.confirm, spec.probe_seed, evaluate.size)
         layers = tracked_layers(describe(self.engine.models[0], pack.data.inputs).tracked, spec.layers, spec.views)
@@ -81,6 +84,7 @@ class _Run:
         before = self.recorder.weights_before(update + 1)
         losses = self.engine.step(inputs, labels, update, lr_factor(self.train.schedule, update, self.train.steps))
         self.recorder.losses(update + 1, losses)
+        self.lesions.at(update + 1)
         self.at_step(update + 1, before)
         self.done_here += 1
 
@@ -134,7 +138,7 @@ def static_rows(pack: Pack, engine: Engine, batches: Batches, probes: Probes) ->
         "data": [t.data.name for t in trials],
         "seed": common,
         **{f"seed_{name}": [getattr(s, name) for s in seeds] for name in ("init", "order", "dropout", "data")},
-        "control": [f"{c.kind}:{c.layer}" if c.layer else c.kind for c in (t.control for t in trials)],
+        "control": [str(t.control) for t in trials],
         "engine": [t.engine for t in trials],
         "width": [t.width for t in trials],
         "steps": [t.train.steps for t in trials],
@@ -163,8 +167,9 @@ def continue_trial(pack: Pack, lane_state: Arrays, step: int, until: int) -> Eng
         engine.load_lane_state(0, lane_state)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"this checkpoint is not of {pack.trials[0].cell}: {error}") from error
-    batches = Batches(pack.trials, pack.data, pack.device)
+    batches, lesions = Batches(pack.trials, pack.data, pack.device), Lesions(engine, pack.build)
     train = pack.trials[0].train
     for update in range(step, until):
         engine.step(*batches.get(update), update, lr_factor(train.schedule, update, train.steps))
+        lesions.at(update + 1)
     return engine

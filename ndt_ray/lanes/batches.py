@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ndt_ray.data import Dataset
 from ndt_ray.data.probes import noisy_labels, shuffled_labels, training_subset
+from ndt_ray.lanes.interventions import Damage
 from ndt_ray.lanes.random import permutation
 from ndt_ray.spec import Trial
 
@@ -26,6 +27,11 @@ class Batches:
         self.size = self.n if isinstance(train.batch, str) else train.batch
         self.per_epoch = max(1, self.n // self.size)
         self.labels = torch.stack([_labels(t, data) for t in trials])
+        self.damage = Damage(trials)
+        self.shuffled: Tensor | None = None
+        if any(t.control.damage == "labels" for t in trials):
+            both = zip(self.labels, trials, strict=True)
+            self.shuffled = torch.stack([shuffled_labels(y, t.seed.data) for y, t in both])
         self._epoch: tuple[int, list[np.ndarray]] | None = None
 
     def indices(self, update: int) -> np.ndarray:
@@ -45,8 +51,11 @@ class Batches:
         index = torch.from_numpy(self.indices(update))
         labels = self.labels.gather(1, index).to(self.device)
         flat = index.reshape(-1).to(self.device)
-        inputs = self.inputs.index_select(0, flat)
-        return inputs.view(*index.shape, *self.inputs.shape[1:]), labels
+        inputs = self.inputs.index_select(0, flat).view(*index.shape, *self.inputs.shape[1:])
+        if not self.damage.lanes:
+            return inputs, labels
+        shuffled = None if self.shuffled is None else self.shuffled.gather(1, index).to(self.device)
+        return self.damage.spoil(update, inputs, labels, shuffled)
 
 
 def _subset(trial: Trial, n_train: int) -> np.ndarray:

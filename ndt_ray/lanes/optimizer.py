@@ -1,5 +1,6 @@
 """One fused optimizer over all lanes; lanes may differ in learning rate, weight decay and frozen layers."""
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,9 +23,12 @@ class Group:
     """(lane, start, stop); a lane of -1 stands for all lanes."""
 
 
-def frozen_prefix(trial: Trial) -> str | None:
-    """Path of the layer that this trial keeps at its initialisation."""
-    return trial.control.layer if trial.control.kind == "frozen" else None
+def frozen_prefix(trial: Trial, update: int) -> str | None:
+    """Path of the layer that this trial does not train in an update: always, or in the window of its control."""
+    c = trial.control
+    if c.kind != "frozen" or (c.at is not None and c.until is not None and not c.at <= update < c.until):
+        return None
+    return c.layer
 
 
 def base_lr(trial: Trial) -> float:
@@ -42,13 +46,15 @@ class Optimizer:
     def __init__(self, trials: Sequence[Trial], arena: Arena) -> None:
         self.train = trials[0].train
         self.arena = arena
-        self.groups = _groups(trials, arena)
+        turns = {0, *(step for t in trials for step in (t.control.at, t.control.until) if step is not None)}
+        self.turns = sorted(turns)  # updates at which a layer may freeze or thaw
+        self.groups = {turn: _groups(trials, arena, turn) for turn in self.turns}
         self.steps_done = torch.zeros((), device=arena.weights.device)
 
     def step(self, update: int, factor: float) -> None:
         """The update that leads from step `update` to `update` + 1, with the schedule's `factor` on each lr."""
         a = self.arena
-        for group in self.groups:
+        for group in self.groups[self.turns[bisect.bisect_right(self.turns, update) - 1]]:
             weights = _slices(a.weights, group)
             grads = _slices(a.grads, group)
             moments = [_slices(m, group) for m in a.moments.values()]
@@ -99,10 +105,10 @@ class Optimizer:
         )
 
 
-def _groups(trials: Sequence[Trial], arena: Arena) -> list[Group]:
+def _groups(trials: Sequence[Trial], arena: Arena, update: int) -> list[Group]:
     by_value: dict[tuple[float, float], list[tuple[int, int, int]]] = {}
     for lane, trial in enumerate(trials):
-        runs = _trained_runs(arena.layout, frozen_prefix(trial))
+        runs = _trained_runs(arena.layout, frozen_prefix(trial, update))
         by_value.setdefault((base_lr(trial), trial.train.weight_decay), []).extend((lane, a, b) for a, b in runs)
     whole = {(lane, 0, arena.layout.width) for lane in range(len(trials))}
     groups = []

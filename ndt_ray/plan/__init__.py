@@ -367,8 +367,8 @@ class _Resolver:
         model, data, data_facts, model_facts, source = self._pair(trial)
         trial = trial.model_copy(update={"model": model, "data": data, "source": source})
         key, engine, width = self._shared(trial, data_facts, model_facts)
-        # A frozen layer is checked for every control, not once for all that share a computation.
-        if trial.control.layer is not None:
+        # Controls are checked one by one: trials that share a computation are otherwise looked at once.
+        if trial.control.kind != "none":
             self._refuse(trial, list(misfits(trial, data_facts, model_facts)))
         trial = trial.model_copy(update={"engine": engine, "width": width})
         cell = self.cell(trial)

@@ -15,6 +15,7 @@ def misfits(trial: Trial, data: DataFacts, model: ModelFacts) -> Iterator[str]:
     yield from _training(trial, data)
     yield from _probes(trial, data)
     yield from _layers(trial, model)
+    yield from _control(trial, data, model)
     try:
         checkpoint_steps(trial.checkpoint, trial.train.steps)
     except SpecError as error:
@@ -63,6 +64,14 @@ def _layers(trial: Trial, model: ModelFacts) -> Iterator[str]:
     for pattern in trial.measure.layers or ():
         if not fnmatch.filter(paths, pattern):
             yield f"measure.layers: no layer of {trial.model.name} matches '{pattern}'{closest_path(pattern, paths)}"
-    frozen = trial.control.layer
-    if frozen is not None and not any(m == frozen or m.startswith(f"{frozen}.") for m in model.modules):
-        yield f"control: {trial.model.name} has no layer '{frozen}' with weights{did_you_mean(frozen, model.modules)}"
+
+
+def _control(trial: Trial, data: DataFacts, model: ModelFacts) -> Iterator[str]:
+    control, steps = trial.control, trial.train.steps
+    layer = control.layer
+    if layer is not None and not any(m == layer or m.startswith(f"{layer}.") for m in model.modules):
+        yield f"control: {trial.model.name} has no layer '{layer}' with weights{did_you_mean(layer, model.modules)}"
+    if control.at is not None and control.at >= steps:
+        yield f"control: {control} would never happen - training ends at step {steps}"
+    if control.damage not in (None, "labels") and data.inputs.kind != "image":
+        yield f"control: {control} damages images, but {trial.data.name} has none: damage:labels is for any data"

@@ -6,6 +6,7 @@ grid of trials; a pack (`plan.py`) is a set of trials that can train as lanes of
 
 import hashlib
 import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -192,30 +193,85 @@ class Seeds(Strict):
         return value
 
 
-class Control(Strict):
-    """A lane that should show nothing (`lr0`), or a contrast: `shuffled_labels`, `frozen:LAYER`."""
+Damage = Literal["blur", "flip", "noise", "labels"]
+"""What training data may suffer in a window: a blur, being upside down, noise instead, labels in random order."""
 
-    kind: Literal["none", "lr0", "shuffled_labels", "frozen"] = "none"
+_WINDOW = re.compile(r"(?P<what>[^@*]+)(?:@(?P<at>\d+)(?:-(?P<until>\d+))?)?(?:\*(?P<dose>[0-9.eE+-]+))?")
+_NEEDS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "lr0": (),
+    "shuffled_labels": (),
+    "frozen": ("layer",),
+    "ablate": ("layer", "at"),
+    "reinit": ("layer", "at"),
+    "perturb": ("layer", "at"),
+    "damage": ("damage", "at", "until"),
+}
+
+
+class Control(Strict):
+    """A lane that should show nothing (`lr0`), a contrast (`shuffled_labels`, `frozen:LAYER`), or an intervention.
+
+    `ablate:LAYER@STEP*DOSE` zeroes the weights of a share of the layer's units, `reinit:LAYER@STEP` puts the layer back
+    to its initialisation, `perturb:LAYER@STEP*DOSE` adds a random direction as long as what `ablate` takes away, each
+    before the next update; `frozen:LAYER@FROM-UNTIL` and `damage:KIND@FROM-UNTIL` last for the updates of a window.
+    Until then the lane is the untouched trial, bit for bit.
+    """
+
+    kind: Literal["none", "lr0", "shuffled_labels", "frozen", "ablate", "reinit", "perturb", "damage"] = "none"
     layer: str | None = None
+    damage: Damage | None = None
+    at: int | None = Field(default=None, ge=0, description="step of the intervention: measured there, it has happened")
+    until: int | None = Field(default=None, gt=0, description="step at which a window ends")
+    dose: float = Field(default=1.0, ge=0, le=1, description="share of the layer's units (ablate, perturb)")
 
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            kind, _, layer = value.partition(":")
-            return {"kind": kind, "layer": layer or None}
-        return value
+        if not isinstance(value, str):
+            return value
+        kind, _, rest = value.partition(":")
+        if not rest:
+            return {"kind": kind}
+        found = _WINDOW.fullmatch(rest)
+        if found is None:
+            raise ValueError(f"not of the form KIND:LAYER@STEP-STEP*DOSE: {value!r}")
+        parts = {k: v for k, v in found.groupdict().items() if v is not None}
+        parts["damage" if kind == "damage" else "layer"] = parts.pop("what")
+        return {"kind": kind, **parts}
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that trials without an intervention keep the ids that they had before there were any."""
+        found: dict[str, Any] = handler(self)
+        default = {"damage": None, "at": None, "until": None, "dose": 1.0}
+        return {name: value for name, value in found.items() if name not in default or value != default[name]}
 
     def __str__(self) -> str:
-        """As a sweep file says it: `none`, `lr0`, `frozen:LAYER`."""
-        return self.kind if self.layer is None else f"{self.kind}:{self.layer}"
+        """As a sweep file says it: `none`, `frozen:LAYER`, `ablate:LAYER@400*0.5`."""
+        what = self.layer or self.damage
+        window = "" if self.at is None else f"@{self.at}" if self.until is None else f"@{self.at}-{self.until}"
+        dose = "" if self.dose == 1 else f"*{self.dose:g}"
+        return self.kind if what is None else f"{self.kind}:{what}{window}{dose}"
+
+    @property
+    def intervenes(self) -> bool:
+        """Whether the lane is the untouched trial up to a step, and another one from there on."""
+        return self.at is not None
 
     @model_validator(mode="after")
-    def _layer_goes_with_frozen(self) -> "Control":
-        if (self.kind == "frozen") != (self.layer is not None):
-            raise ValueError(
-                f"a layer goes with 'frozen' and only there (frozen:LAYER), but got {self.kind!r}, {self.layer!r}"
-            )
+    def _all_that_the_kind_needs(self) -> "Control":
+        needs = _NEEDS[self.kind]
+        given = {name for name in ("layer", "damage", "at", "until") if getattr(self, name) is not None}
+        windowed = self.kind == "frozen" and given == {"layer", "at", "until"}
+        if given != set(needs) and not windowed:
+            forms = {"layer": "LAYER", "damage": "blur|flip|noise|labels", "at": "@FROM", "until": "-UNTIL"}
+            wanted = "".join(forms[n] for n in needs)
+            raise ValueError(f"'{self.kind}' is written {self.kind}{':' if wanted else ''}{wanted}, but got {self!s}")
+        if self.until is not None and self.at is not None and self.until <= self.at:
+            raise ValueError(f"a window ends after it began, but got {self.at}-{self.until}")
+        if self.dose != 1 and self.kind not in ("ablate", "perturb"):
+            raise ValueError(f"a dose goes with ablate and perturb, but got {self!s}")
         return self
 
 

@@ -1,0 +1,167 @@
+"""Lanes that something is done to at a step: the untouched trial until then, what was asked for from there on."""
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from test_train import Memory, assert_same_rows, pack, run, trial
+
+from ndt_ray.lanes import make_engine
+from ndt_ray.lanes.interventions import chosen_units, damaged
+from ndt_ray.spec import Control, Trial
+from ndt_ray.train import continue_trial
+
+FORMS = ["none", "lr0", "frozen:a.0", "frozen:a.0@10-20", "ablate:a@400*0.25", "reinit:a@3", "perturb:a@4*0.5"]
+LAYER = "network.2"
+INTERVENTIONS = [
+    f"ablate:{LAYER}@11",
+    f"ablate:{LAYER}@11*0.5",
+    f"reinit:{LAYER}@11",
+    f"perturb:{LAYER}@11",
+    f"frozen:{LAYER}@11-20",
+    "damage:blur@11-20",
+    "damage:flip@11-20",
+    "damage:noise@11-20",
+    "damage:labels@11-20",
+]
+
+
+@pytest.mark.parametrize("text", [*FORMS, "damage:blur@0-400"])
+def test_controls_read_as_they_are_written(text: str) -> None:
+    control = Control.model_validate(text)
+    assert str(control) == text
+    assert Control.model_validate(control.model_dump(mode="json")) == control
+
+
+def test_trials_without_an_intervention_keep_their_ids() -> None:
+    for text, dumped in (("none", {"kind": "none", "layer": None}), ("frozen:a", {"kind": "frozen", "layer": "a"})):
+        assert Control.model_validate(text).model_dump() == dumped
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("ablate:a", "ablate:LAYER@FROM"),
+        ("ablate:a@3-5", "ablate:LAYER@FROM"),
+        ("frozen", "frozen:LAYER"),
+        ("frozen:a@5", "frozen:LAYER"),
+        ("lr0:a", "written lr0"),
+        ("damage:blur@5", "-UNTIL"),
+        ("damage:blur@5-5", "ends after it began"),
+        ("damage:fog@1-2", "blur"),
+        ("reinit:a@3*0.5", "dose goes with"),
+        ("ablate:a@3*2", "less than or equal to 1"),
+    ],
+)
+def test_what_is_not_a_control(text: str, says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        Control.model_validate(text)
+
+
+def losses(memory: Memory, t: Trial) -> list[float]:
+    return [r["loss"] for k, r in sorted(memory.tables["losses"].items()) if k[0] == t.trial_id]
+
+
+def arms(engine: str = "stack") -> list[Trial]:
+    return [trial(3, engine=engine, control=c) for c in INTERVENTIONS]
+
+
+def test_until_its_step_a_lane_is_the_untouched_trial_and_its_neighbours_always_are() -> None:
+    untouched = trial(3)
+    alone, together = run([untouched]), run([untouched, *arms()])
+    assert_same_rows(alone, together, {untouched.trial_id})
+    base = losses(alone, untouched)
+    for arm in arms():
+        mine = losses(together, arm)
+        assert mine[:11] == base[:11] and mine[11:] != base[11:], str(arm.control)
+
+
+@pytest.mark.parametrize("engine", ["loop", "stack"])
+def test_an_intervened_lane_is_the_same_in_any_company_and_after_any_stop(engine: str) -> None:
+    together = run(arms(engine))
+    for stop in (5, 11, 15):
+        first = run(arms(engine), stop_at=stop)
+        assert_ends_alike(run(arms(engine), resume=first.stopped), together, arms(engine))
+    for arm in arms(engine)[::2]:
+        assert_ends_alike(run([arm]), together, [arm])
+
+
+def assert_ends_alike(a: Memory, b: Memory, trials: list[Trial]) -> None:
+    for t in trials:
+        end = b.checkpoints[t.trial_id, 30]
+        assert all(np.array_equal(v, end[k]) for k, v in a.checkpoints[t.trial_id, 30].items()), str(t.control)
+
+
+@pytest.mark.parametrize("control", INTERVENTIONS[::3])
+def test_a_checkpoint_continues_through_the_intervention(control: str) -> None:
+    mine = trial(3, control=control)
+    sink = run([mine])
+    engine = continue_trial(pack([mine]), sink.checkpoints[mine.trial_id, 0], 0, 30)
+    end = sink.checkpoints[mine.trial_id, 30]
+    assert all(np.array_equal(v, end[k]) for k, v in engine.lane_state(0).items())
+
+
+def at_the_step(control: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """States at step 11, where checkpoints are planned: with the intervention, without it, and at the start."""
+    mine, untouched = trial(3, control=control), trial(3)
+    sink = run([mine, untouched])
+    states = sink.checkpoints
+    return states[mine.trial_id, 11], states[untouched.trial_id, 11], states[untouched.trial_id, 0]
+
+
+def changed(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> set[str]:
+    return {k for k in a if not np.array_equal(a[k], b[k])}
+
+
+def test_ablation_zeroes_the_weights_of_a_share_of_units_and_nothing_else() -> None:
+    weight = f"model.{LAYER}.weight"
+    moments = {f"exp_avg.{LAYER}.weight", f"exp_avg_sq.{LAYER}.weight"}
+    after, before, _ = at_the_step(f"ablate:{LAYER}@11")
+    assert changed(after, before) == {weight, *moments} and not after[weight].any()
+    half, _, _ = at_the_step(f"ablate:{LAYER}@11*0.5")
+    zero = ~half[weight].any(axis=1)
+    assert zero.sum() == 16 and np.array_equal(half[weight][~zero], before[weight][~zero])
+
+
+def test_smaller_doses_are_part_of_larger_ones() -> None:
+    slots = {s.name: s for s in make_engine([trial(0)], pack([trial(0)]).build, torch.device("cpu")).arena.layout}
+    slot = slots[f"{LAYER}.weight"]
+    chosen = [set(chosen_units(trial(0), slot, d).tolist()) for d in (0, 0.25, 0.5, 1)]
+    assert [len(c) for c in chosen] == [0, 8, 16, 32] and all(a <= b for a, b in zip(chosen, chosen[1:], strict=False))
+
+
+def test_reinitialising_puts_back_the_initial_layer_and_forgets_its_moments() -> None:
+    after, before, start = at_the_step(f"reinit:{LAYER}@11")
+    for name in (f"model.{LAYER}.weight", f"model.{LAYER}.bias"):
+        assert np.array_equal(after[name], start[name]) and not np.array_equal(after[name], before[name])
+    assert not after[f"exp_avg.{LAYER}.weight"].any()
+    assert all(LAYER in name for name in changed(after, before))
+
+
+def test_a_random_direction_is_as_long_as_what_ablation_takes() -> None:
+    weight = f"model.{LAYER}.weight"
+    after, before, _ = at_the_step(f"perturb:{LAYER}@11")
+    difference = after[weight] - before[weight]
+    assert np.linalg.norm(difference) == pytest.approx(np.linalg.norm(before[weight]), rel=1e-5)
+    cosine = (difference * before[weight]).sum() / np.linalg.norm(before[weight]) / np.linalg.norm(difference)
+    assert abs(cosine) < 4 / np.sqrt(difference.size)
+
+
+def test_a_layer_is_frozen_in_its_window_only() -> None:
+    mine = trial(3, control=f"frozen:{LAYER}@11-20")
+    start = run([mine]).checkpoints[mine.trial_id, 0]
+    state = {until: continue_trial(pack([mine]), start, 0, until).lane_state(0) for until in (11, 15, 20, 25)}
+    name = f"model.{LAYER}.weight"
+    assert np.array_equal(state[11][name], state[15][name]) and np.array_equal(state[15][name], state[20][name])
+    assert not np.array_equal(state[20][name], state[25][name])
+    assert not np.array_equal(state[11]["model.network.0.weight"], state[15]["model.network.0.weight"])
+
+
+def test_what_damage_does_to_images() -> None:
+    images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(damaged(images, "flip", 0, 0)[:, :, 0], images[:, :, -1])
+    blurred = damaged(images, "blur", 0, 0)
+    assert blurred.shape == images.shape and blurred.std() < 0.5 * images.std()
+    noise = damaged(images, "noise", 0, 0)
+    assert torch.equal(noise, damaged(images, "noise", 0, 0)) and not torch.equal(noise, damaged(images, "noise", 0, 1))
+    assert abs(float(torch.corrcoef(torch.stack((noise.flatten(), images.flatten())))[0, 1])) < 0.15
