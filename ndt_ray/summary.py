@@ -162,7 +162,10 @@ def planned_lanes(store: Store, sweep: str) -> list[Lane]:
     path = f"{open_sweep(store, sweep).folder}/plan.json"
     if store.location.size(path) is None:
         return []
-    lines = store.location.read(path).decode().splitlines(keepends=True)
+    text = store.location.read(path).decode()
+    if '"imported"' in text[:64]:  # an imported sweep says here what came in; it planned nothing
+        return []
+    lines = text.splitlines(keepends=True)
     return [lane for pack in read_plan(lines, store.location.absolute(path)).packs for lane in pack.lanes]
 
 

@@ -1,5 +1,6 @@
 """Values over training, and estimates with their intervals."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,10 +16,12 @@ def curves(rows: pd.DataFrame, names: Sequence[str], last: int, title: str, *, l
     """
     require(rows, ("name", "step", "mean", "low", "high", "n"), "curves")
     scale: Spec = {"zero": False, "nice": True}
+    axis: Spec = {"tickCount": 5}
     if log and (rows["mean"] > 0).all():
-        scale["type"] = "log"
+        scale = {"type": "log", "nice": True}
         rows = rows.assign(low=rows["low"].where(rows["low"] > 0))
-    y: Spec = {"field": "mean", "type": "quantitative", "title": title, "scale": scale, "axis": {"tickCount": 5}}
+        axis = {"values": _decades(rows["low"].fillna(rows["mean"]).min(), rows["high"].fillna(rows["mean"]).max())}
+    y: Spec = {"field": "mean", "type": "quantitative", "title": title, "scale": scale, "axis": axis}
     found = coloured(names)
     band = {"x": steps("step", last), "y": {**y, "field": "low"}, "y2": {"field": "high"}}
     band["color"] = found["color"]
@@ -32,6 +35,12 @@ def curves(rows: pd.DataFrame, names: Sequence[str], last: int, title: str, *, l
         layers.insert(0, {"data": data(whole), "mark": mark, "encoding": band})
     layers[-1]["data"] = data(rows)
     return chart(220, layers)
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """1, 2 and 5 of every decade between two positive numbers; powers of ten alone where there are over three."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    return [m * 10.0**k for k in range(first, last + 1) for m in ((1, 2, 5) if last - first <= 3 else (1,))]
 
 
 def forest(rows: pd.DataFrame, title: str, *, reference: float | None = 0.0) -> Spec:
@@ -73,7 +82,7 @@ def by_layer(rows: pd.DataFrame, layers: Sequence[str], title: str, *, last: flo
     require(kept, ("row",), "numbers by layer")
     middle = kept.groupby("row", sort=True)["value"].agg(["median", "count"]).reset_index()
     middle = middle.rename(columns={"median": "value", "count": "n"})
-    x: Spec = {"field": "value", "type": "quantitative", "title": title, "axis": {"tickCount": 5, "format": ",~g"}}
+    x: Spec = {"field": "value", "type": "quantitative", "title": title, "axis": {"tickCount": 5, "format": ",.9~g"}}
     if last is not None:
         x = {**steps("value", last), "title": title}
     y = named("row", layers)

@@ -68,14 +68,16 @@ def named(field: str, names: Sequence[str], **more: Any) -> Spec:
         "type": "ordinal",
         "title": None,
         "axis": axis,
-        "scale": {"domain": list(range(len(names)))},
+        "scale": {"domain": list(range(len(names))), "paddingInner": 0.06, "paddingOuter": 0},
     }
 
 
 def coloured(names: Sequence[str], title: str | None = None) -> Mapping[str, Spec]:
     """Colour by category, and dashes where there are more categories than eight colours."""
-    dashes: list[list[int]] = [[1, 0], [5, 2], [1.5, 1.5], [6, 2, 1.5, 2]]  # type: ignore[list-item]
-    found = {"color": {"field": "name", "type": "nominal", "title": title, "scale": {"domain": list(names)}}}
+    dashes = [[1.0, 0.0], [5.0, 2.0], [1.5, 1.5], [6.0, 2.0, 1.5, 2.0]]
+    legend = {"symbolType": "stroke", "symbolOpacity": 1, "symbolStrokeWidth": 2.5, "columns": min(len(names), 2)}
+    found: dict[str, Spec] = {"color": {"field": "name", "type": "nominal", "title": title}}
+    found["color"] |= {"scale": {"domain": list(names)}, "legend": legend}
     if len(names) > 8:
         scale = {"domain": list(names), "range": [dashes[i // 8 % 4] for i in range(len(names))]}
         found["strokeDash"] = {"field": "name", "type": "nominal", "title": title, "scale": scale}

@@ -1,0 +1,206 @@
+"""Where and when: layer by step maps of dimensionality and of representation velocity, with their events."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ndt_ray.figures.charts import layer_map
+from ndt_ray.figures.charts.maps import Scale, limits, logarithmic
+from ndt_ray.figures.heatmap import layer_names
+from ndt_ray.report.parts import Figure, Plate, Ramp, Section
+from ndt_ray.report.source import NAME, Source
+from ndt_ray.report.words import count, listed, number, readable
+
+MOST_CELLS = 42_000
+"""Coloured cells in all maps of a page together: about 20 bytes each."""
+MEASURES = ("participation_ratio", "participation_ratio_sv_uncentred")
+"""The first that the sweep has is drawn; imported series have only the second."""
+VIEWS = ("units", "positions", "tokens", "feature_mean", "gap", "mean", "flat")
+"""Which view stands for a layer that was measured in several."""
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What is marked on the maps: events (name, layer, from, to, direction, trial_id), and what they are."""
+
+    rows: pd.DataFrame
+    words: str
+    measure: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The layers of one name, and its values: rows of row (place of the layer), step, value, n."""
+
+    name: str
+    layers: list[str]
+    """Module paths, in forward order."""
+    titles: list[str]
+    rows: pd.DataFrame
+
+
+def maps(source: Source, marks: Marks | None, settled: pd.DataFrame | None) -> Section:
+    """The section: dimensionality relative to its first value, and velocity. `settled`: name, layer, step, trial_id."""
+    section = Section("maps", "Where and when representations change", short="Maps")
+    measure = next((m for m in MEASURES if _any(source, "measurements", m)), None)
+    if measure is None:
+        section.missing.append(("No dimensionality is stored", "run the sweep, or import measurements"))
+        return section
+    speed = _any(source, "velocity", "velocity")
+    budget = MOST_CELLS // (2 if speed else 1)
+    own = marks if marks is not None and marks.measure == measure else None
+    section.plates.append(_plate(source, _dimensions(source, measure), measure, "ratio", budget, own, settled))
+    if speed:
+        of_speed = marks if marks is not None and marks.measure == "velocity" else None
+        section.plates.append(_plate(source, _velocity(source), "velocity", "value", budget, of_speed, None))
+    else:
+        section.missing.append(("No representation velocity is stored", "sweeps measured since version 0.1 have it"))
+    return section
+
+
+def _any(source: Source, table: str, column: str) -> bool:
+    return source.has(table) and bool(
+        source.ask(f"SELECT count({column}) AS n FROM {table} WHERE sweep = $sweep").rows["n"].iloc[0]
+    )
+
+
+def _dimensions(source: Source, measure: str) -> pd.DataFrame:
+    """name, layer, layer_index, view, step, value (mean over seeds of log2 of the ratio to the first step), n."""
+    return source.ask(
+        f"WITH m AS (SELECT {NAME} AS name, m.layer, m.layer_index, m.view, m.step, m.{measure} AS v, "
+        f"first_value(m.{measure}) OVER (PARTITION BY m.trial_id, m.layer, m.view ORDER BY m.step) AS v0 "
+        "FROM measurements m JOIN trials t USING (sweep, pack, trial_id) WHERE sweep = $sweep) "
+        "SELECT name, layer, layer_index, view, step, avg(log2(v / v0)) AS value, count(v / v0) AS n FROM m "
+        "WHERE v > 0 AND v0 > 0 AND isfinite(v) AND isfinite(v0) GROUP BY ALL ORDER BY name, layer_index, view, step"
+    ).rows
+
+
+def _velocity(source: Source) -> pd.DataFrame:
+    """As `_dimensions`: mean over seeds of 1 - CKA to the previous measurement, a step."""
+    return source.ask(
+        f"SELECT {NAME} AS name, v.layer, v.layer_index, 'kernel' AS view, v.step, "
+        "avg(v.velocity / (v.step - v.previous_step)) AS value, count(v.velocity) AS n FROM velocity v "
+        "JOIN trials t USING (sweep, pack, trial_id) WHERE sweep = $sweep AND v.velocity IS NOT NULL "
+        "AND v.step > v.previous_step GROUP BY ALL ORDER BY name, layer_index, step"
+    ).rows
+
+
+def grids(source: Source, rows: pd.DataFrame) -> list[Grid]:
+    """One per name, in the plan's order; of a layer with several views the first of `VIEWS`."""
+    found = []
+    for name in source.labels:
+        own = rows[rows["name"] == name]
+        rank = own["view"].map({v: i for i, v in enumerate(VIEWS)}).fillna(len(VIEWS))
+        own = own[rank == rank.groupby(own["layer"]).transform("min")]
+        order = own[["layer_index", "layer", "view"]].drop_duplicates("layer").sort_values("layer_index")
+        if order.empty:
+            continue
+        layers = [str(x) for x in order["layer"]]
+        place = {layer: i for i, layer in enumerate(layers)}
+        titles = layer_names([(x, str(v)) for x, v in zip(layers, order["view"], strict=True)])
+        found.append(Grid(name, layers, titles, own.assign(row=own["layer"].map(place))))
+    return found
+
+
+def _plate(
+    source: Source,
+    rows: pd.DataFrame,
+    measure: str,
+    scale: Scale,
+    budget: int,
+    marks: Marks | None,
+    settled: pd.DataFrame | None,
+) -> Plate:
+    made = grids(source, rows)
+    most = max(24, min(200, budget // (sum(len(g.layers) for g in made) or 1)))
+    low, high = limits(rows["value"], scale)
+    domain = (low, high) if scale == "ratio" else (max(low, high / 1e4), high)
+    first = f"its value at step {int(rows['step'].min())}"
+    title = f"{readable(measure)} / {first}" if scale == "ratio" else "1 - CKA a step"
+    figures = []
+    for grid in made:
+        horizon = source.horizon(grid.name) or int(grid.rows["step"].max())
+        trials = len(source.seeds(grid.name))
+        of_grid = None if marks is None else marked(grid, marks.rows, horizon, trials, most)
+        where = None if settled is None else _settled(grid, settled)
+        values = grid.rows[["row", "step", "value", "n"]]
+        how = {"events": of_grid, "settled": where, "trials": trials, "most": most}
+        spec = layer_map(values, grid.titles, horizon, scale=scale, domain=domain, title=title, **how)
+        label = source.label(grid.name)
+        figures.append(Figure(label, spec, _alt(grid, label, measure, scale, of_grid)))
+    heading = f"{readable(measure).capitalize()} relative to {first}" if scale == "ratio" else "Representation velocity"
+    note = "Mean over seeds" + (
+        " of the log ratio." if scale == "ratio" else " of 1 - debiased CKA to the measurement before."
+    )
+    return Plate(heading, tuple(figures), note, _ramp(title, scale, domain), _keys(marks, settled))
+
+
+def marked(grid: Grid, events: pd.DataFrame, horizon: int, trials: int, most: int) -> pd.DataFrame | None:
+    """Events of one map: those of several seeds in one column of the map and one direction are one mark."""
+    own = events[(events["name"] == grid.name) & events["layer"].isin(grid.layers)]
+    if own.empty:
+        return None
+    width = max(1.0, (horizon or 1) / min(most, 100))
+    own = own.assign(
+        row=own["layer"].map({x: i for i, x in enumerate(grid.layers)}), middle=(own["from"] + own["to"]) / 2
+    )
+    own = own.assign(column=(own["middle"] // width).astype(int))
+    found = []
+    for (row, _, direction), group in own.groupby(["row", "column", "direction"], sort=True):
+        seeds = group["trial_id"].nunique()
+        first, last = int(group["from"].min()), int(group["to"].max())
+        text = f"{grid.titles[int(row)]}: {direction} between steps {first:,} and {last:,} in {seeds} of {trials} seeds"
+        at = float(group["middle"].mean())
+        found.append({"row": row, "at": at, "direction": direction, "seeds": seeds, "text": text})
+    return pd.DataFrame(found)
+
+
+def _settled(grid: Grid, settled: pd.DataFrame) -> pd.DataFrame | None:
+    """The median step, over the seeds that settled, at which each layer did."""
+    own = settled[(settled["name"] == grid.name) & settled["layer"].isin(grid.layers)].dropna(subset=["step"])
+    if own.empty:
+        return None
+    found = []
+    for layer, group in own.groupby("layer"):
+        text = f"settled at step {number(group['step'].median())} (median of the {count(len(group), 'seed')} that did)"
+        found.append({"row": grid.layers.index(str(layer)), "at": float(group["step"].median()), "text": text})
+    return pd.DataFrame(found)
+
+
+def _ramp(title: str, scale: Scale, domain: tuple[float, float]) -> Ramp:
+    low, high = domain
+    if scale == "ratio":
+        step = 2.0 ** math.floor(math.log2(high / 2))
+        places = [i * step for i in range(-int(high / step), int(high / step) + 1)]
+        ticks = tuple((f"×{number(2.0**p, 2)}", (p - low) / (high - low)) for p in places)
+        return Ramp(title, "diverging", ticks)
+    if not logarithmic(domain):
+        return Ramp(title, "heatmap", tuple((number(low + k * (high - low) / 4, 2), k / 4) for k in range(5)))
+    logs = np.arange(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
+    span = math.log10(high / low)
+    ticks = tuple((f"{10.0**k:.0e}".replace("e-0", "e-"), (float(k) - math.log10(low)) / span) for k in logs)
+    return Ramp(title, "heatmap", ticks)
+
+
+def _keys(marks: Marks | None, settled: pd.DataFrame | None) -> tuple[tuple[str, str], ...]:
+    found: list[tuple[str, str]] = []
+    if marks is not None and len(marks.rows):
+        found += [("▲", f"rise, ▼ fall: {marks.words}; larger where more seeds have it")]
+    if settled is not None and len(settled):
+        found.append(("▯", "where the layer settled (median over seeds)"))
+    return tuple(found)
+
+
+def _alt(grid: Grid, label: str, measure: str, scale: Scale, events: pd.DataFrame | None) -> str:
+    if scale == "ratio":
+        ends = grid.rows[grid.rows["step"] == grid.rows["step"].max()].sort_values("row")
+        found = zip(ends["row"], ends["value"], strict=True)
+        said = listed((f"{grid.titles[int(r)]} ×{number(2.0**v, 2)}" for r, v in found), 12)
+        text = f"{label}: {readable(measure)} by layer and step. At the end, relative to the first measurement: {said}."
+    else:
+        top = grid.rows.loc[grid.rows["value"].idxmax()]
+        where = f"{grid.titles[int(top['row'])]} at step {int(top['step']):,}"
+        text = f"{label}: representation velocity by layer and step, fastest in {where}."
+    return text + ("" if events is None else f" {count(len(events), 'mark')} of events.")

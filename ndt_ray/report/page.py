@@ -1,0 +1,175 @@
+"""The page: sections of a sweep put together, and rendered into one HTML file that needs nothing else."""
+
+import functools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ndt_ray.figures.charts import config
+from ndt_ray.figures.charts.theme import DARK, LIGHT
+from ndt_ray.report.across import across
+from ndt_ray.report.events import events, transients
+from ndt_ray.report.learning import learning
+from ndt_ray.report.maps import maps
+from ndt_ray.report.noise import noise, rule_marks
+from ndt_ray.report.order import order, settled_layers
+from ndt_ray.report.others import others
+from ndt_ray.report.parts import Claim, Section, Sheet, headlines, plain
+from ndt_ray.report.provenance import provenance
+from ndt_ray.report.source import Source
+from ndt_ray.report.words import number
+from ndt_ray.store.reader import Store
+
+LIMIT = 4 * 2**20
+"""Bytes that a page stays under."""
+BADGES = {"finding": "finding", "nothing": "nothing found", "described": "description", "caution": "caution"}
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that a report says, before it is rendered."""
+
+    sweep: str
+    about: str
+    sections: tuple[Section, ...]
+    facts: tuple[tuple[str, str], ...]
+    spec: str
+    seconds: float
+
+    @property
+    def claims(self) -> list[Claim]:
+        return [claim for section in self.sections for claim in section.claims]
+
+    def value(self) -> dict[str, Any]:
+        """What it says, as plain values."""
+        return {
+            "sweep": self.sweep,
+            "about": self.about,
+            "claims": [
+                {"section": s.id, "kind": c.kind, "text": c.text, "sql": c.sql} for s in self.sections for c in s.claims
+            ],
+            "missing": [{"section": s.id, "what": w, "command": c} for s in self.sections for w, c in s.missing],
+        }
+
+
+def collect(store: Store, sweep: str) -> Page:
+    """What the tables of a sweep allow to say, as of now. StoreError for an unknown sweep."""
+    started = time.perf_counter()
+    source = Source(store, sweep)
+    found, marks = events(source)
+    settled = settled_layers(source)
+    sections = [
+        found,
+        maps(source, marks or rule_marks(source), settled),
+        across(source),
+        order(source),
+        transients(source, marks.measure if marks else None),
+        learning(source),
+        noise(source),
+        others(source),
+    ]
+    last, facts, spec = provenance(source)
+    kept = tuple(section for section in [*sections, last] if section)
+    return Page(sweep, source.about, kept, tuple(facts), spec, time.perf_counter() - started)
+
+
+def render(page: Page) -> str:
+    """The page as HTML: styles, scripts and data inside, no address that a browser would ask."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    env = Environment(
+        loader=PackageLoader("ndt_ray.report", "templates"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters |= {"cell": _cell, "data": _data, "numeric": _numeric, "places": _places}
+    charts = {
+        f"{section.id}-{i}-{j}": figure.spec
+        for section in page.sections
+        for i, plate in enumerate(section.plates)
+        for j, figure in enumerate(plate.figures)
+    }
+    text: str = env.get_template("page.html").render(
+        page=page,
+        headlines=list(headlines(page.sections)),
+        badges=BADGES,
+        light=_colours(LIGHT),
+        dark=_colours(DARK),
+        charts=embedded({"specs": charts, "light": config(False), "dark": config(True)}),
+        drawn=bool(charts),
+        vega=vega() if charts else "",
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    return text
+
+
+@functools.cache
+def vega() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, from the wheel of vl-convert."""
+    import vl_convert
+
+    bundle: str = vl_convert.javascript_bundle()
+    return bundle.replace("</script", "<\\/script")
+
+
+def embedded(value: Mapping[str, Any]) -> str:
+    """JSON that is safe inside a script element."""
+    return json.dumps(value, separators=(",", ":"), default=plain).replace("</", "<\\/").replace("<!--", "<\\!--")
+
+
+def _colours(theme: Mapping[str, Any]) -> dict[str, str]:
+    ramps = {name: f"linear-gradient(to right, {', '.join(theme[name])})" for name in ("diverging", "heatmap")}
+    return {k: v for k, v in theme.items() if isinstance(v, str)} | ramps
+
+
+# -- tables --------------------------------------------------------------------------------------------------------
+
+
+def _numeric(sheet: Sheet) -> list[bool]:
+    """Which columns are numbers, and stand to the right."""
+    kinds: Sequence[Any] = sheet.rows.dtypes
+    return [bool(pd.api.types.is_numeric_dtype(k) and not pd.api.types.is_bool_dtype(k)) for k in kinds]
+
+
+def _places(sheet: Sheet) -> list[int | None]:
+    """Decimal places of every column: about four digits of its larger numbers; None for what is not a fraction."""
+    found: list[int | None] = []
+    for (_, column), numeric in zip(sheet.rows.items(), _numeric(sheet), strict=True):
+        values = column.dropna().to_numpy(np.float64) if numeric else np.empty(0)
+        values = np.abs(values[np.isfinite(values)])
+        if not len(values) or np.array_equal(values, np.round(values)):
+            found.append(None)
+        else:
+            top = float(np.quantile(values, 0.9)) or float(values.max())
+            found.append(int(np.clip(3 - np.floor(np.log10(top)), 0, 4)))
+    return found
+
+
+def _cell(value: Any, places: int | None = None) -> str:
+    """A value as the table shows it; all of it is in the CSV."""
+    value = plain(value)
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
+    if places is None or not np.isfinite(value) or 0 < abs(value) < 0.5 * 10.0**-places:
+        return number(value, 3)
+    return f"{value:,.{places}f}"
+
+
+def _data(value: Any) -> str:
+    """A value as it is sorted and saved: all digits, empty where it is missing."""
+    value = plain(value)
+    if value is None:
+        return ""
+    return repr(value) if isinstance(value, float) and np.isfinite(value) else str(value)

@@ -1,0 +1,115 @@
+"""What a report is made of: sentences with the query they were computed from, charts, tables, sections."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pandas as pd
+
+from ndt_ray.figures.charts import Spec
+
+Kind = Literal["finding", "nothing", "described", "caution"]
+"""What a sentence claims: a test that it names stands behind it; a test found nothing; no test; a limit."""
+
+MOST_ROWS = 300
+"""Rows of a table in the page; the rest is a query away, and the page says which."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the report. Its numbers are those that `sql` gives, and it says no more than they allow."""
+
+    text: str
+    kind: Kind
+    sql: str = ""
+    headline: bool = False
+    """Whether it stands at the top of the page too."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with what a reader who does not see it needs to know."""
+
+    title: str
+    spec: Spec
+    alt: str
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """The key of a colour scale that several charts share: (label, place from 0 to 1) of its ticks."""
+
+    title: str
+    range: Literal["diverging", "heatmap"]
+    ticks: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Plate:
+    """Charts that are read together, side by side where there is room."""
+
+    title: str
+    figures: tuple[Figure, ...]
+    note: str = ""
+    ramp: Ramp | None = None
+    keys: tuple[tuple[str, str], ...] = ()
+    """(sign, meaning) of the marks."""
+    wide: bool = False
+    """One chart a line."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table: rows with a title, the meaning of each column, and the query that gives all of them."""
+
+    title: str
+    rows: pd.DataFrame
+    docs: dict[str, str] = field(default_factory=dict)
+    sql: str = ""
+    total: int | None = None
+    """Rows that there are, where not all are shown."""
+
+    @property
+    def shown(self) -> pd.DataFrame:
+        return self.rows.head(MOST_ROWS)
+
+    @property
+    def count(self) -> int:
+        return len(self.rows) if self.total is None else self.total
+
+
+@dataclass
+class Section:
+    """A part of the page; what is empty is left out."""
+
+    id: str
+    title: str
+    claims: list[Claim] = field(default_factory=list)
+    plates: list[Plate] = field(default_factory=list)
+    sheets: list[Sheet] = field(default_factory=list)
+    missing: list[tuple[str, str]] = field(default_factory=list)
+    """(what is not there, the command that would compute it)."""
+    about: str = ""
+    short: str = ""
+    """Its title in the contents, where that is shorter."""
+
+    def __bool__(self) -> bool:
+        return bool(self.claims or self.plates or self.sheets or self.missing)
+
+
+def headlines(sections: Sequence[Section]) -> Iterator[tuple[Claim, str]]:
+    """Sentences that stand at the top, each with the section it belongs to."""
+    for section in sections:
+        for claim in section.claims:
+            if claim.headline:
+                yield claim, section.id
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON takes it; None for what is missing."""
+    if value is None or value is pd.NA or value is pd.NaT:
+        return None
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, float) and value != value:
+        return None
+    return value if isinstance(value, str | int | float | bool) else str(value)
