@@ -140,3 +140,23 @@ def plan_tables(plan: "Plan") -> None:
         f"{plan.n_trials:,} trials in {len(plan.packs):,} packs on {plan.workers} workers · {clock(plan.wall_seconds)}"
         f" ({how}) · {total.memory / 2**20:,.0f} MiB a worker · {shown} of disk, {spectra:,.1f} MiB of it spectra"
     )
+    for line in power_lines(plan):
+        console.print(line)
+
+
+def power_lines(plan: "Plan") -> list[str]:
+    """What the sweep's seeds can show, one line per compare axis, and a warning where that is nothing."""
+    from ndt_ray.plan.design import planned_power
+
+    lines = []
+    for found in planned_power(plan):
+        design = "pairs" if found.paired else "groups"
+        reach = f", 80 % from {found.detectable:g} SD" if found.detectable is not None else ""
+        lines.append(
+            f"compare {found.axis}: {found.contrasts} contrasts of {design} of {found.seeds} seeds ({found.why})"
+            f" · power {100 * found.power:.0f} % at {found.effect:g} SD{reach}"
+            f" · smallest p {found.smallest_p:.2g}, after Holm over {found.comparisons} {found.smallest_adjusted_p:.2g}"
+        )
+        if found.warning:
+            lines.append(f"! {found.warning}")
+    return lines

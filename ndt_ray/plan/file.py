@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from ndt_ray.errors import StoreError
 from ndt_ray.plan import Lane, Pack, Plan, pack_id
+from ndt_ray.plan.design import planned_power
 from ndt_ray.plan.estimate import Estimate
 from ndt_ray.spec import SPEC_VERSION, Trial
 from ndt_ray.spec.axes import Sweep
@@ -72,6 +73,7 @@ def _head(plan: Plan) -> dict[str, Any]:
         "workers": plan.workers,
         "device": plan.device,
         "notices": list(plan.notices),
+        "power": [entry.to_json() for entry in planned_power(plan)],
     }
 
 

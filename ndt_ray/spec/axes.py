@@ -367,22 +367,22 @@ def cell_namer(sweep: Sweep) -> Callable[[Trial], str]:
     """
     inside = {(owner, name, parameter) for owner, name, parameter in _in_axes(sweep)}
     whole = [a.path for a in sweep.axes if target(a.path)[0] not in ("model", "data", "seed", "control")]
-    paths = [leaf for path in whole for leaf in _leaves_of(sweep, path)]
+    paths = [leaf for path in whole for leaf in leaves_of(sweep, path)]
     ends = [path.rpartition(".")[2] for path in paths]
-    shown = [(end if ends.count(end) == 1 else path, field(path)[1]) for path, end in zip(paths, ends, strict=True)]
+    pieces = [(end if ends.count(end) == 1 else path, field(path)[1]) for path, end in zip(paths, ends, strict=True)]
 
     def named(owner: str, value: Named) -> str:
         keys = sorted({p for o, name, p in inside if o == owner and name in (None, value.name) and p in value.params})
-        return value.name + (f"({','.join(f'{k}={_shown(value.params[k])}' for k in keys)})" if keys else "")
+        return value.name + (f"({','.join(f'{k}={shown(value.params[k])}' for k in keys)})" if keys else "")
 
     def cell(trial: Trial) -> str:
-        pairs = [f"{end}={_shown(get(trial))}" for end, get in shown]
+        pairs = [f"{end}={shown(get(trial))}" for end, get in pieces]
         return " ".join([f"{named('model', trial.model)}/{named('data', trial.data)}", *pairs])
 
     return cell
 
 
-def _leaves_of(sweep: Sweep, path: str) -> list[str]:
+def leaves_of(sweep: Sweep, path: str) -> list[str]:
     """The fields that an axis sets: itself, or those that its values mention where it sets a whole section."""
     if path not in SECTIONS:
         return [path]
@@ -391,7 +391,8 @@ def _leaves_of(sweep: Sweep, path: str) -> list[str]:
     return [f"{path}.{key}" for key in keys if f"{path}.{key}" in LEAVES]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as it stands in a cell's name."""
     if isinstance(value, float):
         return f"{value:g}"
-    return "+".join(_shown(v) for v in value) if isinstance(value, list | tuple) else str(value)
+    return "+".join(shown(v) for v in value) if isinstance(value, list | tuple) else str(value)
