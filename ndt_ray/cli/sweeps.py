@@ -80,6 +80,7 @@ def sweep(
     ] = False,
     analyses: Annotated[bool, typer.Option("--analyses/--no-analyses", help="Run the sweep's analyses.")] = True,
     figure: Annotated[str | None, typer.Option("--figure", help="Write the layer by step map here.")] = None,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Run a sweep, or go on with one: the same command after any interruption."""
@@ -107,6 +108,10 @@ def sweep(
     if not as_json:
         _tell(result, store, chosen.name)
         _figure(store, chosen.name, figure, result)
+        if report and not result.launch.interrupted and not options.packs:
+            from ndt_ray.cli.reports import after_sweep
+
+            after_sweep(store, chosen.name, result)
     raise typer.Exit(result.exit_code)
 
 

@@ -1,0 +1,55 @@
+"""The command that writes a sweep's report."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ndt_ray.cli.options import DEFAULT_STORE, JsonOption, StoreOption, opened
+
+if TYPE_CHECKING:
+    from ndt_ray.run import Result
+
+
+def register(ndt: typer.Typer) -> None:
+    """Adds this module's commands."""
+    ndt.command()(report)
+
+
+def report(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep in the store.")],
+    store: StoreOption = DEFAULT_STORE,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="The file; by default beside the sweep.")] = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write what a sweep's tables say as one HTML file that works offline, and print its path."""
+    from ndt_ray.report import write_report
+
+    written = write_report(opened(store), sweep, out)
+    if as_json:
+        print(json.dumps({"path": written.path, "bytes": written.bytes, **written.page.value()}))
+    else:
+        for section in written.page.sections:
+            for what, command in section.missing:
+                print(f"! {what}: {command}", file=sys.stderr)
+        print(written.path)
+    if open_it:
+        import webbrowser
+        from pathlib import Path
+
+        webbrowser.open(Path(written.path).resolve().as_uri() if "://" not in written.path else written.path)
+
+
+def after_sweep(store: str, name: str, result: "Result") -> None:
+    """The report at the end of a sweep, made anew when there is something new to say; its path is the last line."""
+    from ndt_ray.report import NAME, write_report
+
+    there = opened(store)
+    where = f"sweeps/{name}/{NAME}"
+    new = result.launch.finished or result.launch.failed or any(r.done or r.dead for r in result.analyses)
+    if not new and there.location.size(where) is not None:
+        print(f"report  {there.location.absolute(where)}", file=sys.stderr)
+        return
+    print(f"report  {write_report(there, name).path}", file=sys.stderr)
