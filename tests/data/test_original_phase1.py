@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from ndt_ray.analysis.convergence import label, published_order, published_settled
+from ndt_ray.analysis.representatives import TYPE_3, eligible_type_3, founding_steps, select
 from ndt_ray.analysis.stored import analyze
 from ndt_ray.original import Published, import_published
 from ndt_ray.store.reader import Store, open_store
@@ -33,6 +34,9 @@ def store(imported: tuple[Store, Published]) -> Store:
     assert analyze(made, "original", "convergence_tests", parameters={"permutations": 199}).ok
     few = {"n_surrogates": 19, "measures": ["participation_ratio_sv_uncentred"]}
     assert analyze(made, "original", "critical_periods", parameters=few).ok
+    original = {"n_surrogates": 2, "modes": ["original"], "measures": []}
+    assert analyze(made, "original", "jumps", parameters=original).ok
+    assert analyze(made, "original", "taxonomy", parameters={"resamples": 15, "permutations": 199}).ok
     return made
 
 
@@ -97,3 +101,64 @@ def test_in_default_mode_a_tenth_is_critical_by_construction_and_loss_is_not_com
     series = of_mode(store.table("critical_series"), published, "default")
     assert len(series) == 400 and series["n_critical"].sum() == 400 * 40
     assert series["p"].notna().all() and store.table("loss_coupling").empty
+
+
+def test_the_five_types_are_the_published_ones_label_for_label(store: Store, published: Published, data: Path) -> None:
+    types = store.table("taxonomy_types").query("mode == 'original'").set_index("type")
+    assert types["n"].tolist() == [2104, 13, 437, 6, 431]
+    fits = store.table("taxonomy_fits").query("mode == 'original'").set_index("k")["silhouette"]
+    assert fits.round(3).to_dict() == {2: 0.932, 3: 0.753, 4: 0.755, 5: 0.702}
+    theirs = pd.read_csv(data / "ndt_phase1" / "all_jumps_detailed.upstream.csv")
+    both = jumps_with_types(store, published).merge(
+        theirs[["experiment", "layer", "step", "cluster"]],
+        left_on=["experiment", "layer", "index"],
+        right_on=["experiment", "layer", "step"],
+        suffixes=("", "_theirs"),
+        validate="one_to_one",
+    )
+    assert len(both) == 2991 and (both["cluster"] == both["cluster_theirs"]).all()
+
+
+def jumps_with_types(store: Store, published: Published) -> pd.DataFrame:
+    """The 2,991 with their published cluster id, in published order."""
+    key = ["trial_id", "layer", "measure", "step_before"]
+    rule = store.table("jumps").query("mode == 'original' and detector == 'difference_z'")
+    types = store.table("event_types").query("mode == 'original'")[[*key, "type"]]
+    names = published.experiments[["trial_id", "experiment", "family"]]
+    joined = rule.merge(types, on=key, validate="one_to_one").merge(names, on="trial_id")
+    return joined.assign(cluster=joined["type"] - 1).sort_values(["experiment", "layer_index", "index"])
+
+
+def test_published_names_of_types_contradict_their_phases(store: Store) -> None:
+    types = store.table("taxonomy_types").query("mode == 'original'").set_index("type")
+    assert types.loc[4, "phase"] < 0.01 < types.loc[3, "phase"] < types.loc[5, "phase"]  # "late" is the earliest
+    assert types.loc[[2, 4], "n_trials"].max() <= 4 and types["label"].isna().all()
+    association = store.table("taxonomy_association").query("mode == 'original'").set_index("factor")
+    assert association.loc["family", "p"] <= 0.01 and association.loc["data", "n_trials"] == 55
+
+
+PLANS = {
+    "cnn_deep_mnist": [0, 6, 10, 16, 26, 72, 74, 82, 84, 92, 94],
+    "mlp_narrow_mnist": [0, 1, 3, 4, 10, 11, 13, 14],
+}
+
+
+@pytest.mark.parametrize("experiment", PLANS)
+def test_the_published_checkpoint_plans_come_out(store: Store, published: Published, experiment: str) -> None:
+    jumps = jumps_with_types(store, published)
+    chosen = select(jumps[jumps["experiment"] == experiment], rule="founding")
+    assert founding_steps(chosen) == PLANS[experiment] and len(chosen) == 5
+
+
+def test_the_transformer_plan_comes_out_but_for_its_unseeded_draw(store: Store, published: Published) -> None:
+    theirs = [101, 111, 121, 333, 343, 353, 357, 367, 377, 385, 386, 395, 396, 405, 406]
+    jumps = jumps_with_types(store, published)
+    own = jumps[jumps["experiment"] == "transformer_deep_mnist"]
+    chosen = select(own, rule="founding")
+    fixed = chosen[chosen["cluster"] != TYPE_3]
+    assert fixed["index"].tolist() == [343, 367, 395, 396] and founding_steps(fixed) == theirs[3:]
+    drawn_from = eligible_type_3(own)
+    published_draw = drawn_from[(drawn_from["index"] == 111) & (drawn_from["layer"] == "transformer.layers.3.linear2")]
+    assert len(drawn_from) == 58 and len(published_draw) == 1
+    with_it = pd.concat([fixed, published_draw])
+    assert founding_steps(with_it) == theirs and len(chosen) == 5
