@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ndt_ray.analysis import detectors, nulls
+from ndt_ray.analysis import detection, nulls
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.detectors import Detector, DifferenceZ, Events, Floats, SmoothedGradient
+from ndt_ray.analysis.detection import Events, Floats, Rule
+from ndt_ray.analysis.detection.original import DifferenceZ, SmoothedGradient, rule
 from ndt_ray.analysis.phases import phase_bin, published_phase_bin
 from ndt_ray.analysis.series import Clock, Series, clock, layer_series, mean_series
 from ndt_ray.analysis.tables import JUMP_COUNTS, JUMPS
@@ -55,7 +56,7 @@ def jumps(
     the `every` grid are used, and the change from step 0 is shown but not counted (Adam's first step is a sign step).
     """
     trial = clock(data.frame("trials"), data.frame("measurements"))
-    chosen = [detectors.make(name, parameters) for name, parameters in rules.items()]
+    chosen = [rule(name, parameters) for name, parameters in rules.items()]
     events: list[Columns] = []
     counts: list[dict[str, Any]] = []
     for mode, series, judges in _cases(data, trial, measures, chosen, modes):
@@ -69,8 +70,8 @@ def jumps(
 
 
 def _cases(
-    data: AnalysisInput, trial: Clock, measures: Sequence[str], chosen: Iterable[Detector], modes: Sequence[str]
-) -> Iterator[tuple[str, Series, list[Detector]]]:
+    data: AnalysisInput, trial: Clock, measures: Sequence[str], chosen: Iterable[Rule], modes: Sequence[str]
+) -> Iterator[tuple[str, Series, list[Rule]]]:
     """Every (mode, series) with the rules that judge it."""
     for mode in modes:
         if mode not in ("default", "original"):
@@ -106,7 +107,7 @@ def _surrogates(mode: str, tested: Series, trial: Clock, count: int) -> dict[str
     }
 
 
-def _events(mode: str, series: Series, tested: Series, detector: Detector, trial: Clock) -> Columns:
+def _events(mode: str, series: Series, tested: Series, detector: Rule, trial: Clock) -> Columns:
     found = detector(tested.steps, tested.values)
     columns = _described(tested, found, per_step=mode == "default") | {"counted": np.full(len(found), True)}
     if len(tested.steps) < len(series.steps) and isinstance(detector, DifferenceZ):
@@ -159,7 +160,7 @@ def _described(series: Series, found: Events, per_step: bool) -> Columns:
     }
 
 
-def _identity(mode: str, series: Series, detector: Detector, trial: Clock) -> dict[str, Any]:
+def _identity(mode: str, series: Series, detector: Rule, trial: Clock) -> dict[str, Any]:
     return {
         "trial_id": trial.trial_id,
         "layer": series.layer,
@@ -174,7 +175,7 @@ def _identity(mode: str, series: Series, detector: Detector, trial: Clock) -> di
 
 
 def _count(
-    mode: str, tested: Series, detector: Detector, trial: Clock, found: Columns, noise: Mapping[str, Floats | None]
+    mode: str, tested: Series, detector: Rule, trial: Clock, found: Columns, noise: Mapping[str, Floats | None]
 ) -> dict[str, Any]:
     """One row of `jump_counts`: the counted events of one series and rule, beside the same rule on its surrogates."""
     counted = found["index"][found["counted"]]
@@ -182,7 +183,7 @@ def _count(
         "n": len(tested.values),
         "n_missing": tested.n_missing,
         "observed": len(counted),
-        "merged": len(detectors.merged(counted)),
+        "merged": len(detection.merged(counted)),
         "shown": len(found["index"]) - len(counted),
         "phi": None,
         "flag": None,

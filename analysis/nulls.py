@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 from scipy.signal import lfilter
 
-from ndt_ray.analysis.detectors import Detector, Floats
+from ndt_ray.analysis.detection import Floats, Rule
 from ndt_ray.errors import SpecError, did_you_mean
 
 FAMILIES = ("white_noise", "ar1", "random_walk")
@@ -103,7 +103,7 @@ def matched(family: str, values: Floats, count: int, *key: str) -> Floats | None
     return surrogates(family, len(values), sd, count, generator(*key, family), phi)
 
 
-def expected(detector: Detector, series: Floats, observed: int) -> NullCount:
+def expected(detector: Rule, series: Floats, observed: int) -> NullCount:
     """The detector's counts on surrogates `[count, n]`, beside the observed one."""
     counts = detector.scores(series)[1].sum(axis=-1)
     low, high = np.quantile(counts, (0.025, 0.975))
@@ -112,7 +112,7 @@ def expected(detector: Detector, series: Floats, observed: int) -> NullCount:
 
 
 def calibrated_threshold(
-    make: Callable[[float], Detector], n: int, per_series: float, family: str = "white_noise", phi: float = 0.0
+    make: Callable[[float], Rule], n: int, per_series: float, family: str = "white_noise", phi: float = 0.0
 ) -> float:
     """The threshold at which the rule reports `per_series` events on average in series of `n` values without any.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ndt_ray.analysis.detectors import Floats, Ints, longest_stretch, uniform_grid
+from ndt_ray.analysis.detection import Floats, Ints, longest_stretch, uniform_grid
 from ndt_ray.errors import SpecError
 
 ALL_LAYERS = "*"

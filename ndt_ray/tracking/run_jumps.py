@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ndt_ray.analysis.detectors import Detector, Floats, Ints, RollingLevel, uniform_grid
+from ndt_ray.analysis.detection import Detector, Floats, Ints, uniform_grid
+from ndt_ray.analysis.detection.original import RollingLevel
 from ndt_ray.analysis.jumps import RESOLUTION
 
 if TYPE_CHECKING:

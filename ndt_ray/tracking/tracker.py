@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ndt_ray.analysis.detectors import Detector, make
+from ndt_ray.analysis.detection import Detector, make
 from ndt_ray.errors import NdtError, SpecError, did_you_mean
 from ndt_ray.evaluate import Scores
 from ndt_ray.lanes.numerics import fingerprint
@@ -258,7 +258,7 @@ class HighFrequencyTracker:
         """Jumps in one measure of all layers (or one), in order of time and then of layers.
 
         The default is ndtracker's rule: values more than `threshold` = 3 SDs from the mean of the `window` = 50
-        before, from `min_samples` = 20 on (`ndt_ray.analysis.detectors`). Series are judged where they have no holes;
+        before, from `min_samples` = 20 on (`ndt_ray.analysis.detection`). Series are judged where they have no holes;
         one that is too short, or constant within float32, gives none. None of the rules is calibrated against noise.
         """
         rule = make(detector, parameters) if isinstance(detector, str) else detector

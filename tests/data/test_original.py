@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ndt_ray.analysis.detectors import DifferenceZ
+from ndt_ray.analysis.detection.original import DifferenceZ
 from ndt_ray.analysis.jumps import compare_with_null, published_table
 from ndt_ray.analysis.phases import jump_phases, phase_bin
 from ndt_ray.analysis.stored import analyze

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ndt_ray.analysis import nulls
-from ndt_ray.analysis.detectors import DifferenceZ, RollingLevel
+from ndt_ray.analysis.detection.original import DifferenceZ, RollingLevel
 from ndt_ray.errors import SpecError
 
 

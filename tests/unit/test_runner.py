@@ -141,8 +141,9 @@ def test_the_code_of_an_analysis_is_all_that_its_numbers_stand_on() -> None:
 
     source = Path(sys.modules[jumps.function.__module__].__file__ or "")
     seen = _sources(jumps.function.__module__, source, {})
-    assert {f"ndt_ray.analysis.{m}" for m in ("jumps", "detectors", "nulls", "phases", "series", "tables")} == set(seen)
-    assert "\n# " not in seen["ndt_ray.analysis.detectors"]
+    modules = ("jumps", "detection", "detection.original", "nulls", "phases", "series", "tables")
+    assert {f"ndt_ray.analysis.{m}" for m in modules} == set(seen)
+    assert "\n# " not in seen["ndt_ray.analysis.detection"]
 
 
 def test_an_analysis_must_return_what_it_declares() -> None:

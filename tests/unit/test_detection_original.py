@@ -4,16 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ndt_ray.analysis.detectors import (
-    DifferenceZ,
-    RollingLevel,
-    SmoothedGradient,
-    longest_stretch,
-    make,
-    merged,
-    names,
-    uniform_grid,
-)
+from ndt_ray.analysis.detection import longest_stretch, make, merged, names, uniform_grid
+from ndt_ray.analysis.detection.original import DifferenceZ, RollingLevel, SmoothedGradient
 from ndt_ray.errors import SpecError
 
 RULES = (DifferenceZ(), SmoothedGradient(), RollingLevel())
@@ -165,7 +157,8 @@ def test_neighbouring_indices_become_one_event() -> None:
 
 
 def test_detectors_are_made_by_name() -> None:
-    assert names() == ["difference_z", "rolling_level", "smoothed_gradient"]
+    rules = {"difference_z", "rolling_level", "smoothed_gradient"}
+    assert rules | {"profile", "local_contrast", "pelt", "binseg"} == set(names())
     assert make("difference_z", {"threshold": 4.0}) == DifferenceZ(4.0)
     assert make("rolling_level").parameters() == {"window": 50, "threshold": 3.0, "min_samples": 20, "floor": 1e-10}
     with pytest.raises(SpecError, match="did you mean 'difference_z'"):

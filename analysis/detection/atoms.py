@@ -1,0 +1,142 @@
+"""The shapes that a series is compared with: a smooth trend, and events of every place and width beyond it.
+
+For n measurements: `trend` spans what is no event (a parabola and decays from the initialisation), `atoms` are steps,
+sigmoids, bumps and kinks. `Whitened` holds them as an AR(1) noise sees them, for every coefficient of a grid, so that
+the likelihood of all events in many series is one matrix product.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from ndt_ray.analysis.detection import Floats
+
+Singles = NDArray[np.float32]
+Shape = Literal["level", "rate"]
+"""What a series is: a level, which an event moves for good; or a rate (velocity), which an event raises for a while."""
+
+PHIS = (-0.3, 0.0, 0.25, 0.45, 0.6, 0.72, 0.82, 0.89, 0.94, 0.97, 0.99)
+"""Grid of lag-1 coefficients over which the likelihood is maximised."""
+RISE = 2 * float(np.log(9))
+"""A logistic of scale s rises from 10 to 90 % within 2 ln 9 · s."""
+DECAYS = (0.01, 0.04, 0.16)
+"""Time constants of the trend's decays, in shares of the series: together they follow any relaxation from the start."""
+WIDEST = 0.3
+"""Widest sigmoid, 10-90 %, as a share of the series."""
+EDGE = 5
+"""No event is sought within so many measurements of either end."""
+SWALLOWED = 0.02
+"""An atom of which the trend leaves less than this share of its energy cannot be told from the trend."""
+
+
+def trend(n: int) -> Floats:
+    """Columns that span a smooth trend, `[n, columns]`; fewer decays where a series is short."""
+    t = np.arange(n) / max(n - 1, 1)
+    decays = [np.exp(-t / share) for share in DECAYS if share * n >= 2]
+    return np.stack([np.ones(n), t, t * t, *decays], axis=1)
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """Events of unit size: `values [n, atoms]`, and of each its middle, 10-90 % width (0: step) and kind."""
+
+    values: Floats
+    location: Floats
+    width: Floats
+    kind: Sequence[str]
+
+
+def curve(kind: str, n: int, location: float, width: float) -> Floats:
+    """One event of unit size on n measurements; `location` between measurements is a half."""
+    t = np.arange(n, dtype=np.float64)
+    if kind == "kink":
+        return np.maximum(0.0, t - location) / n
+    if kind == "bump":
+        if width < 2:
+            return (np.abs(t - location) <= 0.5).astype(np.float64)
+        half = expit((t - location) * (RISE / width))
+        return 4 * half * (1 - half)
+    if width <= 1:
+        return (t > location).astype(np.float64)
+    return np.asarray(expit((t - location) * (RISE / width)), dtype=np.float64)
+
+
+def widths(n: int) -> list[int]:
+    """10-90 % widths of the sigmoids, from 6 measurements (3 in short series) to `WIDEST` of the series."""
+    found, width = [], 6.0 if n >= 100 else 3.0
+    while width <= WIDEST * n:
+        found.append(round(width))
+        width *= 2 if width < 24 else 1.6
+    return found
+
+
+@functools.lru_cache(maxsize=6)
+def atoms(n: int, shape: Shape) -> Atoms:
+    """Every event that is sought in n measurements; places are a fifth of a width apart."""
+    chosen: list[tuple[str, float, float]] = []
+    if shape == "level":
+        chosen += [("step", k - 0.5, 0.0) for k in range(EDGE, n - EDGE + 1)]
+    else:
+        chosen += [("bump", float(k), 1.0) for k in range(EDGE, n - EDGE)]
+    for width in widths(n):
+        margin, gap = max(EDGE, width / 4), max(1.0, width / 5)
+        places = np.arange(margin, n - margin, gap)
+        chosen += [("sigmoid" if shape == "level" else "bump", float(p), float(width)) for p in places]
+    if shape == "level":
+        chosen += [("kink", float(k), 0.0) for k in np.arange(0.1 * n, 0.9 * n, max(1.0, n / 40))]
+    columns = [curve("sigmoid" if kind == "step" else kind, n, place, width) for kind, place, width in chosen]
+    kinds, location, width_ = zip(*chosen, strict=True)
+    return Atoms(np.stack(columns, axis=1), np.array(location), np.array(width_), kinds)
+
+
+@dataclass(frozen=True)
+class Whitened:
+    """The atoms as noise of one AR(1) coefficient sees them: whitened, without the whitened trend, of unit length.
+
+    `basis [n, columns]`: orthonormal whitened trend. `units [n, atoms]`, float32: a whitened series times these is
+    every atom's signed root of the residual energy that it explains; 0 for atoms that the trend swallows.
+    """
+
+    phi: float
+    basis: Floats
+    units: Singles
+
+
+def whiten(values: Floats, phi: float) -> Floats:
+    """Series `[..., n]` with AR(1) noise of this coefficient removed: innovations, the first one scaled to theirs."""
+    out = values.copy()
+    out[..., 1:] -= phi * values[..., :-1]
+    out[..., 0] *= np.sqrt(1 - phi * phi)
+    return out
+
+
+@functools.lru_cache(maxsize=6)
+def whitened(n: int, shape: Shape) -> tuple[Whitened, ...]:
+    """The dictionary for n measurements at every coefficient of `PHIS`."""
+    columns, events = trend(n), atoms(n, shape).values
+    out = []
+    for phi in PHIS:
+        basis, _ = np.linalg.qr(whiten(columns.T, phi).T)
+        seen = whiten(events.T, phi).T
+        rest = seen - basis @ (basis.T @ seen)
+        rest -= basis @ (basis.T @ rest)
+        left = np.einsum("ij,ij->j", rest, rest)
+        centred = seen - basis[:, :1] @ (basis[:, :1].T @ seen)
+        swallowed = left < SWALLOWED * np.einsum("ij,ij->j", centred, centred)
+        unit = np.where(swallowed, 0.0, rest / np.sqrt(np.where(swallowed, 1.0, left)))
+        out.append(Whitened(phi, basis, unit.astype(np.float32)))
+    return tuple(out)
+
+
+@functools.lru_cache(maxsize=6)
+def apart(n: int, shape: Shape) -> Singles:
+    """`[atoms, atoms]`: 1 where two events are distinct, 0 where they overlap and would describe one."""
+    known = atoms(n, shape)
+    distance = np.abs(known.location[:, None] - known.location)
+    reach = np.maximum((known.width[:, None] + known.width) / 2, EDGE)
+    return (distance >= reach).astype(np.float32)

@@ -1,0 +1,231 @@
+"""Null series of one series: its own smooth trend, noise of its own memory and scale, and no event.
+
+`describe` takes a series apart: trend, local scale, and a remainder from which events that stand out beyond doubt are
+taken (with them the noise would look like a walk, and hide what made it so). `draw` puts null series together again,
+in the series' own units, so that they go through every step that the series goes through. Four kinds of noise:
+
+- ar_sieve: an autoregression of the remainder, its order by BIC, its coefficients corrected for their small-sample
+  bias (Kilian 1998), driven by resampled innovations (Bühlmann 1997);
+- iaaft: the remainder's own values, with its own power spectrum in the end (Schreiber & Schmitz 1996);
+- block: blocks of the remainder of geometric length (stationary bootstrap: Politis & Romano 1994);
+- siblings: how continuations of one checkpoint that differ only in batch order differ from their mean (`siblings`).
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from scipy.signal import lfilter
+
+from ndt_ray.analysis.detection import Floats
+from ndt_ray.analysis.detection.atoms import PHIS, Shape, trend
+from ndt_ray.analysis.detection.likelihood import despiked, fit, local_scale
+from ndt_ray.analysis.detection.locate import Settled, design, located, settle
+from ndt_ray.errors import SpecError, did_you_mean
+
+NULLS = ("ar_sieve", "iaaft", "block")
+"""Noise that a series alone can tell; `siblings` needs other series."""
+BEYOND_DOUBT = 32.0
+"""Gain above which an event is taken out before the noise is described: under 1 in 300 null series of any kind."""
+MOST_EVENTS = 8
+"""Events that are sought in the series itself."""
+MAX_ORDER = 12
+_BURN = 200
+_BIAS_RUNS = 200
+_IAAFT_ROUNDS = 40
+
+
+@dataclass(frozen=True)
+class Described:
+    """A series taken apart: trend, events, and scale · (remainder + spikes). All but `coefficients` are `[n]`.
+
+    `tame`: the series without linear trend and spikes.
+    `coefficients`: of the autoregression, corrected for bias. `phi`: lag-1 correlation that they imply. `quantum`:
+    distance of the values a series of few values can take, else 0. `removed`: events taken out.
+    """
+
+    trend: Floats
+    scale: Floats
+    tame: Floats
+    remainder: Floats
+    spikes: Floats
+    coefficients: Floats
+    phi: float
+    quantum: float
+    removed: int
+    shape: Shape
+
+    @property
+    def persistence(self) -> float:
+        """Sum of the coefficients: 1 at a unit root."""
+        return float(self.coefficients.sum())
+
+    @property
+    def sd(self) -> float:
+        """Marginal SD of the noise, in units of the series, where its scale is typical."""
+        return float(self.remainder.std() * np.median(self.scale))
+
+
+def describe(values: Floats, shape: Shape, rng: np.random.Generator) -> Described:
+    """Take one series `[n]` apart."""
+    n = len(values)
+    basis, _ = np.linalg.qr(trend(n))
+    rest = values - basis @ (basis.T @ values)
+    scale = local_scale(rest[None])[0]
+    raw = rest / scale
+    tame = (despiked(raw[None])[0] if shape == "level" else raw) * scale
+    found = fit(tame[None] / scale, shape, MOST_EVENTS)
+    sure = np.flatnonzero(found.gain[0] >= BEYOND_DOUBT)
+    settled = Settled([], np.zeros(0), np.zeros(0))
+    if sure.size:
+        count = int(sure[-1]) + 1
+        phi = float(found.phi[0, count])
+        shapes = [located(n, shape, int(a)) for a in found.atom[0, :count]]
+        settled = settle(tame, scale, shapes, phi, BEYOND_DOUBT)
+        # Beside an event the scale was that of its rise: once more without it.
+        scale = local_scale((tame - _sum(settled, n))[None])[0]
+        settled = settle(tame, scale, settled.events, phi, BEYOND_DOUBT)
+    events = _sum(settled, n)
+    known = design(n, settled.events) / scale[:, None]
+    basis_, _ = np.linalg.qr(known)
+    remainder = tame / scale - basis_ @ (basis_.T @ (tame / scale))
+    coefficients = _autoregression(remainder, known, rng)
+    return Described(
+        trend=basis @ (basis.T @ (values - events)),
+        scale=scale,
+        tame=tame,
+        remainder=remainder,
+        spikes=rest / scale - tame / scale,
+        coefficients=coefficients,
+        phi=_implied_phi(coefficients),
+        quantum=quantum(values),
+        removed=len(settled.events),
+        shape=shape,
+    )
+
+
+def _sum(settled: Settled, n: int) -> Floats:
+    """All events at their sizes, `[n]`."""
+    return sum((s * e.curve(n) for e, s in zip(settled.events, settled.sizes, strict=True)), np.zeros(n))
+
+
+def draw(known: Described, count: int, null: str, rng: np.random.Generator) -> Floats:
+    """`count` null series `[count, n]` in the units of the series."""
+    if null not in NULLS:
+        raise SpecError(f"unknown null '{null}'{did_you_mean(null, NULLS)} - siblings need continuations")
+    makers = {"ar_sieve": _sieve, "iaaft": _iaaft, "block": _blocks}
+    noise = makers[null](known, count, rng)
+    n = len(known.trend)
+    noise += rng.choice(known.spikes, (count, n))
+    out = known.trend + known.scale * noise
+    return out if known.quantum == 0 else cast(Floats, np.rint(out / known.quantum) * known.quantum)
+
+
+def siblings(values: Floats, continuations: Floats, shape: Shape) -> Floats:
+    """Null series from continuations `[K, n]` of one checkpoint over the same steps as `values` `[n]`.
+
+    Each is the series' own smooth trend and one continuation's deviation from their mean, widened by √(K / (K - 1)) for
+    the mean that was taken from the same K. SpecError for fewer than 3 continuations, or another length.
+    """
+    if continuations.ndim != 2 or continuations.shape[-1] != len(values) or len(continuations) < 3:
+        raise SpecError(
+            f"siblings are at least 3 continuations of the series' {len(values)} measurements, but got an array of"
+            f" shape {continuations.shape} - fork the checkpoint that the series begins at"
+        )
+    count = len(continuations)
+    known = describe(values, shape, np.random.default_rng(0))
+    deviation = (continuations - continuations.mean(axis=0)) * np.sqrt(count / (count - 1))
+    return known.trend + deviation
+
+
+def quantum(values: Floats) -> float:
+    """Distance of the values that a series takes, where they are few and on a grid (integers); else 0."""
+    distinct = np.unique(values)
+    if len(distinct) < 2 or len(distinct) > len(values) / 4:
+        return 0.0
+    gaps = np.diff(distinct)
+    least = float(gaps.min())
+    return least if np.allclose(gaps / least, np.rint(gaps / least), atol=1e-6) else 0.0
+
+
+def _autoregression(remainder: Floats, design: Floats, rng: np.random.Generator) -> Floats:
+    """Coefficients of order 1 or more by BIC, corrected for the bias that trend and small samples give them."""
+    n = len(remainder)
+    highest = max(1, min(MAX_ORDER, n // 20))
+    by_order, variance = _levinson(remainder[None], highest)
+    cost = n * np.log(np.maximum(variance[1:, 0], 1e-300)) + np.arange(1, highest + 1) * np.log(n)
+    order = int(cost.argmin()) + 1
+    found = by_order[order - 1][0]
+    basis, _ = np.linalg.qr(design)
+    noise = lfilter([1.0], np.r_[1.0, -found], rng.standard_normal((_BIAS_RUNS, n + _BURN)), axis=-1)[:, _BURN:]
+    again = _levinson(noise - (noise @ basis) @ basis.T, order)[0][order - 1]
+    bias = again.mean(axis=0) - found
+    for shrunk in (1.0, 0.8, 0.6, 0.4, 0.2):
+        corrected = found - shrunk * bias
+        if _largest_root(corrected) < 0.9975:
+            return cast(Floats, corrected)
+    return cast(Floats, found)
+
+
+def _levinson(series: Floats, highest: int) -> tuple[list[Floats], Floats]:
+    """Yule-Walker coefficients of orders 1 … highest, each `[count, order]`, and innovation variances by order."""
+    count, n = series.shape
+    lags = [np.einsum("ij,ij->i", series[:, k:], series[:, : n - k]) / n for k in range(highest + 1)]
+    variance = [np.maximum(lags[0], 1e-300)]
+    coefficients: list[Floats] = []
+    last = np.zeros((count, 0))
+    for order in range(1, highest + 1):
+        ahead = sum((last[:, j] * lags[order - 1 - j] for j in range(order - 1)), np.zeros(count))
+        reflection = np.clip((lags[order] - ahead) / variance[-1], -0.9999, 0.9999)
+        last = np.concatenate([last - reflection[:, None] * last[:, ::-1], reflection[:, None]], axis=1)
+        variance.append(variance[-1] * (1 - reflection**2))
+        coefficients.append(last)
+    return coefficients, np.stack(variance)
+
+
+def _largest_root(coefficients: Floats) -> float:
+    return float(np.abs(np.roots(np.r_[1.0, -coefficients])).max(initial=0.0))
+
+
+def _implied_phi(coefficients: Floats) -> float:
+    """Lag-1 correlation of an autoregression, from its impulse response."""
+    impulse = np.zeros(4000)
+    impulse[0] = 1.0
+    response = lfilter([1.0], np.r_[1.0, -coefficients], impulse)
+    return float(np.clip((response[1:] @ response[:-1]) / (response @ response), -PHIS[-1], PHIS[-1]))
+
+
+def _sieve(known: Described, count: int, rng: np.random.Generator) -> Floats:
+    n, order = len(known.remainder), len(known.coefficients)
+    innovations = lfilter(np.r_[1.0, -known.coefficients], [1.0], known.remainder)[order:]
+    innovations = innovations - innovations.mean()
+    innovations *= np.sqrt(n / max(n - order - known.removed - trend(n).shape[1], 1))
+    drawn = rng.choice(innovations, (count, n + _BURN))
+    return cast(Floats, lfilter([1.0], np.r_[1.0, -known.coefficients], drawn, axis=-1)[:, _BURN:])
+
+
+def _iaaft(known: Described, count: int, rng: np.random.Generator) -> Floats:
+    values = known.remainder
+    n = len(values)
+    ordered = np.sort(values)
+    amplitude = np.abs(np.fft.rfft(values))
+    series = rng.permuted(np.tile(values, (count, 1)), axis=1)
+    for _ in range(_IAAFT_ROUNDS):
+        spectrum = np.fft.rfft(series, axis=-1)
+        phase = spectrum / np.maximum(np.abs(spectrum), 1e-300)
+        shaped = np.fft.irfft(amplitude * phase, n, axis=-1)
+        np.put_along_axis(series, shaped.argsort(axis=-1), np.broadcast_to(ordered, series.shape), axis=-1)
+    return series
+
+
+def _blocks(known: Described, count: int, rng: np.random.Generator) -> Floats:
+    """Blocks of mean length n^(1/3) · ((1 + φ) / (1 - φ))^(2/3), at most a tenth of the series, wrapped at its end."""
+    n = len(known.remainder)
+    memory = (1 + max(known.phi, 0.0)) / (1 - max(known.phi, 0.0))
+    length = min(max(n ** (1 / 3) * memory ** (2 / 3), 2.0), n / 10)
+    begins = rng.random((count, n)) < 1 / length
+    begins[:, 0] = True
+    start = rng.integers(0, n, (count, n))
+    at = np.maximum.accumulate(np.where(begins, np.arange(n), 0), axis=-1)
+    place = (np.take_along_axis(start, at, axis=-1) + np.arange(n) - at) % n
+    return cast(Floats, known.remainder[place])

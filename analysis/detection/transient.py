@@ -1,0 +1,71 @@
+"""The initial transient: what a series sheds in the first moments after the initialisation. An object, not an event."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ndt_ray.analysis.detection import Floats
+
+LATEST = 0.12
+"""A transient is over by this share of the run; what takes longer is trend."""
+STANDS_OUT = 6.0
+"""Noise SDs that the transient must reach."""
+LEFT = 0.05
+"""Share of its largest value below which a transient is over."""
+
+
+@dataclass(frozen=True)
+class Transient:
+    """`amplitude`: first value minus what it relaxes to. `half_life`, `ends`: in measurements. `flag`: why none."""
+
+    amplitude: float = np.nan
+    settled: float = np.nan
+    half_life: float = np.nan
+    ends: int = 0
+    r2: float = np.nan
+    flag: str | None = None
+
+
+def find(values: Floats) -> Transient:
+    """The transient of one series from its first measurement on.
+
+    Its curve is the fast part (time constants up to 4 % of the run) of the smooth trend that is fitted to the first
+    third of the series; two of them follow a fall with a rebound, as layers show in their first steps.
+    """
+    n = len(values)
+    third = values[: max(n // 3, min(n, 12))]
+    m = len(third)
+    if n < 12:
+        return Transient(flag="short")
+    if np.ptp(values) <= 1e-6 * float(np.abs(values).max()):
+        return Transient(flag="constant")
+    t = np.arange(m, dtype=np.float64)
+    fast = [np.exp(-t / tau) for tau in (0.01 * n, 0.03 * n) if tau >= 0.8]
+    columns = np.stack([np.ones(m), t / n, (t / n) ** 2, *fast], axis=1)
+    solved = np.linalg.lstsq(columns, third, rcond=None)[0]
+    curve = columns[:, 3:] @ solved[3:]
+    rest = third - columns @ solved
+    noise = max(float(1.4826 * np.median(np.abs(np.diff(rest)))), float(rest.std()), 1e-9 * float(np.abs(third).max()))
+    peak = float(np.abs(curve).max())
+    if peak < STANDS_OUT * noise:
+        return Transient(flag="none")
+    grain = max(1, int(LATEST * n / 4))
+    latest = 4 * grain
+    above = np.flatnonzero(np.abs(curve[:latest]) > max(LEFT * peak, 0.5 * noise))
+    ends = int(above[-1]) + 1 if above.size else 0
+    ends = min(-(-ends // grain) * grain, latest)
+    amplitude = float(curve[0])
+    gone = np.flatnonzero(np.abs(curve) <= np.abs(amplitude) / 2)
+    half = _crossing(np.abs(curve) / max(abs(amplitude), 1e-300), int(gone[0])) if gone.size else np.nan
+    early = third[: ends + 1]
+    spread = float(((early - early.mean()) ** 2).sum())
+    r2 = 1 - float((rest[: ends + 1] ** 2).sum()) / spread if spread > 0 else np.nan
+    return Transient(amplitude, float(third[0] - rest[0] - amplitude), half, ends, r2)
+
+
+def _crossing(share: Floats, first: int) -> float:
+    """Where a falling share crosses one half, between two measurements."""
+    if first == 0:
+        return 0.0
+    high, low = float(share[first - 1]), float(share[first])
+    return first - 1 + (high - 0.5) / (high - low) if high > low else float(first)
