@@ -1,0 +1,259 @@
+"""What an intervention costs and how it heals: each arm beside its own untouched lane, which is the same trial until
+the intervention.
+
+The deficit at a step is the untouched lane's held-out accuracy minus the arm's, at the same step and so at the same
+learning rate and after as many updates. Two arms of one kind at different steps are compared over the same number of
+steps after the intervention. Founding plan: a layer zeroed at 400, 500 and 600 steps and trained on for 100; deficits
+in windows: Achille et al. (arXiv:1711.08856), whose confounds - learning rate at the end of the deficit, clean steps
+left - a shared schedule and a common horizon remove.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from ndt_ray.analysis.api import AnalysisInput, analysis
+from ndt_ray.analysis.inference.multiplicity import attainable_q, bh
+from ndt_ray.analysis.inference.seeds import interval
+from ndt_ray.errors import SpecError
+from ndt_ray.spec import Control
+from ndt_ray.store.schema import Column, Table
+
+Floats = NDArray[np.float64]
+
+_ARM = (
+    Column("cell", "string", "architecture × data set"),
+    Column("kind", "string", "ablate, reinit, perturb, frozen or damage"),
+    Column("target", "string", "layer, or what the data suffered"),
+    Column("at", "int32", "step of the intervention", "steps"),
+    Column("until", "int32", "end of its window; equal to `at` for a lesion", "steps"),
+    Column("dose", "float64", "share of the layer's units"),
+)
+
+RECOVERY = Table(
+    "recovery",
+    "One intervened lane beside its untouched one: deficits of held-out accuracy after the intervention.",
+    (
+        Column("trial_id", "string", "of the intervened lane"),
+        Column("untouched", "string", "trial_id of the same trial without the intervention"),
+        *_ARM,
+        Column("horizon", "int32", "steps after the end of the intervention that were compared", "steps"),
+        Column("n", "int32", "evaluations compared"),
+        Column("near_event", "bool", "a significant event of the untouched lane brackets, or is next to, the step"),
+        Column("impact", "float64", "deficit at the first evaluation after the intervention's end"),
+        Column("deepest", "float64", "largest deficit within the horizon"),
+        Column("area", "float64", "mean deficit over the horizon: area under the curve / steps"),
+        Column("half_time", "float64", "steps until the deficit was first at most half the impact; null: not yet"),
+        Column("final", "float64", "mean deficit over the last fifth of the horizon: what did not heal"),
+        Column("area_loss", "float64", "the same area for the held-out loss, arm minus untouched", "nats"),
+        Column("flag", "string", "why there is nothing: no_untouched, not_evaluated; null when all is well"),
+    ),
+    ("trial_id",),
+)
+
+CONTRASTS = Table(
+    "recovery_contrasts",
+    "Interventions over seeds: against the untouched lanes, and between two steps of the same intervention.",
+    (
+        *_ARM,
+        Column("against", "string", "untouched, or @STEP: the same intervention at another step"),
+        Column("measure", "string", "column of `recovery`"),
+        Column("n", "int32", "seeds (pairs of lanes)"),
+        Column("mean", "float64", "over seeds: of the deficit, or of the difference of two deficits"),
+        Column("lo", "float64", "95 % interval over seeds"),
+        Column("hi", "float64", "upper end of it"),
+        Column("p", "float64", "two-sided, exact: all sign flips of the seeds"),
+        Column("p_attainable", "float64", "smallest p that so many seeds allow: 2 / 2^n"),
+        Column("q", "float64", "Benjamini-Hochberg over the contrasts of one measure against one kind of reference"),
+        Column("q_attainable", "float64", "smallest q that it could have had, if it alone had an effect"),
+        Column("finding", "string", "computed: lasting, healed, worse_than_other, milder_than_other or not_shown"),
+    ),
+    ("cell", "kind", "target", "at", "until", "dose", "against", "measure"),
+)
+
+COMPARED = ("impact", "area", "final")
+SHARE_LEFT = 0.2
+"""Part of the horizon, at its end, over which `final` is taken."""
+
+
+@analysis(
+    name="recovery",
+    reads=("trials", "evaluations", "events", "measurements"),
+    writes=(RECOVERY, CONTRASTS),
+    per="sweep",
+)
+def recovery(data: AnalysisInput, *, horizon: int | None = None, alpha: float = 0.05) -> dict[str, pd.DataFrame]:
+    """Deficits of intervened lanes, their recovery, and what holds over seeds.
+
+    `horizon`: steps after an intervention's end that count; by default as many as every arm of a cell has. SpecError
+    where it is not positive. A sweep without interventions gives empty tables.
+    """
+    if horizon is not None and horizon <= 0:
+        raise SpecError(f"horizon is a number of steps, but got ({horizon=})")
+    trials = data.frame("trials")
+    if trials.empty:
+        return {"recovery": pd.DataFrame(), "recovery_contrasts": pd.DataFrame()}
+    arms = _arms(trials)
+    if not arms:
+        return {"recovery": pd.DataFrame(), "recovery_contrasts": pd.DataFrame()}
+    curves = {str(t): rows.sort_values("step") for t, rows in data.frame("evaluations").groupby("trial_id")}
+    near = _near_events(data.frame("events"))
+    common = _horizons(arms, horizon)
+    rows = pd.DataFrame([_row(arm, curves, near, common[arm["cell"]]) for arm in arms])
+    own = rows.drop(columns="seed_key")
+    return {"recovery": own, "recovery_contrasts": pd.DataFrame(list(_contrasts(rows, alpha)))}
+
+
+def _arms(trials: pd.DataFrame) -> list[dict[str, Any]]:
+    """Intervened lanes with the untouched lane of the same trial."""
+    found, untouched = [], {}
+    for row in trials.itertuples():
+        spec = json.loads(str(row.spec))
+        control = Control.model_validate(spec.pop("control", "none"))
+        key = json.dumps(spec, sort_keys=True)
+        if control.kind == "none":
+            untouched[key] = str(row.trial_id)
+        elif control.intervenes:
+            seeds = json.dumps(spec.get("seed"), sort_keys=True)
+            found.append((str(row.trial_id), str(row.cell), int(row.steps), control, key, seeds))
+    out = []
+    for trial_id, cell, steps, c, key, seeds in found:
+        at = int(c.at or 0)
+        end = at if c.until is None else min(c.until, steps)
+        arm = {"trial_id": trial_id, "untouched": untouched.get(key), "cell": cell, "kind": c.kind}
+        arm |= {"target": c.layer or c.damage, "at": at, "until": end, "dose": c.dose, "steps": steps}
+        out.append(arm | {"seed_key": seeds})
+    return sorted(out, key=lambda a: (a["cell"], a["kind"], str(a["target"]), a["at"], a["dose"], a["trial_id"]))
+
+
+def _horizons(arms: list[dict[str, Any]], asked: int | None) -> dict[str, int]:
+    """Steps after the end that all arms of a cell have, or those asked for where there are as many."""
+    left: dict[str, int] = {}
+    for arm in arms:
+        left[arm["cell"]] = min(left.get(arm["cell"], arm["steps"]), arm["steps"] - arm["until"])
+    return left if asked is None else {cell: min(asked, n) for cell, n in left.items()}
+
+
+def _near_events(events: pd.DataFrame) -> dict[str, Floats]:
+    """Brackets (before, after) of the significant events of each trial."""
+    if events.empty:
+        return {}
+    kept = events[events["significant"].astype(bool)]
+    return {str(t): rows[["step_before", "step_after"]].to_numpy(float) for t, rows in kept.groupby("trial_id")}
+
+
+def _row(arm: dict[str, Any], curves: dict[str, pd.DataFrame], near: dict[str, Floats], horizon: int) -> dict[str, Any]:
+    row = {k: v for k, v in arm.items() if k != "steps"} | {"horizon": horizon, "n": 0, "near_event": None}
+    row |= dict.fromkeys(("impact", "deepest", "area", "half_time", "final", "area_loss"), math.nan) | {"flag": None}
+    if arm["untouched"] is None:
+        return row | {"flag": "no_untouched"}
+    brackets = near.get(arm["untouched"], np.zeros((0, 2)))
+    reach = brackets[:, 1] - brackets[:, 0] if len(brackets) else np.zeros(0)
+    row["near_event"] = bool(((brackets[:, 0] - reach <= arm["at"]) & (arm["at"] <= brackets[:, 1] + reach)).any())
+    mine, theirs = curves.get(arm["trial_id"]), curves.get(arm["untouched"])
+    if mine is None or theirs is None:
+        return row | {"flag": "not_evaluated"}
+    both = theirs.merge(mine, on="step", suffixes=("_untouched", "_arm"))
+    both = both[(both["step"] >= arm["until"]) & (both["step"] <= arm["until"] + horizon)]
+    deficit = (both["accuracy_untouched"] - both["accuracy_arm"]).to_numpy(float)
+    known = np.isfinite(deficit)
+    if known.sum() < 2:
+        return row | {"flag": "not_evaluated"}
+    steps = both["step"].to_numpy(float)[known]
+    loss = (both["loss_arm"] - both["loss_untouched"]).to_numpy(float)[known]
+    return row | {"n": int(known.sum())} | curve(steps - arm["until"], deficit[known], loss)
+
+
+def curve(after: ArrayLike, deficit: ArrayLike, loss: ArrayLike) -> dict[str, float]:
+    """What a recovery curve is summed up to: steps since the intervention's end, deficits there, differences of loss.
+
+    Areas by the trapezoidal rule over the steps, divided by their span.
+    """
+    t, d, x = (np.asarray(a, dtype=np.float64) for a in (after, deficit, loss))
+    impact = float(d[0])
+    healed = np.flatnonzero(d <= impact / 2) if impact > 0 else np.zeros(0, int)
+    span = float(t[-1] - t[0])
+    late = t >= t[-1] - SHARE_LEFT * span
+    return {
+        "impact": impact,
+        "deepest": float(d.max()),
+        "area": float(np.trapezoid(d, t) / span),
+        "half_time": float(t[healed[0]]) if len(healed) else math.nan,
+        "final": float(d[late].mean()),
+        "area_loss": float(np.trapezoid(x, t) / span),
+    }
+
+
+def sign_flip_p(values: ArrayLike) -> float:
+    """Two-sided exact p of a mean of 0 under symmetry: the share of all 2^n sign flips at least as far out.
+
+    Beyond 14 values 2^14 seeded flips stand for all. NaN without values.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    x = x[np.isfinite(x)]
+    if len(x) == 0:
+        return math.nan
+    if len(x) <= 14:
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(x))))
+    else:
+        signs = np.random.default_rng(0).choice((1.0, -1.0), size=(1 << 14, len(x)))
+        signs[0] = 1.0
+    means = np.abs(signs @ x) / len(x)
+    return float((means >= abs(x.mean()) * (1 - 1e-12)).mean())
+
+
+def _contrasts(rows: pd.DataFrame, alpha: float) -> Iterator[dict[str, Any]]:
+    arm = ["cell", "kind", "target", "at", "until", "dose"]
+    found: list[dict[str, Any]] = []
+    good = rows[rows["flag"].isna()]
+    for key, group in good.groupby(arm, sort=True):
+        for measure in COMPARED:
+            values = group[measure].to_numpy(float)
+            found.append(_contrast(dict(zip(arm, key, strict=True)), "untouched", measure, values))
+    for _, same in good.groupby(["cell", "kind", "target", "dose"], sort=True):
+        windows = sorted({(int(a), int(u)) for a, u in zip(same["at"], same["until"], strict=True)})
+        for first, other in itertools.combinations(windows, 2):
+            if first[1] - first[0] != other[1] - other[0]:
+                continue  # windows of one length only: a longer deficit is another intervention
+            later, earlier = (same[(same["at"] == w[0]) & (same["until"] == w[1])] for w in (other, first))
+            joined = later.merge(earlier, on="seed_key", suffixes=("", "_other"))
+            if joined.empty:
+                continue
+            name = {k: joined[k].iloc[0] for k in arm}
+            for measure in COMPARED:
+                values = (joined[measure] - joined[f"{measure}_other"]).to_numpy(float)
+                found.append(_contrast(name, f"@{first[0]}", measure, values))
+    families: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+    for row in found:
+        families.setdefault((row["measure"], row["against"] == "untouched"), []).append(row)
+    for family in families.values():
+        for row, q in zip(family, bh([r["p"] for r in family]), strict=True):
+            row["q"] = float(q)
+            row["q_attainable"] = attainable_q(len(family), row["p_attainable"])
+    finals = {tuple(r[k] for k in arm): r for r in found if r["measure"] == "final" and r["against"] == "untouched"}
+    for row in found:
+        yield row | {"finding": _finding(row, finals[tuple(row[k] for k in arm)], alpha)}
+
+
+def _contrast(name: dict[str, Any], against: str, measure: str, values: Floats) -> dict[str, Any]:
+    known = values[np.isfinite(values)]
+    within = interval(known)
+    row = name | {"against": against, "measure": measure, "n": len(known)}
+    row |= {"mean": float(known.mean()) if len(known) else math.nan, "lo": within.lo, "hi": within.hi}
+    return row | {"p": sign_flip_p(known), "p_attainable": 2.0 ** (1 - len(known)) if len(known) else math.nan}
+
+
+def _finding(row: dict[str, Any], final: dict[str, Any], alpha: float) -> str:
+    """What the numbers allow to be said, and no more."""
+    clear = bool(row["q"] <= alpha)
+    if row["against"] != "untouched":
+        return ("worse_than_other" if row["mean"] > 0 else "milder_than_other") if clear else "not_shown"
+    if final["q"] <= alpha and final["mean"] > 0:
+        return "lasting"
+    return "healed" if clear and row["mean"] > 0 else "not_shown"

@@ -1,0 +1,140 @@
+"""Recovery after interventions: planted curves, planted differences between steps, null sweeps, odd input."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from ndt_ray.analysis.api import AnalysisInput, Partition
+from ndt_ray.analysis.recovery import curve, recovery, sign_flip_p
+from ndt_ray.errors import SpecError
+from ndt_ray.spec import Control
+
+STEPS, EVERY = 200, 10
+GRID = np.arange(0, STEPS + 1, EVERY)
+
+
+def sweep(deficits, seeds=6, noise=0.002, rng_seed=0):
+    """`deficits`: control -> function of steps since its end. Accuracy .5 -> .9 plus noise of each evaluation."""
+    rng = np.random.default_rng(rng_seed)
+    trials, evaluations = [], []
+    for seed in range(seeds):
+        base = 0.9 - 0.4 * np.exp(-GRID / 50) + rng.normal(0, noise, len(GRID))
+        for control, deficit in {"none": None, **deficits}.items():
+            c = Control.model_validate(control)
+            accuracy = base.copy()
+            if deficit is not None:
+                after = GRID >= c.at
+                accuracy[after] -= deficit(np.maximum(GRID[after] - (c.until or c.at), 0))
+                accuracy[after] += rng.normal(0, noise, after.sum())
+            spec = {"seed": {"init": seed}, "control": c.model_dump(), "model": "m"}
+            trial = f"{control}-{seed}"
+            trials.append({"trial_id": trial, "cell": "m/d", "steps": STEPS, "spec": json.dumps(spec)})
+            rows = {"trial_id": trial, "step": GRID, "accuracy": accuracy, "loss": 1 - accuracy}
+            evaluations.append(pd.DataFrame(rows))
+    return {"trials": pd.DataFrame(trials), "evaluations": pd.concat(evaluations)}
+
+
+def analysed(tables, **parameters):
+    given = {name: pa.Table.from_pandas(frame, preserve_index=False) for name, frame in tables.items()}
+    empty = {name: pa.table({}) for name in recovery.reads if name not in given}
+    found = recovery(AnalysisInput("s", Partition(), {**given, **empty}), **parameters)
+    return {name: table.to_pandas() for name, table in found.items()}
+
+
+def heals(t):
+    return 0.3 * np.exp(-t / 8)
+
+
+def test_a_planted_curve_is_summed_up_as_it_is():
+    t = np.arange(0, 101, 10.0)
+    found = curve(t, 0.4 * 0.5 ** (t / 20), np.zeros(11))
+    assert found["impact"] == pytest.approx(0.4) == found["deepest"]
+    assert found["half_time"] == 20
+    assert found["area"] == pytest.approx(0.4 * 20 / np.log(2) * (1 - 2**-5) / 100, rel=0.02)
+    assert found["final"] == pytest.approx(np.mean(0.4 * 0.5 ** (t[t >= 80] / 20)))
+
+
+def test_a_deficit_that_never_heals_has_no_half_time():
+    assert np.isnan(curve([0, 10, 20], [0.2, 0.2, 0.19], [0, 0, 0])["half_time"])
+    assert np.isnan(curve([0, 10], [0.0, 0.0], [0, 0])["half_time"])
+
+
+def test_what_heals_and_what_does_not():
+    found = analysed(sweep({"ablate:a@100": heals, "damage:blur@50-100": lambda t: 0.1 + 0 * t}, seeds=8))
+    contrasts = found["recovery_contrasts"].set_index(["kind", "against", "measure"])
+    healed = contrasts.loc[("ablate", "untouched", "area")]
+    assert healed["finding"] == "healed" and healed["lo"] > 0 and healed["n"] == 8
+    lasting = contrasts.loc[("damage", "untouched", "final")]
+    assert lasting["finding"] == "lasting" and lasting["mean"] == pytest.approx(0.1, abs=0.01)
+    assert healed["p"] == pytest.approx(2 / 256) == healed["p_attainable"]
+    rows = found["recovery"].set_index("kind")
+    assert (rows["horizon"] == 100).all() and rows.loc["ablate", "half_time"].eq(10).all()
+
+
+def test_an_intervention_that_hurts_more_at_one_step_is_found_and_one_alike_is_not():
+    arms = {f"ablate:a@{at}": (lambda t, s=size: s * heals(t)) for at, size in ((60, 1), (100, 2), (140, 1))}
+    found = analysed(sweep(arms, seeds=8))["recovery_contrasts"]
+    area = found[(found["measure"] == "area") & (found["against"] != "untouched")].set_index(["at", "against"])
+    assert area.loc[(100, "@60"), "finding"] == "worse_than_other"
+    assert area.loc[(140, "@100"), "finding"] == "milder_than_other"
+    assert area.loc[(140, "@60"), "finding"] == "not_shown"
+    assert (found["n"] == 8).all()
+
+
+def test_without_an_effect_few_contrasts_are_called_one():
+    calls = []
+    for i in range(30):
+        found = analysed(sweep({"perturb:a@100": lambda t: 0 * t}, rng_seed=i))["recovery_contrasts"]
+        calls.append((found["q"] <= 0.05).any())
+    assert np.mean(calls) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 30) + 0.03  # three measures of one deficit a family each
+
+
+def test_windows_of_different_length_are_not_compared():
+    arms = {"damage:blur@0-50": heals, "damage:blur@0-100": heals, "damage:blur@50-100": heals}
+    found = analysed(sweep(arms))["recovery_contrasts"]
+    assert set(found["against"]) == {"untouched", "@0"}
+    assert set(found.loc[found["against"] == "@0", "at"]) == {50}
+
+
+def test_events_of_the_untouched_lane_mark_the_step():
+    tables = sweep({"ablate:a@100": heals, "ablate:a@150": heals}, seeds=2)
+    event = {"trial_id": "none-0", "step_before": 95, "step_after": 105, "significant": True}
+    tables["events"] = pd.DataFrame([event, {**event, "trial_id": "none-1", "significant": False}])
+    rows = analysed(tables)["recovery"].set_index("trial_id")["near_event"]
+    assert rows["ablate:a@100-0"] and not rows["ablate:a@150-0"] and not rows["ablate:a@100-1"]
+
+
+def test_arms_without_an_untouched_lane_or_evaluations_say_so():
+    tables = sweep({"ablate:a@100": heals}, seeds=2)
+    tables["trials"] = tables["trials"][tables["trials"]["trial_id"] != "none-0"]
+    tables["evaluations"] = tables["evaluations"][tables["evaluations"]["trial_id"] != "ablate:a@100-1"]
+    found = analysed(tables)
+    assert dict(zip(found["recovery"]["trial_id"], found["recovery"]["flag"], strict=True)) == {
+        "ablate:a@100-0": "no_untouched",
+        "ablate:a@100-1": "not_evaluated",
+    }
+    assert found["recovery_contrasts"].empty
+
+
+def test_one_seed_finds_nothing_and_says_what_it_could():
+    found = analysed(sweep({"ablate:a@100": heals}, seeds=1))["recovery_contrasts"]
+    assert (found["p"] == 1).all() and (found["p_attainable"] == 1).all() and set(found["finding"]) == {"not_shown"}
+
+
+def test_nothing_to_compare():
+    assert analysed({})["recovery"].empty
+    assert analysed(sweep({}, seeds=2))["recovery"].empty
+    with pytest.raises(SpecError, match="horizon"):
+        analysed(sweep({"ablate:a@100": heals}, seeds=1), horizon=0)
+
+
+def test_sign_flips_are_exact():
+    assert sign_flip_p([1.0, 2.0, 3.0]) == 0.25
+    assert sign_flip_p([1.0, -1.0]) == 1.0
+    assert np.isnan(sign_flip_p([]))
+    rng = np.random.default_rng(1)
+    p = np.array([sign_flip_p(rng.normal(size=8)) for _ in range(400)])
+    assert (p <= 0.05).mean() < 0.05 + 2 * np.sqrt(0.05 * 0.95 / 400)
