@@ -6,7 +6,7 @@ NaN where a pair was skipped.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from ndt_ray.errors import SpecError
 Matrix = NDArray[np.float64]
 
 UNIVERSAL, PARTIAL, DIVERGING = 0.9, 0.6, 0.7
-"""Bands of the heat map: green from .9, yellow from .6, red below; and where a layer counts as diverging (at or below)."""
+"""Bands of the heat map: green from .9, yellow from .6, red below; at or below .7 a layer counts as diverging."""
 EARLY = 0.4
 """Share of the layers, rounded up, that counts as early: 4 and 8 of 4, 8, 12, 16, 20."""
 CLEAR = 0.02

@@ -188,14 +188,20 @@ def train(rows: Tensor, seeds: Sequence[str], config: Config, *, frozen: Sequenc
     return replace(found, losses=np.stack(losses))
 
 
-def random_saes(rows: Tensor, seeds: Sequence[str], config: Config) -> Saes:
-    """Dictionaries as they are before training, with one gain a lane fitted to the rows: the random control."""
+def random_saes(rows: Tensor, seeds: Sequence[str], config: Config, active: Tensor | None = None) -> Saes:
+    """Dictionaries as they are before training, with one gain a lane fitted to the rows: the random control.
+
+    `active` [S]: mean number of active features a row that a threshold gives them (relu; topk has its k).
+    """
     found = _start(rows, [generator("random sae", seed) for seed in seeds], replace(config, tied=True))
     x = found.normalised(rows)
+    if config.kind == "relu" and active is not None:
+        pre = (x[:, :512] @ found.encoder).flatten(1).sort(dim=1, descending=True).values
+        place = (active / found.atoms.shape[1] * pre.shape[1]).long().clamp(0, pre.shape[1] - 1)
+        found = replace(found, encoder_bias=-pre.gather(1, place[:, None]).expand_as(found.encoder_bias).clone())
     made = found.reconstruct(x)
-    gain = (x * made).sum((1, 2)) / (made**2).sum((1, 2)).clamp_min(1e-12)
-    gain = gain[:, None, None].sqrt()
-    return replace(found, encoder=found.encoder * gain**2)
+    gain = ((x * made).sum((1, 2)) / (made**2).sum((1, 2)).clamp_min(1e-12))[:, None]
+    return replace(found, encoder=found.encoder * gain[:, None], encoder_bias=found.encoder_bias * gain)
 
 
 def _start(rows: Tensor, generators: Sequence[np.random.Generator], config: Config) -> Saes:

@@ -55,23 +55,37 @@ class Transfer:
     affine: float
     controls: dict[str, float]
     ceiling: float
-    se: float
-    """Standard error of ceiling - best control: over blocks of stimuli, and over dictionary seeds."""
+    errors: dict[str, float]
+    """Standard error of ceiling - control, by control: over blocks of stimuli, and over dictionary seeds."""
     alignment: str
     founding: dict[str, float] = field(default_factory=dict)
 
     @property
+    def best(self) -> str:
+        """The control that reaches most."""
+        return max(self.controls, key=lambda name: self.controls[name])
+
+    @property
     def control(self) -> float:
-        """The best of the controls."""
-        return max(self.controls.values())
+        """What it reaches."""
+        return self.controls[self.best]
+
+    @property
+    def se(self) -> float:
+        """Standard error of ceiling - control."""
+        return self.errors[self.best]
 
     @property
     def score(self) -> float | None:
         """(aligned - control) / (ceiling - control); null where ceiling - control is under 2 standard errors."""
-        room = self.ceiling - self.control
-        if not np.isfinite(room) or not room >= 2 * self.se or room <= 0:
+        return self.score_against(self.best)
+
+    def score_against(self, name: str) -> float | None:
+        """The same against one of the controls."""
+        room = self.ceiling - self.controls[name]
+        if not np.isfinite(room) or room <= 0 or not room >= 2 * self.errors[name]:
             return None
-        return (self.aligned - self.control) / room
+        return (self.aligned - self.controls[name]) / room
 
 
 def transfer(source: Side, target: Side, fit: tuple[Rows, Rows] | None = None) -> Transfer:
@@ -106,18 +120,16 @@ def transfer(source: Side, target: Side, fit: tuple[Rows, Rows] | None = None) -
         "pca": [quality.residuals(x, _projected(x, y_fit, max(1, round(l0)), chosen))[0]],
     }
     controls = {name: mean(found) for name, found in errors.items()}
-    best = max(controls, key=lambda name: controls[name])
-    found = Transfer(
+    return Transfer(
         raw=mean(through(source.saes, None)) if source.d == target.d else float("nan"),
         aligned=mean(through(source.saes, maps["aligned"])),
         affine=mean(through(source.saes, maps["affine"])),
         controls=controls,
         ceiling=mean(own),
-        se=_error(own, errors[best], total),
+        errors={name: _error(own, found, total) for name, found in errors.items()},
         alignment=chosen.method,
         founding=founding_numbers(source, target) if source.d == target.d else {},
     )
-    return found
 
 
 def through_target(saes: Saes, x: Matrix) -> list[Matrix]:
@@ -169,7 +181,7 @@ def matching(source: Side, target: Side, key: tuple[str, ...]) -> dict[str, floa
     value, null, high = quality.matched_correlation(*per_stimulus, key)
     found = {"correlation": value, "correlation_null": null, "correlation_null_hi": high}
     if source.d == target.d:
-        atoms = chosen.to_target(source.saes.atoms[0].double().numpy())
+        atoms = source.saes.atoms[0].double().numpy() @ chosen.back
         others = target.saes.atoms[0].double().numpy()
         found["mcc"] = quality.mcc(atoms, others)
         found["mcc_chance"] = quality.chance_mcc(len(atoms), len(others), source.d, draws=1)
@@ -192,7 +204,9 @@ def _made(saes: Saes, x: Matrix, mapped: Alignment | None) -> list[Matrix]:
 
 
 def _projected(x: Matrix, source: Matrix, k: int, mapped: Alignment) -> Matrix:
-    return mapped.to_target(mapped.to_source(_flat(x)) @ principal(source, k)).reshape(x.shape)
+    mean = source.mean(0)
+    kept = (mapped.to_source(_flat(x)) - mean) @ principal(source, k) + mean
+    return mapped.to_target(kept).reshape(x.shape)
 
 
 def _error(ceiling: list[Matrix], control: list[Matrix], total: Matrix) -> float:
