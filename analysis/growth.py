@@ -5,8 +5,9 @@ logistic curve without the gradient. It only rises: where dimensionality falls i
 Parameters that end at a bound are no estimates, and are named (Javihaus/ndt, experiments/new/phase1_analysis.py).
 """
 
+import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from scipy.optimize import OptimizeWarning, curve_fit
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.detectors import Floats
+from ndt_ray.analysis.growth_models import GROWTH_MODELS, Curve, compared
 from ndt_ray.analysis.series import Series, clock, mean_series
 from ndt_ray.analysis.tables import GROWTH
 
@@ -37,26 +39,68 @@ class Fit:
     flag: str | None = None
 
 
-@analysis(name="growth", reads=("trials", "measurements", "original_measurements"), writes=(GROWTH,), per="trial")
+@analysis(
+    name="growth",
+    reads=("trials", "measurements", "scalars", "original_measurements"),
+    writes=(GROWTH, GROWTH_MODELS),
+    per="trial",
+)
 def growth(
     data: AnalysisInput,
     *,
     measures: Sequence[str] = ("participation_ratio_sv_uncentred",),
     modes: Sequence[str] = ("default", "original"),
 ) -> dict[str, pd.DataFrame]:
-    """Logistic growth curves of mean dimensionality, with fit quality and parameters that ended at a bound named.
+    """Logistic growth of mean dimensionality, in time and in accumulated gradient, against simpler curves by AIC.
 
     `original` fits the published series on its recorded steps 0, 5, …; `default` the measurements in true steps.
     """
     trial = clock(data.frame("trials"), data.frame("measurements"))
-    rows = []
+    gradient = _gradient(data.frame("scalars"))
+    rows: list[dict[str, Any]] = []
+    models: list[dict[str, Any]] = []
+    cases = []
     if "default" in modes:
-        for series in mean_series(data.frame("measurements"), measures, trial.every):
-            rows.append(_row("default", trial.trial_id, series, 0))
+        cases += [("default", s, 0) for s in mean_series(data.frame("measurements"), measures, trial.every)]
     if "original" in modes:
-        for series in mean_series(data.frame("original_measurements"), ("participation_ratio",), trial.every):
-            rows.append(_row("original", trial.trial_id, series, int(series.steps[0])))
-    return {"growth": pd.DataFrame(rows)}
+        published = mean_series(data.frame("original_measurements"), ("participation_ratio",), trial.every)
+        cases += [("original", s, int(s.steps[0])) for s in published]
+    for mode, series, origin in cases:
+        identity = {"trial_id": trial.trial_id, "measure": series.measure, "mode": mode}
+        row, fitted = _row(mode, trial.trial_id, series, origin)
+        rows.append(row)
+        models += [
+            identity | m | {"parameters": json.dumps(m["parameters"])} for m in _models(series, fitted, gradient)
+        ]
+    return {"growth": pd.DataFrame(rows), "growth_models": pd.DataFrame(models)}
+
+
+def _gradient(scalars: pd.DataFrame) -> pd.Series:
+    """Gradient norm by step; empty where it was not stored."""
+    if scalars.empty or "grad_norm" not in scalars:
+        return pd.Series(dtype=np.float64)
+    return scalars.set_index("step")["grad_norm"].astype(np.float64).dropna().sort_index()
+
+
+def _models(series: Series, fitted: Fit, gradient: pd.Series) -> Iterator[dict[str, Any]]:
+    """The simple curves, the logistic in time as already fitted, and the logistic in accumulated gradient norm."""
+    d = series.values
+    t = (series.steps - series.steps[0]) / max(int(series.steps[-1] - series.steps[0]), 1) if len(d) else d
+    norms = gradient.reindex(series.steps).bfill().to_numpy() if len(gradient) else np.full(len(d), np.nan)
+    stated, tau = Fit(flag="no_gradient"), t
+    if len(d) > 3 and np.isfinite(norms).all() and norms.sum() > 0:
+        tau = np.concatenate([[0.0], np.cumsum(norms[1:] * np.diff(series.steps))])
+        tau = tau / tau[-1] if tau[-1] > 0 else t
+        stated = fit(tau, d)
+    others = {"logistic": (_curve(t, fitted), 4), "logistic_gradient": (_curve(tau, stated), 4)}
+    return compared(t, d, others)
+
+
+def _curve(t: Floats, found: Fit) -> Curve:
+    parameters = {"d_max": found.d_max, "alpha": found.alpha, "t0": found.t0}
+    if found.flag:
+        return Curve(None, {}, flag=found.flag)
+    return Curve(logistic(t, found.d_max, found.alpha, found.t0), parameters, found.at_bound)
 
 
 def logistic(t: Floats, d_max: float, alpha: float, t0: float) -> Floats:
@@ -91,11 +135,11 @@ def fit(t: Floats, d: Floats) -> Fit:
     return Fit(r2, d_max, alpha, t0, at_bound)
 
 
-def _row(mode: str, trial_id: str, series: Series, origin: int) -> dict[str, Any]:
+def _row(mode: str, trial_id: str, series: Series, origin: int) -> tuple[dict[str, Any], Fit]:
     steps, d = series.steps - origin, series.values
     last = float(steps[-1]) if len(steps) > 3 else np.nan
     fitted = fit(steps / last, d) if len(steps) > 3 else Fit(flag="short")
-    return {
+    row = {
         "trial_id": trial_id,
         "measure": series.measure,
         "mode": mode,
@@ -112,6 +156,7 @@ def _row(mode: str, trial_id: str, series: Series, origin: int) -> dict[str, Any
         "d_last": d[-1] if len(d) else None,
         "flag": fitted.flag,
     }
+    return row, fitted
 
 
 def verdict(r2: float) -> str:

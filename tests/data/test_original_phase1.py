@@ -34,9 +34,11 @@ def store(imported: tuple[Store, Published]) -> Store:
     assert analyze(made, "original", "convergence_tests", parameters={"permutations": 199}).ok
     few = {"n_surrogates": 19, "measures": ["participation_ratio_sv_uncentred"]}
     assert analyze(made, "original", "critical_periods", parameters=few).ok
+    assert analyze(made, "original", "growth", parameters={"modes": ["original"]}).ok
+    assert analyze(made, "original", "growth_regression").ok
     original = {"n_surrogates": 2, "modes": ["original"], "measures": []}
     assert analyze(made, "original", "jumps", parameters=original).ok
-    assert analyze(made, "original", "taxonomy", parameters={"resamples": 15, "permutations": 199}).ok
+    assert analyze(made, "original", "taxonomy", parameters={"resamples": 5, "permutations": 199}).ok
     return made
 
 
@@ -162,3 +164,18 @@ def test_the_transformer_plan_comes_out_but_for_its_unseeded_draw(store: Store, 
     assert len(drawn_from) == 58 and len(published_draw) == 1
     with_it = pd.concat([fixed, published_draw])
     assert founding_steps(with_it) == theirs and len(chosen) == 5
+
+
+def test_alpha_from_depth_and_width_is_an_exact_fit_to_four_architectures(store: Store) -> None:
+    row = store.table("growth_regression").query("mode == 'original'").iloc[0]
+    assert row["r2"] == pytest.approx(1.0, abs=1e-9) and row["n"] == 4 and row["saturated"]
+    assert np.isnan(row["r2_left_out"]) and row["predictors"] == "depth,width,connectivity"
+
+
+def test_the_founding_growth_model_is_seldom_the_best_curve(store: Store, published: Published) -> None:
+    models = of_mode(store.table("growth_models"), published)
+    assert models.groupby("trial_id").size().eq(7).all() and models["trial_id"].nunique() == 55
+    best = models[models["best"]]["model"].value_counts()
+    assert best.get("logistic", 0) + best.get("logistic_gradient", 0) < 10
+    logistic = models[models["model"] == "logistic"]
+    assert logistic["r2"].mean() == pytest.approx(0.2402, abs=5e-5)

@@ -38,9 +38,21 @@ def measurements(
     return pd.concat(parts, ignore_index=True).sort_values(["step", "layer_index"], ignore_index=True)
 
 
-def partition(rows: pd.DataFrame, *, steps: int, every: int, original: pd.DataFrame | None = None) -> AnalysisInput:
+def partition(
+    rows: pd.DataFrame,
+    *,
+    steps: int,
+    every: int,
+    original: pd.DataFrame | None = None,
+    scalars: pd.DataFrame | None = None,
+) -> AnalysisInput:
     """What the runner would hand an analysis of one trial."""
-    tables = {"trials": trial(steps, every), "measurements": rows, "original_measurements": original}
+    tables = {
+        "trials": trial(steps, every),
+        "measurements": rows,
+        "original_measurements": original,
+        "scalars": scalars,
+    }
     arrow = {n: pa.table({}) if t is None else pa.Table.from_pandas(t) for n, t in tables.items()}
     return AnalysisInput("planted", Partition(TRIAL), arrow)
 
