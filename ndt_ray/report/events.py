@@ -78,20 +78,20 @@ def _first(families: pd.DataFrame) -> Row:
 def _of(family: Row) -> str:
     """The condition that picks the rows of one family."""
     pairs = [("family", family["family"]), ("detector", family["detector"]), ('"null"', family["null"])]
-    return " AND ".join(f"e.{column} = {_quoted(value)}" for column, value in pairs)
+    return " AND ".join(f"e.{column} = {quoted(value)}" for column, value in pairs)
 
 
-def _quoted(value: object) -> str:
+def quoted(value: object) -> str:
     return "'" + str(value).replace("'", "''") + "'"
 
 
 def _tests(source: Source, family: Row) -> Answer:
     """The tested series of a family, with their trial's name."""
-    view = "" if family["view"] == "*" else f" AND e.view = {_quoted(family['view'])}"
+    view = "" if family["view"] == "*" else f" AND e.view = {quoted(family['view'])}"
     return source.ask(
         f"SELECT {NAME} AS name, e.* EXCLUDE (sweep) FROM series_tests e JOIN trials t USING (sweep, trial_id) "
-        f"WHERE sweep = $sweep AND e.measure = {_quoted(family['measure'])} AND e.detector = "
-        f'{_quoted(family["detector"])} AND e."null" = {_quoted(family["null"])}{view} '
+        f"WHERE sweep = $sweep AND e.measure = {quoted(family['measure'])} AND e.detector = "
+        f'{quoted(family["detector"])} AND e."null" = {quoted(family["null"])}{view} '
         "ORDER BY t.cell, t.seed, e.layer_index"
     )
 
@@ -277,7 +277,7 @@ def _rasters(source: Source, own: pd.DataFrame) -> Iterator[Plate]:
         if len(mine) > FEW:
             continue
         layers = mine[["layer_index", "layer", "view"]].drop_duplicates("layer").sort_values("layer_index")
-        order = _layers(source, name) or [
+        order = layers_of(source, name) or [
             (str(a), str(b)) for a, b in zip(layers["layer"], layers["view"], strict=True)
         ]
         place = {layer: i for i, (layer, _) in enumerate(order)}
@@ -311,11 +311,11 @@ def _rasters(source: Source, own: pd.DataFrame) -> Iterator[Plate]:
         yield Plate("Do seeds agree? Every event of every seed", tuple(figures), note, keys=keys)
 
 
-def _layers(source: Source, name: str) -> list[tuple[str, str]]:
+def layers_of(source: Source, name: str) -> list[tuple[str, str]]:
     """(layer, view) of a name in forward order, one view a layer."""
     found = source.ask(
         f"SELECT m.layer, min(m.view) AS view, min(m.layer_index) AS i FROM measurements m "
-        f"JOIN trials t USING (sweep, pack, trial_id) WHERE sweep = $sweep AND {NAME} = {_quoted(name)} "
+        f"JOIN trials t USING (sweep, pack, trial_id) WHERE sweep = $sweep AND {NAME} = {quoted(name)} "
         "GROUP BY 1 ORDER BY i"
     ).rows
     return [(str(a), str(b)) for a, b in zip(found["layer"], found["view"], strict=True)]
@@ -387,7 +387,7 @@ def transients(source: Source, measure: str | None) -> Section:
     figures = []
     for name in [n for n in source.cells if n in set(fitted["name"])]:
         mine = fitted[fitted["name"] == name]
-        order = _layers(source, name)
+        order = layers_of(source, name)
         place = {layer: i for i, (layer, _) in enumerate(order)}
         mine = mine[mine["layer"].isin(place)]
         if mine.empty:

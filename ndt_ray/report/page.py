@@ -20,7 +20,7 @@ from ndt_ray.report.maps import maps
 from ndt_ray.report.noise import noise, rule_marks
 from ndt_ray.report.order import order, settled_layers
 from ndt_ray.report.others import others
-from ndt_ray.report.parts import Claim, Section, Sheet, headlines, plain
+from ndt_ray.report.parts import MOST_ROWS, Claim, Section, Sheet, headlines, plain
 from ndt_ray.report.provenance import provenance
 from ndt_ray.report.source import Source
 from ndt_ray.report.words import number
@@ -28,6 +28,8 @@ from ndt_ray.store.reader import Store
 
 LIMIT = 4 * 2**20
 """Bytes that a page stays under."""
+PLACED = {"series_tests", "event_candidates", "events", "event_families", "transients", "jumps", "jump_counts"}
+"""Tables that the sections show in other forms, or that are too long to show."""
 BADGES = {"finding": "finding", "nothing": "nothing found", "described": "description", "caution": "caution"}
 
 
@@ -72,15 +74,25 @@ def collect(store: Store, sweep: str) -> Page:
         transients(source, marks.measure if marks else None),
         learning(source),
         noise(source),
-        others(source),
     ]
+    sections.append(others(source, PLACED | {table for s in sections for table in s.tables}))
     last, facts, spec = provenance(source)
     kept = tuple(section for section in [*sections, last] if section)
     return Page(sweep, source.about, kept, tuple(facts), spec, time.perf_counter() - started)
 
 
 def render(page: Page) -> str:
-    """The page as HTML: styles, scripts and data inside, no address that a browser would ask."""
+    """The page as HTML: styles, scripts and data inside, no address that a browser would ask.
+
+    Tables show fewer rows, and say so, where the page would else be larger than `LIMIT`.
+    """
+    most = MOST_ROWS
+    while len(text := _rendered(page, most)) > LIMIT and most > 10:
+        most //= 2
+    return text
+
+
+def _rendered(page: Page, most: int) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     env = Environment(
@@ -101,6 +113,7 @@ def render(page: Page) -> str:
         page=page,
         headlines=list(headlines(page.sections)),
         badges=BADGES,
+        most=most,
         light=_colours(LIGHT),
         dark=_colours(DARK),
         charts=embedded({"specs": charts, "light": config(False), "dark": config(True)}),

@@ -67,11 +67,9 @@ class Sheet:
     docs: dict[str, str] = field(default_factory=dict)
     sql: str = ""
     total: int | None = None
-    """Rows that there are, where not all are shown."""
-
-    @property
-    def shown(self) -> pd.DataFrame:
-        return self.rows.head(MOST_ROWS)
+    """Rows that there are, where `rows` has not all of them."""
+    table: str = ""
+    """Table of the store that this is, where it is one."""
 
     @property
     def count(self) -> int:
@@ -92,6 +90,11 @@ class Section:
     about: str = ""
     short: str = ""
     """Its title in the contents, where that is shorter."""
+
+    @property
+    def tables(self) -> set[str]:
+        """Tables of the store that are shown as they are."""
+        return {sheet.table for sheet in self.sheets if sheet.table}
 
     def __bool__(self) -> bool:
         return bool(self.claims or self.plates or self.sheets or self.missing)
