@@ -286,9 +286,16 @@ class Recorder:
 
     def confirmations(self, step: int, lanes: list[int]) -> None:
         """Lanes on the confirm probe, as they are now."""
-        for seen in self.observer.observe(self.confirm[0], lanes):
+        self._look(self.confirm[0], ("confirmations", "confirmation_spectra"), step, lanes)
+
+    def measurements(self, step: int, lanes: list[int]) -> None:
+        """Lanes on the detect probe, as they are now; nothing is compared with what was before."""
+        self._look(self.detect[0], ("measurements", "spectra"), step, lanes)
+
+    def _look(self, inputs: Tensor, tables: tuple[str, str], step: int, lanes: list[int]) -> None:
+        for seen in self.observer.observe(inputs, lanes):
             spectra = measure_layers(seen.activations, self.layers, linear=seen.linear)
-            self._write(("confirmations", "confirmation_spectra"), step, seen, rows(spectra, self.spec.spectra))
+            self._write(tables, step, seen, rows(spectra, self.spec.spectra))
 
     # -- state ---------------------------------------------------------------------------------------------------
 

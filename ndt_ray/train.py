@@ -173,3 +173,45 @@ def continue_trial(pack: Pack, lane_state: Arrays, step: int, until: int) -> Eng
         engine.step(*batches.get(update), update, lr_factor(train.schedule, update, train.steps))
         lesions.at(update + 1)
     return engine
+
+
+class Retrace:
+    """One trial trained again from any of its states, bit for bit, recording only what it is asked for.
+
+    `sink` takes the rows of `confirm` and `measure`. CheckpointError where a state is of another model.
+    """
+
+    def __init__(self, pack: Pack, sink: Sink) -> None:
+        self._run = _Run(pack, sink)
+        self._run.recorder.velocity = self._run.recorder.triggers = None
+        self._run.lesions.at(0)
+        self.step = 0
+
+    def jump(self, step: int, lane_state: Arrays) -> None:
+        """To a saved state."""
+        try:
+            self._run.engine.load_lane_state(0, lane_state)
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"this checkpoint is not of {self._run.trials[0].cell}: {error}") from error
+        self.step = step
+
+    def advance(self) -> float:
+        """One update; the mini-batch loss that it was computed from."""
+        run = self._run
+        factor = lr_factor(run.train.schedule, self.step, run.train.steps)
+        losses = run.engine.step(*run.batches.get(self.step), self.step, factor)
+        self.step += 1
+        run.lesions.at(self.step)
+        return float(losses[0])
+
+    def state(self) -> dict[str, np.ndarray]:
+        """As a checkpoint holds it; a copy, which later updates do not reach."""
+        return {name: value.copy() for name, value in self._run.engine.lane_state(0).items()}
+
+    def confirm(self) -> None:
+        """The rows that belong to a checkpoint: the confirm probe."""
+        self._run.recorder.confirmations(self.step, [0])
+
+    def measure(self) -> None:
+        """Rows of `measurements` and `spectra` on the detect probe."""
+        self._run.recorder.measurements(self.step, [0])
