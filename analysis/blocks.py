@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ndt_ray.analysis.detectors import Floats, Ints
+from ndt_ray.analysis.detection import Floats, Ints
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import silhouette_score
 from sklearn.mixture import GaussianMixture
 
-from ndt_ray.analysis.detectors import Floats, Ints
+from ndt_ray.analysis.detection import Floats, Ints
 
 STABLE = 0.6
 _STARTS = 5
@@ -40,6 +40,12 @@ def standardised(values: Floats) -> Floats:
     spread = values.std(axis=0)
     scaled: Floats = np.divide(values - values.mean(axis=0), spread, out=np.zeros_like(values), where=spread > 0)
     return scaled
+
+
+def silhouette(points: Floats, labels: Ints) -> float:
+    """Mean silhouette; NaN for one cluster, or as many as points."""
+    several = 1 < len(np.unique(labels)) < len(points)
+    return float(silhouette_score(points, labels)) if several else float("nan")
 
 
 def kmeans(points: Floats, k: int, seed: int = 0, starts: int = _STARTS) -> tuple[Ints, float]:
@@ -74,8 +80,7 @@ def fits(points: Floats, limit: int = 8, references: int = 20, seed: int = 0) ->
         logs = np.array([_log(kmeans(box, k, seed, starts=1)[1]) for box in boxes])
         gap = float(logs.mean() - _log(inertia)) if references else np.nan
         error = float(logs.std() * np.sqrt(1 + 1 / references)) if references else np.nan
-        within = labels[sample]
-        shape = float(silhouette_score(points[sample], within)) if 1 < len(np.unique(within)) < len(sample) else np.nan
+        shape = silhouette(points[sample], labels[sample])
         found.append(Fit(k, inertia, shape, gap, error, _bic(points, k, seed), labels))
     return found
 
@@ -117,7 +122,8 @@ def jaccard(points: Floats, labels: Ints, runs: Ints, resamples: int = 50, seed:
         known = np.isin(np.arange(k), labels[places])
         total[known] += overlap.max(axis=1)[known]
         counted += known
-    return np.divide(total, counted, out=np.full(k, np.nan), where=counted > 0)
+    mean: Floats = np.divide(total, counted, out=np.full(k, np.nan), where=counted > 0)
+    return mean
 
 
 def _overlap(a: Ints, b: Ints, k: int) -> Floats:

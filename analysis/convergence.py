@@ -18,7 +18,7 @@ from scipy.stats import rankdata, spearmanr
 from scipy.stats import t as student
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.detectors import Floats, Ints
+from ndt_ray.analysis.detection import Bools, Floats, Ints
 from ndt_ray.analysis.nulls import detrended, generator, robust_phi
 from ndt_ray.analysis.series import Series, clock, layer_series
 from ndt_ray.store.schema import Column, Table
@@ -151,7 +151,7 @@ def settled(values: Floats, delta: float = 0.1, tail: float = 0.1) -> Settling:
     return Settling(**{**vars(described), "index": first + int(calm[0])})
 
 
-def _no_slope(values: Floats, phi: float) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _no_slope(values: Floats, phi: float) -> Bools:
     """For every place: does the 95 % interval of the slope of all that follows hold 0? (Ten points at least.)"""
     y = (values - values.mean())[::-1]
     m = np.arange(1, len(y) + 1, dtype=np.float64)
@@ -164,7 +164,8 @@ def _no_slope(values: Floats, phi: float) -> np.ndarray[Any, np.dtype[np.bool_]]
         free = np.maximum(m * (1 - phi) / (1 + phi) - 2, 1)
         calm = np.abs(slope) <= student.ppf(0.975, free) * error
     calm[m < 10] = False
-    return calm[::-1]
+    settled: Bools = calm[::-1]
+    return settled
 
 
 def published_settled(values: Floats, window: int = 20, share: float = 0.1) -> Settling:
@@ -174,8 +175,8 @@ def published_settled(values: Floats, window: int = 20, share: float = 0.1) -> S
         return Settling(flag="short")
     variance = np.lib.stride_tricks.sliding_window_view(values, window)[:-1].var(axis=1)
     found = np.flatnonzero(variance < (share * mean) ** 2)
-    level = {"tail_mean": float(values[-window:].mean()), "range": float(np.ptp(values)), "tolerance": share * mean}
-    return Settling(int(found[0]), **level) if found.size else Settling(**level, flag="never")
+    index, flag = (int(found[0]), None) if found.size else (None, "never")
+    return Settling(index, float(values[-window:].mean()), float(np.ptp(values)), share * mean, flag=flag)
 
 
 def published_depth(layer: str) -> int:

@@ -15,7 +15,7 @@ from scipy.stats import false_discovery_control, kruskal, rankdata
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.blocks import between_groups, codes, permuted, uncontrolled
 from ndt_ray.analysis.convergence import null_bottom_up, one_view
-from ndt_ray.analysis.detectors import Floats
+from ndt_ray.analysis.detection import Floats
 from ndt_ray.analysis.nulls import generator
 from ndt_ray.store.schema import Column, Table
 

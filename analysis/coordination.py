@@ -16,7 +16,7 @@ from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.blocks import uncontrolled
 from ndt_ray.analysis.convergence import MEASURES, one_view
 from ndt_ray.analysis.critical_tables import COORDINATION_CELLS
-from ndt_ray.analysis.detectors import Floats
+from ndt_ray.analysis.detection import Floats
 from ndt_ray.analysis.nulls import generator
 from ndt_ray.analysis.rate_tests import SHORT, adjusted, upper_p
 from ndt_ray.analysis.series import clock, layer_series

@@ -22,7 +22,7 @@ from ndt_ray.analysis.critical_tables import (
     CRITICAL_SERIES,
     LOSS_COUPLING,
 )
-from ndt_ray.analysis.detectors import Bools, Floats, Ints, merged
+from ndt_ray.analysis.detection import Bools, Floats, Ints, merged
 from ndt_ray.analysis.nulls import generator
 from ndt_ray.analysis.rate_tests import adjusted
 from ndt_ray.analysis.series import Clock, Series, clock, layer_series

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from ndt_ray.analysis.detectors import Floats
+from ndt_ray.analysis.detection import Floats
 from ndt_ray.analysis.nulls import robust_phi
 from ndt_ray.store.schema import Column, Table
 
@@ -85,14 +85,17 @@ def power(t: Floats, d: Floats) -> Curve:
 def sigmoid(t: Floats, d: Floats) -> Curve:
     """D = a + b / (1 + exp(-alpha (t - t0))): a logistic step that may also fall, from a level of its own."""
     best: Curve | None = None
-    for t0 in np.linspace(0.02, 0.98, 25):
-        found = _profiled(
-            d,
-            lambda x, t0=t0: 1 / (1 + np.exp(-np.clip(np.exp(x) * (t - t0), -500, 500))),
-            *(float(np.log(x)) for x in SIGMOID_STEEPNESS),
-            lambda x, t0=t0: {"alpha": float(np.exp(x)), "t0": float(t0)},
-            tries=12,
-        )
+    low, high = (float(np.log(x)) for x in SIGMOID_STEEPNESS)
+    for t0 in np.linspace(0.02, 0.98, 25).tolist():
+
+        def step(x: float, t0: float = t0) -> Floats:
+            shape: Floats = 1 / (1 + np.exp(-np.clip(np.exp(x) * (t - t0), -500, 500)))
+            return shape
+
+        def named(x: float, t0: float = t0) -> dict[str, float]:
+            return {"alpha": float(np.exp(x)), "t0": t0}
+
+        found = _profiled(d, step, low, high, named, tries=12)
         if best is None or _rss(d, found) < _rss(d, best):
             best = found
     assert best is not None

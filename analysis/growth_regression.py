@@ -5,7 +5,7 @@ through any four points. `original` repeats that and says so; `default` takes ce
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.blocks import uncontrolled
-from ndt_ray.analysis.detectors import Floats
+from ndt_ray.analysis.detection import Floats
 from ndt_ray.store.schema import Column, Table
 
 GROWTH_REGRESSION = Table(
@@ -87,7 +87,7 @@ def _cells(group: pd.DataFrame, layers: pd.Series, good: float) -> pd.DataFrame:
     return table.groupby("cell")[["log_alpha", "log_depth", "log_width"]].mean().reset_index(names="name")
 
 
-def regression(target: Floats, predictors: Floats, names: Sequence[str]) -> Mapping[str, Any]:
+def regression(target: Floats, predictors: Floats, names: Sequence[str]) -> dict[str, Any]:
     """Ordinary least squares with an intercept: in-sample and leave-one-out R²; NaN where not determined."""
     n = len(target)
     design = np.column_stack([np.ones(n), predictors]) if n else np.zeros((0, len(names) + 1))

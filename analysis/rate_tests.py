@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import false_discovery_control
 
 from ndt_ray.analysis import rates
-from ndt_ray.analysis.detectors import Bools, Floats, merged
+from ndt_ray.analysis.detection import Bools, Floats, merged
 from ndt_ray.analysis.nulls import generator
 
 SCALES = (1, 3, 5, 10, 20)

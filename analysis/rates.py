@@ -14,7 +14,7 @@ from scipy.ndimage import convolve1d
 from scipy.signal import lfilter
 from scipy.stats import norm, rankdata
 
-from ndt_ray.analysis.detectors import Floats
+from ndt_ray.analysis.detection import Floats
 
 RESOLUTION = 1e-6
 """Velocities under this share of the largest value are rounding of stored float32, and count as this share."""
@@ -74,7 +74,8 @@ def _weights(window: int) -> tuple[Floats, Floats, Floats]:
         weight = np.where((at >= first) & (at <= last), (1 - (np.abs(at - where) / reach) ** 3).clip(0) ** 3, 0.0)
         x = at - where
         s0, s1, s2 = (float((weight * x**k).sum()) for k in range(3))
-        return cast(Floats, weight * (s2 - s1 * x) / (s0 * s2 - s1 * s1))
+        found: Floats = weight * (s2 - s1 * x) / (s0 * s2 - s1 * s1)
+        return found
 
     start = np.array([line(i, 0, min(window - 1, 2 * i + 10)) for i in range(half)])
     end = np.array([line(i, 0, window - 1) for i in range(window - half, window)])

@@ -15,7 +15,7 @@ import pandas as pd
 from ndt_ray.analysis import clusters
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.blocks import codes, permuted, uncontrolled
-from ndt_ray.analysis.detectors import Floats, Ints
+from ndt_ray.analysis.detection import Floats, Ints
 from ndt_ray.analysis.nulls import generator, surrogates
 from ndt_ray.analysis.sweep_events import depth, primary, with_names
 from ndt_ray.analysis.taxonomy_tables import EVENT_TYPES, TAXONOMY_ASSOCIATION, TAXONOMY_FITS, TAXONOMY_TYPES
@@ -83,7 +83,8 @@ def described(events: pd.DataFrame, layers: pd.Series) -> pd.DataFrame:
 
 def _matrix(events: pd.DataFrame) -> Floats:
     columns = ["phase", "log_size", "depth", "log_width", "direction_sign"]
-    return events[columns].to_numpy(dtype=np.float64, na_value=np.nan)
+    found: Floats = events[columns].to_numpy(dtype=np.float64, na_value=np.nan)
+    return found
 
 
 def _null(events: pd.DataFrame, tests: pd.DataFrame, *key: str) -> Floats:
@@ -108,11 +109,12 @@ def _contrasts(events: pd.DataFrame, test: pd.Series | None, rng: np.random.Gene
     level = float(level) if np.isfinite(level) and level > 0 else sd
     values = surrogates("ar1", n, sd, 1, rng, phi)[0]
     total = np.concatenate([[0.0], np.cumsum(values)])
-    tried = []
+    tried: list[tuple[float, int, int, float]] = []
     for half in (h for h in _HALVES if 2 * h < n):
         at = np.arange(half, n - half + 1)
         change = (total[at + half] - 2 * total[at] + total[at - half]) / half
-        tried += list(zip(np.abs(change) / max(float(change.std()), 1e-300), at, [half] * len(at), change, strict=True))
+        score = np.abs(change) / max(float(change.std()), 1e-300)
+        tried += [(float(s), int(a), half, float(c)) for s, a, c in zip(score, at, change, strict=True)]
     rows: list[tuple[float, ...]] = []
     taken: list[tuple[int, int]] = []
     for _, place, half, change in sorted(tried, key=lambda x: -x[0]):
@@ -122,7 +124,7 @@ def _contrasts(events: pd.DataFrame, test: pd.Series | None, rng: np.random.Gene
             taken.append((place, half))
             size = np.log10(max(abs(change), 1e-12 * level) / level)
             width = np.log10(max(half * every, 1.0) / steps)
-            rows.append((min(1.0, place * every / steps), size, np.nan, width, np.sign(change)))
+            rows.append((min(1.0, place * every / steps), size, np.nan, width, float(np.sign(change))))
     found = np.array(rows) if rows else np.zeros((0, len(FEATURES)))
     found[:, 2] = events["depth"].iloc[0]
     return found
@@ -177,7 +179,7 @@ def _p_silhouette(shape: float, null: list[Floats], k: int) -> float:
         points = clusters.standardised(draw)
         if clusters.largest_k(points, k) >= k:
             labels, _ = clusters.kmeans(points, k, starts=2)
-            values.append(float(clusters.silhouette_score(points, labels)))
+            values.append(clusters.silhouette(points, labels))
     return (1 + int(np.sum(np.array(values) >= shape))) / (1 + len(values)) if values else np.nan
 
 
@@ -349,5 +351,5 @@ def _published_fits(points: Floats, labels: Ints) -> Iterator[clusters.Fit]:
     """Silhouettes over all points at the k that the study might have chosen; gap and mixture were not asked for."""
     for k in range(2, PUBLISHED_K + 1):
         own, inertia = (labels, np.nan) if k == PUBLISHED_K else clusters.kmeans(points, k, PUBLISHED_SEED, starts=10)
-        shape = float(clusters.silhouette_score(points, own)) if len(np.unique(own)) > 1 else np.nan
+        shape = clusters.silhouette(points, own)
         yield clusters.Fit(k, inertia, shape, np.nan, np.nan, np.nan, own)
