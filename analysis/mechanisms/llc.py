@@ -33,10 +33,13 @@ class Chains:
     flag: str | None = None
 
 
-def estimate(losses: Floats, at_checkpoint: float, n: float, beta: float | None = None) -> Chains:
-    """From losses of chains after burn-in `[chains, draws]`, in nats a sample; `n`: samples the loss is a mean of."""
+def estimate(losses: Floats, at_checkpoint: float | Floats, n: float, beta: float | None = None) -> Chains:
+    """From losses of chains after burn-in `[chains, draws]`, in nats a sample; `n`: samples the loss is a mean of.
+
+    `at_checkpoint`: the loss there, or that of each chain's own mini-batches `[chains]`.
+    """
     beta = 1 / np.log(n) if beta is None else beta
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         excess = losses.mean(1) - at_checkpoint
     by_chain = tuple(float(v) for v in n * beta * excess)
     mean = float(excess.mean())

@@ -1,6 +1,5 @@
 """Tables of the battery: what is measured of one kind of thing stands in one long table, a row a metric of a part."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -98,6 +97,18 @@ WEIGHTS = Table(
     ("trial_id", "layer_index", "layer", "part", "other_step", "metric", "step"),
 )
 
+DISTANCES = Table(
+    "weight_distances",
+    "How far apart the weights of a layer are at any two checkpoints of a trial.",
+    (
+        *_KEY,
+        Column("other_step", "int32", "the earlier checkpoint; 0 is the initialisation", "steps"),
+        Column("distance", "float64", "L2 distance of the weights"),
+        Column("displacement", "float64", "the same / norm of the weights at the earlier one"),
+    ),
+    ("trial_id", "layer_index", "layer", "other_step", "step"),
+)
+
 
 class Metrics:
     """Collects rows of one of these tables for one partition."""
@@ -107,24 +118,16 @@ class Metrics:
         self._rows: list[dict[str, Any]] = []
 
     def add(
-        self,
-        layer: str,
-        layer_index: int,
-        metric: str,
-        value: float,
-        *,
-        n: int,
-        chance: float = np.nan,
-        chance_sd: float = np.nan,
-        p: float = np.nan,
-        flag: str | None = None,
-        **more: Any,
+        self, layer: str, layer_index: int, metric: str, value: float, *, flag: str | None = None, **more: Any
     ) -> None:
-        """A row. A value that is not finite becomes null, and needs a flag: it gets `undefined` where none is given."""
+        """A row; `more`: n, chance, chance_sd, p and columns of this table.
+
+        A value that is not finite becomes null, and needs a flag: it gets `undefined` where none is given.
+        """
         finite = bool(np.isfinite(value))
         row = {"layer": layer, "layer_index": layer_index, "metric": metric, "value": value if finite else np.nan}
-        row |= {"chance": chance, "chance_sd": chance_sd, "p": p, "n": n}
-        self._rows.append({**self._key, **row, "flag": flag if finite or flag else "undefined", **more})
+        row |= {"chance": np.nan, "chance_sd": np.nan, "p": np.nan}
+        self._rows.append({**self._key, **row, "flag": None if finite else flag or "undefined", **more})
 
     def nothing(self, layer: str, layer_index: int, metric: str, flag: str, **more: Any) -> None:
         """A row that says why there is no value."""
@@ -139,8 +142,3 @@ def one_sided_p(value: float, null: "np.ndarray[Any, Any]") -> float:
     if not np.isfinite(value) or not len(null):
         return float("nan")
     return float((1 + np.sum(null >= value)) / (1 + len(null)))
-
-
-def key_of(partition: Any, layer: Any) -> Mapping[str, Any]:
-    """Key columns of a row of a tracked layer."""
-    return {**partition.key, "layer": layer.path, "layer_index": layer.index}

@@ -98,10 +98,14 @@ def hoyer(responses: Floats, axis: int = 0) -> Floats:
     return np.where(usable, (np.sqrt(n) - one / np.where(usable, two, 1)) / (np.sqrt(n) - 1 if n > 1 else 1), np.nan)
 
 
-def diversity(responses: Floats, threshold: float = 0.0) -> int:
-    """Different patterns of active units over the stimuli, at most n: how many input regions the layer tells apart."""
-    bits = np.packbits(responses > threshold, axis=1)
-    return len(np.unique(bits, axis=0))
+def diversity(acts: ArrayLike, threshold: float = 0.0) -> int:
+    """Different patterns of active units (at all positions) over the stimuli `[n, …]`, at most n.
+
+    How many of the stimuli the layer's gates tell apart; each pattern is a linear region of the layer.
+    """
+    values = np.asarray(acts)
+    bits = np.packbits(values.reshape(len(values), -1) > threshold, axis=1)
+    return len({row.tobytes() for row in bits})
 
 
 def states(acts: NDArray[np.float32], unit_axis: int) -> NDArray[np.str_]:

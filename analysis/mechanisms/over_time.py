@@ -1,0 +1,162 @@
+"""What needs more than one network: similarity of representations and movement of weights, across time and seeds."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ndt_ray.analysis.api import AnalysisInput, analysis
+from ndt_ray.analysis.mechanisms import similarity as measures
+from ndt_ray.analysis.mechanisms.context import Floats, ProbeContext
+from ndt_ray.analysis.mechanisms.tables import DISTANCES, SIMILARITY, WEIGHTS, WHOLE, Metrics
+from ndt_ray.analysis.mechanisms.weights import distances, weight_change_magnitude
+from ndt_ray.analysis.nulls import generator
+
+READS = ("trials", "checkpoints")
+MOST_NUMBERS = 2e8
+"""Of weights held at once, all checkpoints of a layer together: 800 MB."""
+ONE = "too_few_stimuli"
+
+Representations = dict[str, Floats]
+
+
+def saved_steps(data: AnalysisInput, trial_id: str) -> list[int]:
+    """The initialisation and the steps of the trial's checkpoints."""
+    rows = data.frame("checkpoints")
+    steps = rows.loc[rows["trial_id"] == trial_id, "step"] if len(rows) else []
+    return sorted({0, *(int(step) for step in steps)})
+
+
+@analysis(name="similarity", reads=READS, writes=(SIMILARITY,), per="trial", context=True)
+def similarity(data: AnalysisInput, *, layers: bool = True, procrustes: bool = True) -> dict[str, pd.DataFrame]:
+    """Debiased CKA and Procrustes distance of each layer to the checkpoint before, the initialisation and the last.
+
+    `layers`: between the layers of each network too.
+    """
+    trial = str(data.partition.trial_id)
+    steps = saved_steps(data, trial)
+    out = Metrics(trial_id=trial)
+    last = _seen(data.context(steps[-1]))
+    first = previous = None
+    for step in steps:
+        context = data.context(step)
+        now = last if step == steps[-1] else _seen(context)
+        first = now if first is None else first
+        others = {"initial": (steps[0], first), "last": (steps[-1], last)}
+        if previous is not None:
+            others["previous"] = previous
+        index = {layer.path: layer.index for layer in context.layers}
+        for reference, (other_step, other) in others.items():
+            for path, values in now.items():
+                where = {"reference": reference, "other_step": other_step, "other_layer": path, "step": step}
+                _compare(out, (path, index[path]), values, other[path], procrustes, other_trial=trial, **where)
+        for i, (one, values) in enumerate(now.items() if layers else ()):
+            for two in list(now)[:i]:
+                where = {"reference": "layer", "other_step": step, "other_layer": two, "step": step}
+                _compare(out, (one, index[one]), values, now[two], procrustes, other_trial=trial, **where)
+        previous = (step, now)
+    return {SIMILARITY.name: out.frame()}
+
+
+@analysis(name="seed_similarity", reads=READS, writes=(SIMILARITY,), per="sweep", context=True)
+def seed_similarity(data: AnalysisInput, *, procrustes: bool = True, draws: int = 200) -> dict[str, pd.DataFrame]:
+    """Debiased CKA and Procrustes distance of the seeds of a cell at its last common checkpoint, layer by layer.
+
+    p: permutations of the stimuli. Networks of one cell that cannot be loaded are left out.
+    """
+    out = Metrics()
+    trials = data.frame("trials")
+    for _, cell in trials.groupby("cell", sort=True) if len(trials) else ():
+        ids = sorted(cell["trial_id"])
+        common = set.intersection(*(set(saved_steps(data, trial)) for trial in ids))
+        step = max(common)
+        contexts = {trial: data.context(step, trial) for trial in ids} if len(ids) > 1 else {}
+        seen = {trial: _seen(context) for trial, context in contexts.items()}
+        index = {layer.path: layer.index for context in contexts.values() for layer in context.layers}
+        for i, trial in enumerate(seen):
+            for other in list(seen)[:i]:
+                for path, values in seen[trial].items():
+                    rng = generator("seed_similarity", trial, other, path, str(step))
+                    p = measures.cka_permutation_p(values, seen[other][path], rng, draws)
+                    where = {"reference": "seed", "other_trial": other, "other_step": step, "other_layer": path}
+                    key = (path, index[path])
+                    _compare(out, key, values, seen[other][path], procrustes, p=p, trial_id=trial, step=step, **where)
+    return {SIMILARITY.name: out.frame()}
+
+
+def _seen(context: ProbeContext) -> Representations:
+    """Stimulus means of all layers: what is kept of a network."""
+    return {layer.path: context.stimuli(layer.path) for layer in context.layers}
+
+
+def _compare(
+    out: Metrics, layer: tuple[str, int], one: Floats, other: Floats, procrustes: bool, p: float = np.nan, **where: Any
+) -> None:
+    value = measures.debiased_cka(one, other)
+    flag = "constant" if len(one) >= 4 else ONE
+    out.add(*layer, "cka", value, n=len(one), chance=0.0, p=p, flag=flag, **where)
+    if procrustes:
+        distance = measures.procrustes_distance(one, other)
+        out.add(*layer, "procrustes_distance", distance, n=len(one), chance=np.sqrt(2), flag="constant", **where)
+
+
+@analysis(name="weights", reads=READS, writes=(WEIGHTS, DISTANCES), per="trial", context=True)
+def weights(data: AnalysisInput, *, most_numbers: float = MOST_NUMBERS) -> dict[str, pd.DataFrame]:
+    """How far each parameter moved since the checkpoint before and since the initialisation; all pairs, by layer.
+
+    `most_numbers`: where the weights at all checkpoints together are more numbers than this there are no pairs.
+    """
+    trial = str(data.partition.trial_id)
+    steps = saved_steps(data, trial)
+    context = data.context(steps[0])
+    index = {layer.path: layer.index for layer in context.layers}
+    first = context.parameters()
+    pairs = sum(value.size for value in first.values()) * len(steps) <= most_numbers
+    flat: dict[str, list[Floats]] = {}
+    out = Metrics(trial_id=trial)
+    previous = (steps[0], first)
+    for step in steps:
+        now = data.context(step).parameters()
+        others = {previous[0]: previous[1], steps[0]: first} if step != steps[0] else {}
+        for other_step, other in others.items():
+            for name, value in now.items():
+                layer = name.rpartition(".")[0]
+                where = {"n": value.size, "part": name, "step": step, "other_step": other_step}
+                for metric, change in weight_change_magnitude(other[name], value).items():
+                    out.add(layer, index.get(layer, -1), metric, change, flag="zero_before", **where)
+        for layer, names in _by_layer(now).items() if pairs else ():
+            flat.setdefault(layer, []).append(np.concatenate([now[name].ravel() for name in names]).astype(np.float32))
+        previous = (step, now)
+    return {WEIGHTS.name: out.frame(), DISTANCES.name: pd.DataFrame(_pairs(trial, flat, steps, index))}
+
+
+def _by_layer(parameters: Iterable[str]) -> dict[str, list[str]]:
+    layers: dict[str, list[str]] = {}
+    for name in parameters:
+        layers.setdefault(name.rpartition(".")[0], []).append(name)
+    return layers
+
+
+def _pairs(
+    trial: str, flat: dict[str, list[Any]], steps: Sequence[int], index: dict[str, int]
+) -> Iterator[dict[str, Any]]:
+    """Distances between all checkpoints, of each layer and of the network, whose squares are their sum."""
+    total, norms = np.zeros((len(steps), len(steps))), np.zeros(len(steps))
+    for layer, stacked in flat.items():
+        apart, norm = distances(np.stack(stacked).astype(np.float64))
+        total, norms = total + apart**2, norms + norm**2
+        yield from _distance_rows(trial, layer, index.get(layer, -1), steps, apart, norm)
+    if flat:
+        yield from _distance_rows(trial, WHOLE, -1, steps, np.sqrt(total), np.sqrt(norms))
+
+
+def _distance_rows(
+    trial: str, layer: str, index: int, steps: Sequence[int], apart: Floats, norm: Floats
+) -> Iterator[dict[str, Any]]:
+    for later in range(1, len(steps)):
+        for earlier in range(later):
+            moved, before = float(apart[earlier, later]), float(norm[earlier])
+            key = {"trial_id": trial, "step": steps[later], "layer": layer, "layer_index": index}
+            relative = moved / before if before > 0 else np.nan
+            yield {**key, "other_step": steps[earlier], "distance": moved, "displacement": relative}
