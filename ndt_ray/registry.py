@@ -74,6 +74,8 @@ _TABLE: dict[str, dict[str, str]] = {
     "analysis": {
         "jumps": "ndt_ray.analysis.jumps:jumps",
         "growth": "ndt_ray.analysis.growth:growth",
+        "series_tests": "ndt_ray.analysis.events.series_tests:series_tests",
+        "events": "ndt_ray.analysis.events.families:events",
         "growth_regression": "ndt_ray.analysis.growth_regression:growth_regression",
         "recovery": "ndt_ray.analysis.recovery:recovery",
         "taxonomy": "ndt_ray.analysis.taxonomy:taxonomy",
@@ -97,6 +99,7 @@ _TABLE: dict[str, dict[str, str]] = {
         "grokking_comparison": "ndt_ray.analysis.mechanisms.grokking.analyses:grokking_comparison",
         "convergence": "ndt_ray.analysis.convergence:convergence",
         "convergence_tests": "ndt_ray.analysis.convergence_tests:convergence_tests",
+        "concordance": "ndt_ray.analysis.inference.concordance:concordance",
     },
 }
 
