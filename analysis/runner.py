@@ -232,7 +232,7 @@ def together(analyses: Sequence[tuple[str | Analysis, Mapping[str, Any] | None]]
     found: list[list[int]] = []
     group: list[Analysis] = []
     for place, (named, _) in enumerate(analyses):
-        analysis = _analysis(named)
+        analysis = resolved(named)
         written = {table.name for other in group for table in other.writes}
         joins = analysis.context is not None and bool(group) and not written & set(analysis.reads)
         if not joins:
@@ -243,7 +243,8 @@ def together(analyses: Sequence[tuple[str | Analysis, Mapping[str, Any] | None]]
     return found
 
 
-def _analysis(named: str | Analysis) -> Analysis:
+def resolved(named: str | Analysis) -> Analysis:
+    """An analysis, by name or itself; SpecError for anything else."""
     found = registry.resolve("analysis", named) if isinstance(named, str) else named
     if not isinstance(found, Analysis):
         raise SpecError(f"{named!r} is no analysis - declare it with @analysis(name=…, reads=…, writes=…, per=…)")
@@ -251,7 +252,7 @@ def _analysis(named: str | Analysis) -> Analysis:
 
 
 def _job(analysis: str | Analysis, parameters: Mapping[str, Any] | None, tables: SweepTables) -> Job:
-    found = _analysis(analysis)
+    found = resolved(analysis)
     return Job(found, found.parameters(parameters), tables, found.code_hash())
 
 

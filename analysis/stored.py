@@ -2,13 +2,16 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from ndt_ray import cluster
 from ndt_ray.analysis.api import KEYS, Partition, Per
-from ndt_ray.analysis.runner import Report, run, run_together, together
+from ndt_ray.analysis.order import in_order
+from ndt_ray.analysis.runner import Progress, Report, run, run_together, together
 from ndt_ray.store.checkpoints import Tensors
 from ndt_ray.store.outputs import Output, Outputs
 from ndt_ray.store.reader import Store
@@ -109,9 +112,24 @@ def analyze(store: Store, sweep: str, analysis: str, **options: Any) -> Report:
 def analyze_all(
     store: Store, sweep: str, analyses: Sequence[tuple[str, Mapping[str, Any] | None]], **options: Any
 ) -> list[Report]:
-    """Run several, with their parameters, in order; neighbours that look at networks share each one's loading."""
+    """Run several, with their parameters, and those whose tables they read, writers first; a report each.
+
+    Neighbours that look at networks share each one's loading. With executor `ray`, one cluster serves all, started
+    when the first of them has work to do.
+    """
     open_sweep(store, sweep)
+    ordered = in_order(analyses)
     reports: list[Report] = []
-    for places in together(analyses):
-        reports += run_together([analyses[place] for place in places], StoredSweep(store, sweep), **options)
+    with ExitStack() as stack:
+        tell = options.pop("progress", None)
+
+        def progress(p: Progress) -> None:
+            if options.get("executor") == "ray" and p.done + p.skipped < p.total and not cluster.joined():
+                stack.enter_context(cluster.start(options.get("address"), options.get("workers")))
+            if tell is not None:
+                tell(p)
+
+        for places in together(ordered):
+            group = [ordered[place] for place in places]
+            reports += run_together(group, StoredSweep(store, sweep), progress=progress, **options)
     return reports

@@ -225,16 +225,12 @@ def _run(
 
 def run_analyses(sweep: Sweep, store: Store, options: Options, executor: Executor, tell: Emit) -> "list[Report]":
     """The analyses that a sweep names, over what is finished of it; one cluster serves all, if any has work to do."""
-    from ndt_ray.analysis.stored import analyze
+    from ndt_ray.analysis.stored import analyze_all
 
-    reports = []
-    for named in sweep.analyses:
-        given: dict[str, Any] = {"executor": options.executor, "parameters": named.params or None}
-        if options.executor == "ray":
-            given |= {"workers": options.workers, "address": options.address}
-        teller = _AnalysisTeller(executor, tell)
-        reports.append(analyze(store, sweep.name, named.name, progress=teller, **given))
-    return reports
+    given: dict[str, Any] = {"executor": options.executor, "progress": _AnalysisTeller(executor, tell)}
+    if options.executor == "ray":
+        given |= {"workers": options.workers, "address": options.address}
+    return analyze_all(store, sweep.name, [(named.name, named.params or None) for named in sweep.analyses], **given)
 
 
 class _AnalysisTeller:

@@ -40,18 +40,18 @@ def analyze(
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run analyses over a sweep; what is computed already is skipped."""
+    """Run analyses over a sweep, and those that they stand on; what is computed already is skipped."""
     from ndt_ray import registry
-    from ndt_ray.analysis.stored import analyze as run
+    from ndt_ray.analysis.stored import analyze_all
 
     there = opened(store)
     parameters = dict(_assignment(a) for a in assignments or ())
     failed = False
-    for name in names or registry.names("analysis"):
-        options: dict[str, Any] = {"executor": executor, "parameters": parameters or None}
-        if executor == "ray":
-            options |= {"workers": workers, "address": address}
-        report = run(there, sweep, name, **options)
+    options: dict[str, Any] = {"executor": executor}
+    if executor == "ray":
+        options |= {"workers": workers, "address": address}
+    wanted = [(name, parameters or None) for name in names or registry.names("analysis")]
+    for report in analyze_all(there, sweep, wanted, **options):
         failed |= not report.ok
         if as_json:
             print(
@@ -67,12 +67,12 @@ def analyze(
             )
         else:
             print(
-                f"{name}: {report.total - len(report.dead)} of {report.total}, {report.skipped} of them before, "
-                f"{report.seconds:.1f} s",
+                f"{report.analysis}: {report.total - len(report.dead)} of {report.total}, "
+                f"{report.skipped} of them before, {report.seconds:.1f} s",
                 file=sys.stderr,
             )
             for letter in report.dead:
-                print(f"✗ {name}: {letter}", file=sys.stderr)
+                print(f"✗ {report.analysis}: {letter}", file=sys.stderr)
     raise typer.Exit(1 if failed else 0)
 
 
