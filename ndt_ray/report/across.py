@@ -1,9 +1,258 @@
-"""Across seeds and cells: concordance, comparisons, robustness; each as far as its table is there."""
+"""Across seeds and cells: concordance, comparisons, where variance comes from, and how robust the claims are."""
 
-from ndt_ray.report.parts import Section
-from ndt_ray.report.source import Source
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from ndt_ray.figures.charts import forest, specification_curve
+from ndt_ray.report.order import ALPHA, sheet
+from ndt_ray.report.parts import Claim, Figure, Plate, Section
+from ndt_ray.report.source import Source, quoted
+from ndt_ray.report.words import count, interval, level, listed, number, readable, share
+
+MOST = 40
+"""Comparisons in one forest plot."""
 
 
 def across(source: Source) -> Section:
-    """The section."""
-    return Section("across", "Across seeds and architectures", short="Across seeds")
+    """The section; each part only where its table has rows."""
+    section = Section("across", "Across seeds and architectures", short="Across seeds")
+    parts = (
+        ("concordance", "Whether seeds agree on their events was not tested", "concordance", _concordance),
+        ("comparisons", "Cells were not compared", "compare", _comparisons),
+        ("variance_sources", "", "", _variance),
+        ("robustness", "The robustness of the claims over specifications was not computed", "multiverse", _robustness),
+        ("interval_coverage", "", "", _coverage),
+    )
+    for table, what, command, part in parts:
+        if source.has(table):
+            part(source, section)
+        elif what and not any(table in tables for tables in source.analyses.values()):
+            section.missing.append((what, f"ndt analyze {source.sweep} {command}"))
+    return section
+
+
+def layer(source: Source, row: Any) -> str:
+    """A cell's layer as a phrase."""
+    where = "any layer" if row.layer == "*" else row.layer
+    return f"{source.label(row.cell)} {where}"
+
+
+# -- concordance ---------------------------------------------------------------------------------------------------
+
+
+def _concordance(source: Source, section: Section) -> None:
+    family = _family(source)
+    answer = source.ask(f"SELECT * FROM concordance WHERE sweep = $sweep{family} ORDER BY cell, layer_index")
+    section.claims += list(_concordant(source, answer.rows, answer.sql))
+    if source.has("replicated_events", "n_with", "n_seeds", "step", "p"):
+        found = source.ask(
+            f"SELECT * FROM replicated_events WHERE sweep = $sweep AND layer <> '*'{family} "
+            "ORDER BY n_with DESC, p, cell, layer_index, step"
+        )
+        top = [
+            f"{layer(source, r)} at step {number(r.step)} ({r.n_with} of {count(r.n_seeds, 'seed')}, p {level(r.p)})"
+            for r in found.rows.head(5).itertuples()
+        ]
+        if top:
+            text = (
+                f"{count(len(found.rows), 'event')} {'is' if len(found.rows) == 1 else 'are'} shared by two seeds or "
+            )
+            text += (
+                f"more of a cell; by most: {listed(top)}. Each p is of that many seeds together anywhere in the run, "
+            )
+            section.claims.append(Claim(text + "not corrected over layers.", "described", found.sql))
+    section.sheets += list(sheet(source, "replicated_events", "Events that seeds share"))
+    section.sheets += list(sheet(source, "concordance", "Concordance of seeds by layer"))
+
+
+def _family(source: Source) -> str:
+    """The condition that keeps rows of the primary family."""
+    if source.family is None:
+        return ""
+    pairs = [("family", source.family["family"]), ("detector", source.family["detector"])]
+    pairs.append(('"null"', source.family["null"]))
+    return "".join(f" AND {column} = {quoted(value)}" for column, value in pairs)
+
+
+def _concordant(source: Source, rows: pd.DataFrame, sql: str) -> Iterator[Claim]:
+    rows = rows[rows["layer"] != "*"]
+    judged = rows.dropna(subset=["q"])
+    if judged.empty:
+        why = listed(f"{readable(str(r))} ({n:,})" for r, n in rows["reason"].value_counts().items())
+        yield Claim(f"Whether seeds agree on their events could not be tested: {why}.", "nothing", sql)
+        return
+    of = f"Benjamini–Hochberg over {count(len(judged), 'layer')} of all cells; two nulls that keep the common rate"
+    clear = judged[judged["q"] <= ALPHA].sort_values("q", kind="stable")
+    if len(clear):
+        said = [
+            f"{layer(source, r)} ({count(r.coincidences, 'coincidence')} beside "
+            f"{number(max(r.expected_jitter, r.expected_redraw), 2)} by chance, {r.seeds_with} of "
+            f"{count(r.n_seeds, 'seed')}, q {level(r.q)})"
+            for r in clear.itertuples()
+        ]
+        text = f"Seeds agree on when events happen, beyond their common rate, in {listed(said, 5)}; {of}."
+        yield Claim(text, "finding", sql, headline=True)
+    elif float(judged["q_attainable"].min()) > ALPHA:
+        text = "Seeds cannot be shown to agree on their events: the smallest q attainable is "
+        yield Claim(f"{text}{number(judged['q_attainable'].min(), 2)} ({of}).", "caution", sql, headline=True)
+    else:
+        best = judged.sort_values("q", kind="stable").iloc[0]
+        text = (
+            f"Seeds do not agree on when events happen beyond their common rate: smallest q {level(best['q'])} ({of})."
+        )
+        yield Claim(text, "nothing", sql, headline=True)
+
+
+# -- comparisons ---------------------------------------------------------------------------------------------------
+
+
+def outcome(name: str) -> str:
+    """An outcome as words."""
+    known = {
+        "events_per_series": "events per series",
+        "event_phase": "mean onset (share of the run)",
+        "final_accuracy": "held-out accuracy",
+    }
+    measure, at, phase = name.partition("@")
+    return known.get(name, f"{readable(measure)} at {100 * float(phase):.0f} % of the run" if at else readable(name))
+
+
+def _comparisons(source: Source, section: Section) -> None:
+    answer = source.ask(
+        "SELECT * FROM comparisons WHERE sweep = $sweep ORDER BY outcome, axis, stratum, level_a, level_b"
+    )
+    family = source.ask(f"SELECT DISTINCT family FROM event_families WHERE sweep = $sweep{_family(source)}").rows[
+        "family"
+    ]
+    own = answer.rows[answer.rows["family"].isna() | answer.rows["family"].isin(family)]
+    section.claims += list(_compared(own, answer.sql))
+    drawn = own.dropna(subset=["hedges_g", "g_lo", "g_hi"]).head(MOST)
+    figures = []
+    for name, group in drawn.groupby("outcome", sort=False):
+        label = [f"{_between(r)}" for r in group.itertuples()]
+        text = [f"g = {number(r.hedges_g, 2)} {interval(r.g_lo, r.g_hi)}, adjusted p {level(r.p_adjusted)}"
+                for r in group.itertuples()]  # fmt: skip
+        rows = pd.DataFrame(
+            {
+                "name": label,
+                "estimate": group["hedges_g"].to_numpy(),
+                "low": group["g_lo"].to_numpy(),
+                "high": group["g_hi"].to_numpy(),
+                "clear": group["significant"].fillna(False).to_numpy(bool),
+                "text": text,
+            }
+        )
+        said = listed((f"{a}: {b}" for a, b in zip(label, text, strict=True)), 8)
+        figures.append(
+            Figure(outcome(str(name)), forest(rows, "Hedges' g, with 95 % interval"), f"{outcome(str(name))}: {said}.")
+        )
+    if figures:
+        note = "First minus second, in standard deviations between seeds. Filled: survives its correction."
+        section.plates.append(Plate("Effect sizes", tuple(figures), note))
+    section.sheets += list(sheet(source, "comparisons", "Comparisons"))
+    section.sheets += list(sheet(source, "cell_estimates", "Estimates by cell"))
+
+
+def _between(row: Any) -> str:
+    where = "" if row.stratum in ("*", "", None) else f" ({row.stratum})"
+    return f"{row.level_a} - {row.level_b}{where}"
+
+
+def _compared(rows: pd.DataFrame, sql: str) -> Iterator[Claim]:
+    judged = rows.dropna(subset=["p_adjusted"])
+    for name, group in judged.groupby("outcome", sort=False):
+        clear = group[group["significant"].astype(bool)]
+        what = outcome(str(name))
+        for r in clear.itertuples():
+            word = "more" if name == "events_per_series" else "a higher" if r.difference > 0 else "a lower"
+            if name == "events_per_series" and r.difference < 0:
+                word = "fewer"
+            where = "" if r.stratum in ("*", "", None) else f" ({r.stratum})"
+            family = "Holm" if r.adjustment == "holm" else "Benjamini–Hochberg"
+            text = f"{r.level_a} has {word} {what} than {r.level_b}{where}: {number(r.mean_a)} against "
+            text += f"{number(r.mean_b)}, difference {number(r.difference)} {interval(r.lo, r.hi)}, Hedges' g = "
+            text += (
+                f"{number(r.hedges_g, 2)}; {r.design} permutation, {r.n_a} against {count(r.n_b, 'seed')}, adjusted p "
+            )
+            text += f"{level(r.p_adjusted)} ({family} over {count(r.n_comparisons, 'comparison')})."
+            yield Claim(text, "finding", sql, headline=name == "events_per_series")
+        rest = group[~group["significant"].astype(bool)]
+        if rest.empty:
+            continue
+        reach = float(rest["smallest_p_adjusted"].min())
+        pairs = listed((f"{_between(r)} (adjusted p {level(r.p_adjusted)})" for r in rest.itertuples()), 4)
+        top = name == "events_per_series" and clear.empty
+        if reach == reach and reach > ALPHA:
+            text = (
+                f"{what[0].upper()}{what[1:]}: with these seeds no comparison could have survived (smallest adjusted p "
+            )
+            yield Claim(f"{text}attainable {number(reach, 2)}).", "caution", sql, headline=top)
+        else:
+            text = f"{what[0].upper()}{what[1:]}: no difference is shown for {pairs}."
+            yield Claim(text, "nothing", sql, headline=top)
+
+
+# -- variance and robustness ---------------------------------------------------------------------------------------
+
+
+def _variance(source: Source, section: Section) -> None:
+    answer = source.ask("SELECT * FROM variance_sources WHERE sweep = $sweep ORDER BY outcome, cell, source")
+    parts = answer.rows[~answer.rows["source"].isin(["seed", "rest", "total"])].dropna(subset=["share"])
+    for name, group in parts.groupby("outcome", sort=False):
+        middle = group.groupby("source")["share"].median().sort_values(ascending=False)
+        said = listed(f"{s} {share(v, 1)}" for s, v in middle.items())
+        text = f"Variance of {outcome(str(name))} between trials of a cell, by seed (median over cells): {said}."
+        section.claims.append(Claim(text, "described", answer.sql))
+    section.sheets += list(sheet(source, "variance_sources", "Where the variance between trials comes from"))
+
+
+def _robustness(source: Source, section: Section) -> None:
+    answer = source.ask("SELECT * FROM robustness WHERE sweep = $sweep ORDER BY claim")
+    for r in answer.rows.itertuples():
+        if r.same_verdict is None or r.same_verdict != r.same_verdict:
+            section.claims.append(
+                Claim(f"“{r.claim}”: no multiverse ({readable(str(r.reason))}).", "nothing", answer.sql)
+            )
+            continue
+        text = f"“{r.claim}” {'holds' if r.significant else 'does not hold'} under the primary specification; of "
+        text += f"{count(r.n_specifications, 'specification')} {share(r.same_verdict, 1)} give the same verdict and "
+        text += f"{share(r.same_sign, 1)} the same sign"
+        divisive = f"; most depends on the {readable(r.most_divisive)}" if isinstance(r.most_divisive, str) else ""
+        section.claims.append(Claim(f"{text}{divisive}.", "described", answer.sql, headline=True))
+    if source.has("specification_curve", "estimate", "significant", "primary", "specification", "claim"):
+        found = source.ask("SELECT * FROM specification_curve WHERE sweep = $sweep ORDER BY claim, specification").rows
+        figures = []
+        for claim, group in found.groupby("claim", sort=False):
+            rows = group.assign(text=group["specification"])[["estimate", "significant", "primary", "text"]]
+            rows = rows.assign(significant=rows["significant"].fillna(False).astype(bool)).dropna(subset=["estimate"])
+            if len(rows):
+                low, high = rows["estimate"].min(), rows["estimate"].max()
+                alt = (
+                    f"{claim}: estimates of {count(len(rows), 'specification')} from {number(low)} to {number(high)}; "
+                )
+                alt += f"{int(rows['significant'].sum())} significant."
+                figures.append(Figure(str(claim), specification_curve(rows, "estimate"), alt))
+        if figures:
+            note = "Filled: significant under that specification. Square: the primary specification."
+            section.plates.append(Plate("The multiverse of each claim", tuple(figures), note))
+    section.sheets += list(sheet(source, "robustness", "Robustness of claims"))
+
+
+def _coverage(source: Source, section: Section) -> None:
+    answer = source.ask(
+        "SELECT n, interval, min(coverage) AS low, max(coverage) AS high, count(*) AS populations, "
+        "min(simulations) AS simulations FROM interval_coverage WHERE sweep = $sweep AND recommended "
+        "GROUP BY 1, 2 ORDER BY 1"
+    )
+    said = [
+        f"{count(r.n, 'seed')} ({r.interval}) {100 * r.low:.1f}–{100 * r.high:.1f} %"
+        for r in answer.rows.itertuples()
+        if not math.isnan(r.low)
+    ]
+    if said:
+        populations = count(int(answer.rows["populations"].max()), "simulated population")
+        text = f"The 95 % intervals over seeds hold the true mean in: {listed(said)}, over {populations}."
+        section.claims.append(Claim(text, "described", answer.sql))

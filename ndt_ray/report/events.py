@@ -12,8 +12,8 @@ from ndt_ray.errors import StoreError
 from ndt_ray.figures.charts import beside_null, by_layer, event_raster, p_values, phases
 from ndt_ray.figures.heatmap import layer_names
 from ndt_ray.report.maps import Marks
-from ndt_ray.report.parts import Claim, Figure, Plate, Section, Sheet
-from ndt_ray.report.source import NAME, Answer, Source
+from ndt_ray.report.parts import Claim, Figure, Plate, Section, Sheet, Sign
+from ndt_ray.report.source import NAME, Answer, Source, quoted
 from ndt_ray.report.words import count, level, listed, number, readable, share
 
 Row = Mapping[str, Any]
@@ -28,18 +28,15 @@ EVENT_COLUMNS = (
 def events(source: Source) -> tuple[Section, Marks | None]:
     """The section, and what the maps mark: significant events of the primary family."""
     section = Section("events", "Events that survive a null", short="Events")
-    if not source.has("event_families"):
+    families, family = source.families, source.family
+    if families is None or family is None:
         what = (
             "Calibrated events were not sought" if not source.ran("events") else "No series could be sought for events"
         )
         section.missing.append((what, f"ndt analyze {source.sweep} series_tests events"))
         text = f"{what}: nothing here says whether a change is real."
-        section.claims.append(Claim(text, "caution", headline=True))
+        section.claims.append(Claim(text, "caution", headline=True, only_top=True))
         return section, None
-    families = source.ask(
-        'SELECT * FROM event_families WHERE sweep = $sweep ORDER BY "primary" DESC, family, detector, "null"'
-    )
-    family = _first(families.rows)
     found = source.ask(
         f"SELECT {NAME} AS name, t.seed, e.* EXCLUDE (sweep) FROM events e JOIN trials t USING (sweep, trial_id) "
         f"WHERE sweep = $sweep AND {_of(family)} ORDER BY t.cell, t.seed, e.layer_index, e.step_before"
@@ -69,20 +66,10 @@ def events(source: Source) -> tuple[Section, Marks | None]:
 # -- numbers -------------------------------------------------------------------------------------------------------
 
 
-def _first(families: pd.DataFrame) -> Row:
-    """The primary family; the first where none is declared."""
-    row: Row = families.iloc[0].to_dict()
-    return row
-
-
 def _of(family: Row) -> str:
     """The condition that picks the rows of one family."""
     pairs = [("family", family["family"]), ("detector", family["detector"]), ('"null"', family["null"])]
     return " AND ".join(f"e.{column} = {quoted(value)}" for column, value in pairs)
-
-
-def quoted(value: object) -> str:
-    return "'" + str(value).replace("'", "''") + "'"
 
 
 def _tests(source: Source, family: Row) -> Answer:
@@ -265,7 +252,8 @@ def _plates(source: Source, family: Row, own: pd.DataFrame, cells: pd.DataFrame,
     if figures:
         note = "Candidates: local maxima above a series' own 5 % critical value. Null: mean count on the surrogates of "
         note += "the same series. Dashed: how p would be spread if there were nothing."
-        yield Plate("Events beside what chance gives", tuple(figures), note)
+        keys: tuple[tuple[Sign, str], ...] = (("bars", "observed; grey: expected where there is nothing"),)
+        yield Plate("Events beside what chance gives", tuple(figures), note, keys=keys)
     if len(own):
         yield from _rasters(source, own)
 
@@ -307,7 +295,7 @@ def _rasters(source: Source, own: pd.DataFrame) -> Iterator[Plate]:
         note = (
             "A band is a layer, a line in it a seed; a bar runs from the measurement before the change to that after."
         )
-        keys = (("▬", "orange: rise, blue: fall"),)
+        keys: tuple[tuple[Sign, str], ...] = (("rise_fall", "orange: rise; blue: fall"),)
         yield Plate("Do seeds agree? Every event of every seed", tuple(figures), note, keys=keys)
 
 

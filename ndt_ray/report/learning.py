@@ -46,7 +46,11 @@ def by_cell(source: Source) -> pd.DataFrame:
     """One row a name: trials by how they ended (the counts add up to those planned), accuracy with its interval."""
     trials, rows = source.trials, []
     chance = _chance(source)
-    status = source.ask("SELECT * FROM cell_status WHERE sweep = $sweep").rows if source.has("cell_status") else None
+    status = (
+        source.ask("SELECT * FROM cell_status WHERE sweep = $sweep").rows
+        if source.has("cell_status", "cell", "status")
+        else None
+    )
     waiting = pd.Series([ln.cell if ln.control == "none" else f"{ln.cell} {ln.control}" for ln in source.waiting])
     known = {*source.labels, *waiting}
     for name in [*source.labels, *sorted(set(waiting) - set(source.labels))]:
@@ -93,11 +97,10 @@ def _chance(source: Source) -> dict[str, float]:
 
 
 def _learned(row: dict[str, object], status: pd.DataFrame | None) -> str:
-    """yes, no, or unknown: the verdict of `cell_status` where that was computed, else accuracy beside chance."""
-    if status is not None and {"cell", "trained"} <= set(status.columns):
-        own = status[status["cell"] == row["name"]]
-        if len(own):
-            return "yes" if bool(own["trained"].iloc[0]) else "no"
+    """yes, partly (not in every seed), no, or unknown: as `cell_status` says, else accuracy beside chance."""
+    if status is not None and row["name"] in set(status["cell"]):
+        said = str(status.loc[status["cell"] == row["name"], "status"].iloc[0])
+        return {"trained": "yes", "never_trained": "no", "partly": "partly"}.get(said, "unknown")
     low, chance = row["low"], row["chance"]
     assert isinstance(low, float) and isinstance(chance, float)
     if not math.isfinite(chance) or not math.isfinite(low) or int(str(row["n"])) < MINIMUM:
@@ -184,6 +187,11 @@ def _accuracy(source: Source, cells: pd.DataFrame) -> Iterator[Claim]:
 
 def _never(source: Source, cells: pd.DataFrame) -> Iterator[Claim]:
     """Cells that cannot be told from chance stay out of claims about learning, and are named."""
+    partly = cells.loc[(cells["learned"] == "partly") & (cells["control"] == "none"), "label"] if len(cells) else []
+    if len(partly):
+        yield Claim(
+            f"Not every seed learned in {listed(partly)}: see the table `cell_status`.", "caution", headline=True
+        )
     for row in cells[(cells["learned"] == "no") & (cells["control"] == "none")].itertuples() if len(cells) else []:
         beside = f" (chance {number(row.chance)})" if math.isfinite(row.chance) else ""
         text = f"{row.label} never trained: its held-out accuracy {fixed(row.accuracy, 3)} "
@@ -247,7 +255,7 @@ CELL_DOCS = {
     "planned": "trials of the plan; the next columns say what became of them",
     "accuracy": "held-out, at the last step: mean over the finished trials",
     "95 % from": "interval of that mean over seeds: studentised from five seeds on, else Student's t",
-    "learned": "lower end of the accuracy's interval above chance; unknown with fewer than three seeds",
+    "learned": "above chance: by `cell_status` where that was computed, else by the interval over three seeds or more",
 }
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from ndt_ray.figures.charts import layer_map
 from ndt_ray.figures.charts.maps import Scale, limits, logarithmic
 from ndt_ray.figures.heatmap import layer_names
-from ndt_ray.report.parts import Figure, Plate, Ramp, Section
+from ndt_ray.report.parts import Figure, Plate, Ramp, Section, Sign
 from ndt_ray.report.source import NAME, Source
 from ndt_ray.report.words import count, listed, number, readable
 
@@ -184,12 +184,12 @@ def _ramp(title: str, scale: Scale, domain: tuple[float, float]) -> Ramp:
     return Ramp(title, "heatmap", ticks)
 
 
-def _keys(marks: Marks | None, settled: pd.DataFrame | None) -> tuple[tuple[str, str], ...]:
-    found: list[tuple[str, str]] = []
+def _keys(marks: Marks | None, settled: pd.DataFrame | None) -> tuple[tuple[Sign, str], ...]:
+    found: list[tuple[Sign, str]] = []
     if marks is not None and len(marks.rows):
-        found += [("▲", f"rise, ▼ fall: {marks.words}; larger where more seeds have it")]
+        found.append(("event", f"rise or fall: {marks.words}; larger where more seeds have it"))
     if settled is not None and len(settled):
-        found.append(("▯", "where the layer settled (median over seeds)"))
+        found.append(("settled", "where the layer settled (median over seeds)"))
     return tuple(found)
 
 

@@ -8,7 +8,7 @@ from ndt_ray.analysis.jumps import compare_with_null
 from ndt_ray.analysis.phases import jump_phases
 from ndt_ray.figures.charts import beside_null
 from ndt_ray.report.maps import Marks
-from ndt_ray.report.parts import Claim, Figure, Plate, Section, Sheet
+from ndt_ray.report.parts import Claim, Figure, Plate, Section, Sheet, Sign
 from ndt_ray.report.source import NAME, Answer, Source
 from ndt_ray.report.words import count, interval, listed, number, readable, share
 from ndt_ray.summary import MEASURE, RULE
@@ -40,9 +40,9 @@ def noise(source: Source) -> Section:
     figures = list(_bars(source, default))
     if figures:
         note = "Whiskers: 95 % interval of the count under that noise, its series taken as independent."
-        section.plates.append(
-            Plate(f"Jumps of {readable(_measure(default))} by {_rule(default)}", tuple(figures), note)
-        )
+        title = f"Jumps of {readable(_measure(default))} by {_rule(default)}"
+        keys: tuple[tuple[Sign, str], ...] = (("bars", "observed; grey: white noise, light grey: AR(1) noise"),)
+        section.plates.append(Plate(title, tuple(figures), note, keys=keys))
     section.sheets.append(_sheet(counts, answer))
     if len(phases):
         section.sheets.append(Sheet("Jumps by phase of the onset", phases.rename(columns=readable), {}, ""))

@@ -4,15 +4,23 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from ndt_ray.errors import StoreError
 from ndt_ray.figures.charts import by_layer, forest
 from ndt_ray.figures.heatmap import layer_names
-from ndt_ray.report.events import layers_of, quoted
+from ndt_ray.report.events import layers_of
 from ndt_ray.report.maps import MEASURES
 from ndt_ray.report.parts import Claim, Figure, Plate, Section, Sheet
-from ndt_ray.report.source import NAME, Source
+from ndt_ray.report.source import NAME, Source, quoted
 from ndt_ray.report.words import count, level, listed, number, readable, share
 
 ALPHA = 0.05
+FLAGS = {
+    "never": "never do",
+    "noise": "move no more than their noise",
+    "constant": "are constant",
+    "short": "are too short to tell",
+}
+"""Why a layer has no step of settling, as `convergence` flags it."""
 
 
 def settled_layers(source: Source) -> pd.DataFrame | None:
@@ -49,9 +57,8 @@ def _measure(source: Source, table: str) -> str:
     """The measure that is spoken of: the primary family's, else that of the maps, else the first there is."""
     known = list(source.ask(f"SELECT DISTINCT measure FROM {table} WHERE sweep = $sweep ORDER BY 1").rows["measure"])
     wanted = [*MEASURES]
-    if source.has("event_families"):
-        first = 'SELECT measure FROM event_families WHERE sweep = $sweep ORDER BY "primary" DESC, family LIMIT 1'
-        wanted.insert(0, str(source.ask(first).rows["measure"].iloc[0]))
+    if source.family is not None:
+        wanted.insert(0, str(source.family["measure"]))
     return next((m for m in wanted if m in known), known[0] if known else "")
 
 
@@ -63,12 +70,19 @@ def _settling(source: Source, section: Section) -> None:
     settled = settled_layers(source)
     assert settled is not None
     answer = source.ask(
-        "SELECT mode, count(*) AS series, count(step) AS settled, count(*) FILTER (WHERE flag = 'never') AS never "
-        f"FROM convergence WHERE sweep = $sweep AND measure = {quoted(measure)} GROUP BY 1 ORDER BY 1"
+        "SELECT coalesce(flag, 'settled') AS how, count(*) AS series FROM convergence WHERE sweep = $sweep "
+        f"AND mode = 'default' AND measure = {quoted(measure)} GROUP BY 1 ORDER BY 2 DESC, 1"
     )
-    for row in answer.rows[answer.rows["mode"] == "default"].itertuples():
-        text = f"{readable(measure).capitalize()} settles within the run in {row.settled:,} of {row.series:,} layer "
-        section.claims.append(Claim(f"{text}series; {row.never:,} never do.", "described", answer.sql))
+    if len(answer.rows):
+        ends = dict(zip(answer.rows["how"], answer.rows["series"].astype(int), strict=True))
+        if sum(ends.values()) != len(settled):
+            raise StoreError(
+                f"sweep {source.sweep}: {ends} are not {len(settled)} series of convergence - analyze it again"
+            )
+        done = f"{ends.pop('settled', 0):,} of {len(settled):,}"
+        text = f"{readable(measure).capitalize()} settles within the run in {done} "
+        rest = listed(f"{n:,} {FLAGS.get(how, how)}" for how, n in ends.items())
+        section.claims.append(Claim(f"{text}layer series; {rest}.", "described", answer.sql))
     section.claims += [*_direction(source, measure), *_between(source, measure), *_published_order(source)]
     figures = []
     for name in [n for n in source.cells if n in set(settled["name"])]:

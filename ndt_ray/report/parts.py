@@ -11,6 +11,9 @@ from ndt_ray.figures.charts import Spec
 Kind = Literal["finding", "nothing", "described", "caution"]
 """What a sentence claims: a test that it names stands behind it; a test found nothing; no test; a limit."""
 
+Sign = Literal["event", "settled", "rise_fall", "bars"]
+"""Marks of charts that a key explains; drawn by the page."""
+
 MOST_ROWS = 300
 """Rows of a table in the page; the rest is a query away, and the page says which."""
 
@@ -24,6 +27,8 @@ class Claim:
     sql: str = ""
     headline: bool = False
     """Whether it stands at the top of the page too."""
+    only_top: bool = False
+    """Whether it stands only there, for its section says it in another form."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Plate:
     figures: tuple[Figure, ...]
     note: str = ""
     ramp: Ramp | None = None
-    keys: tuple[tuple[str, str], ...] = ()
+    keys: tuple[tuple[Sign, str], ...] = ()
     """(sign, meaning) of the marks."""
     wide: bool = False
     """One chart a line."""
@@ -90,6 +95,11 @@ class Section:
     about: str = ""
     short: str = ""
     """Its title in the contents, where that is shorter."""
+
+    @property
+    def told(self) -> list[Claim]:
+        """Sentences of the section itself."""
+        return [claim for claim in self.claims if not claim.only_top]
 
     @property
     def tables(self) -> set[str]:

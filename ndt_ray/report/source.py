@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -17,6 +18,11 @@ NAME = "t.cell || CASE WHEN t.control = 'none' THEN '' ELSE ' ' || t.control END
 """What seeds are averaged over: a cell, or its controls of one kind."""
 MINIMUM = 3
 """Seeds below which nothing is said about more than these seeds."""
+
+
+def quoted(value: object) -> str:
+    """As an SQL string literal."""
+    return "'" + str(value).replace("'", "''") + "'"
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,21 @@ class Source:
 
     def ask(self, sql: str) -> Answer:
         """The answer to a SELECT in which $sweep stands for the sweep's name."""
-        text = " ".join(sql.replace("$sweep", f"'{self.sweep}'").split())
+        text = " ".join(sql.replace("$sweep", quoted(self.sweep)).split())
         return Answer(self.store.sql(text), text)
+
+    @cached_property
+    def families(self) -> Answer | None:
+        """Families of tested series, the declared primary one first; None where events were not sought."""
+        if not self.has("event_families"):
+            return None
+        order = '"primary" DESC, family, detector, "null"'
+        return self.ask(f"SELECT * FROM event_families WHERE sweep = $sweep ORDER BY {order}")
+
+    @cached_property
+    def family(self) -> dict[str, Any] | None:
+        """The family that the report speaks of: the primary one, else the first."""
+        return None if self.families is None else dict(self.families.rows.iloc[0])
 
     @cached_property
     def about(self) -> str:

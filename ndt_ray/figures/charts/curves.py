@@ -72,6 +72,46 @@ def forest(rows: pd.DataFrame, title: str, *, reference: float | None = 0.0) -> 
     return chart(max(60.0, 21.0 * len(kept)), layers)
 
 
+def specification_curve(rows: pd.DataFrame, title: str) -> Spec:
+    """A claim's estimate under every specification, smallest first; the primary one is a square.
+
+    `rows`: estimate, significant, primary, text. SpecError for none.
+    """
+    require(rows, ("estimate", "significant", "primary", "text"), "specification curve")
+    kept = rows[np.isfinite(rows["estimate"].to_numpy(np.float64))].sort_values("estimate", kind="stable")
+    require(kept, ("estimate",), "specification curve")
+    kept = kept.assign(rank=np.arange(1, len(kept) + 1))
+    x: Spec = {"field": "rank", "type": "quantitative", "title": "specifications, smallest estimate first"}
+    x |= {
+        "axis": {"grid": False, "tickCount": 4, "tickMinStep": 1},
+        "scale": {"nice": False, "zero": False, "padding": 6},
+    }
+    y: Spec = {"field": "estimate", "type": "quantitative", "title": title, "axis": {"tickCount": 4}}
+    layers: list[Spec] = [
+        {
+            "data": {"values": [{}]},
+            "mark": {"type": "rule", "style": "muted", "strokeDash": [4, 3]},
+            "encoding": {"y": {"datum": 0, "type": "quantitative"}},
+        }
+    ]
+    for significant, style in ((False, "seed"), (True, "observed")):
+        for primary, shape in ((False, "circle"), (True, "square")):
+            own = kept[(kept["significant"].astype(bool) == significant) & (kept["primary"].astype(bool) == primary)]
+            if own.empty:
+                continue
+            mark: Spec = {"type": "point", "filled": True, "style": style, "shape": shape, "opacity": 1}
+            mark["size"] = 120 if primary else 34
+            tip = [{"field": "text", "title": "specification"}, {"field": "estimate", "format": ".3~g"}]
+            layers.append(
+                {
+                    "data": data(own[["rank", "estimate", "text"]]),
+                    "mark": mark,
+                    "encoding": {"x": x, "y": y, "tooltip": tip},
+                }
+            )
+    return chart(150, layers)
+
+
 def by_layer(rows: pd.DataFrame, layers: Sequence[str], title: str, *, last: float | None = None) -> Spec:
     """One number a layer and seed (a ring each) with the median over seeds (a bar).
 
