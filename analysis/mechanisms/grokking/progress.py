@@ -39,11 +39,11 @@ def scores(logits_abc: Floats, pairs: Mask | None = None) -> LogitScores:
     answer = (a + b) % p
     own = rows[np.arange(len(rows)), answer]
     top = rows.max(1)
-    # log1p of the others: a loss of 1e-9 keeps its digits where log(sum) would round them away
+    # The answer is left out of the sum, and log1p taken: a loss of 1e-20 keeps its digits.
     gaps = np.exp(rows - top[:, None])
-    others = gaps.sum(1) - np.exp(own - top)
-    right = own >= top
-    loss = np.where(right, np.log1p(np.maximum(others, 0.0)), np.log(gaps.sum(1)) + top - own)
+    gaps[np.arange(len(rows)), answer] = 0.0
+    others = gaps.sum(1)
+    loss = np.where(own >= top, np.log1p(others), np.log(others + np.exp(own - top)) + top - own)
     rivals = rows.copy()
     rivals[np.arange(len(rows)), answer] = -np.inf
     margin = own - rivals.max(1)
