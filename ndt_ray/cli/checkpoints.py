@@ -10,6 +10,7 @@ import typer
 from ndt_ray.cli.options import DEFAULT_STORE, JsonOption, StoreOption, opened
 
 if TYPE_CHECKING:
+    from ndt_ray.analysis.checkpoint_plan import CheckpointPlan
     from ndt_ray.replay import Replay
 
 StoredSweep = Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep in the store.")]
@@ -20,6 +21,7 @@ MEASURES = ("participation_ratio", "stable_rank", "participation_ratio_corrected
 def register(ndt: typer.Typer) -> None:
     """Adds this module's commands."""
     ndt.command()(replay)
+    ndt.command("plan-checkpoints")(plan_checkpoints)
 
 
 def replay(
@@ -54,6 +56,74 @@ def replay(
         print(json.dumps({**asdict(found), "rows": rows}))
     elif measure:
         _measured(found)
+
+
+def plan_checkpoints(
+    sweep: StoredSweep,
+    store: StoreOption = DEFAULT_STORE,
+    per_trial: Annotated[int, typer.Option("--per-trial", min=1, help="Events of a trial, at most.")] = 5,
+    rule: Annotated[str, typer.Option("--rule", help="How events are chosen: balanced, or founding.")] = "balanced",
+    window: Annotated[
+        int | None, typer.Option("--window", min=1, help="Steps before and after; by default the event's width.")
+    ] = None,
+    controls: Annotated[
+        int, typer.Option("--controls", min=0, help="Windows without an event beside each, matched to it.")
+    ] = 0,
+    out: Annotated[str, typer.Option("--out", help="The plan, as `checkpoint: {plan: FILE}` reads it; - for none.")] = (
+        "checkpoint_plan.json"
+    ),
+    bring_back: Annotated[bool, typer.Option("--replay", help="Bring these states back at once.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Plan checkpoints before, during and after a sweep's events, and say what they cost."""
+    from pathlib import Path
+
+    from ndt_ray.analysis.checkpoint_plan import TABLES
+    from ndt_ray.analysis.checkpoint_plan import plan_checkpoints as make
+    from ndt_ray.replay import replay as again
+    from ndt_ray.store.sweep import open_sweep
+
+    there = opened(store)
+    open_sweep(there, sweep)
+    import pandas as pd
+
+    known = set(there.names())
+    tables = {name: there.table(name, sweep) if name in known else pd.DataFrame() for name in TABLES}
+    made = make(tables, per_trial=per_trial, rule=rule, window=window, controls=controls)
+    for text in made.notices:
+        _notice(text)
+    if out != "-" and made.entries:
+        Path(out).write_text(json.dumps(made.founding(), indent=1) + "\n", encoding="utf-8")
+        _notice(f"plan    {out}")
+    replayed = []
+    for trial, steps in made.steps.items() if bring_back else ():
+        found = again(there, sweep, trial, steps, notify=_notice)
+        replayed.append(found)
+        _told(found)
+    if as_json:
+        plan = {"source": made.source, "notices": made.notices, "storage": made.storage, "coverage": made.coverage}
+        print(json.dumps({**plan, "plan": made.founding(), "replayed": [asdict(r) for r in replayed]}))
+    else:
+        _planned(made)
+
+
+def _planned(made: "CheckpointPlan") -> None:
+    """The entries and their storage, as tables."""
+    from ndt_ray.cli.show import records
+
+    shown = ("experiment", "trial_id", "seed", "layer", "measure", "type", "phase_bin", "checkpoints")
+    rows = [{k: entry[k] for k in shown} | {"controls": len(entry.get("controls", ()))} for entry in made.entries]
+    if not rows:
+        print("no events to plan around")
+        return
+    records(rows, False, header=True)
+    print()
+    storage = []
+    for row in made.storage:
+        saved = 1 - row["bytes"] / row["uniform_bytes"] if row["uniform_bytes"] else 0.0
+        sizes = {name: f"{row[name] / 1e6:,.1f} MB" for name in ("bytes", "new_bytes", "uniform_bytes")}
+        storage.append({**row, **sizes, "saved": f"{saved:.1%}"})
+    records(storage, False, header=True)
 
 
 def _told(found: "Replay") -> None:
