@@ -236,7 +236,13 @@ class Control(Strict):
         found = _WINDOW.fullmatch(rest)
         if found is None:
             raise ValueError(f"not of the form KIND:LAYER@STEP-STEP*DOSE: {value!r}")
-        parts = {k: v for k, v in found.groupdict().items() if v is not None}
+        parts: dict[str, Any] = {k: v for k, v in found.groupdict().items() if v is not None}
+        parts |= {k: int(parts[k]) for k in ("at", "until") if k in parts}
+        if "dose" in parts:
+            try:
+                parts["dose"] = float(parts["dose"])
+            except ValueError:
+                raise ValueError(f"the dose of {value!r} is no number") from None
         parts["damage" if kind == "damage" else "layer"] = parts.pop("what")
         return {"kind": kind, **parts}
 

@@ -22,7 +22,9 @@ Test = Callable[[Trial], bool]
 
 RESOLVED = ("trial_id", "engine")
 """Fields that have their value only once the plan has resolved a trial."""
-NO_FIELDS = ("model.params", "data.params", "control.kind", "control.layer", "width", "source")
+CONTROL = ("kind", "layer", "damage", "at", "until", "dose")
+"""Parts of a control: a condition may read them; a sweep file writes the whole, as text."""
+NO_FIELDS = ("model.params", "data.params", *(f"control.{part}" for part in CONTROL), "width", "source")
 MAX_LENGTH = 10_000
 MAX_DEPTH = 50
 
@@ -69,6 +71,7 @@ _WHOLE: dict[str, Getter] = {
     "data": lambda t: t.data.name,
     "seed": common_seed,
     "control": lambda t: str(t.control),
+    **{f"control.{part}": _attribute(f"control.{part}") for part in CONTROL},
     "trial_id": lambda t: t.trial_id,
 }
 _SHORT: dict[str, list[str]] = {}
