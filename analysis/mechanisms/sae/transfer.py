@@ -169,18 +169,19 @@ def founding_numbers(source: Side, target: Side) -> dict[str, float]:
 
 
 def matching(source: Side, target: Side, key: tuple[str, ...]) -> dict[str, float]:
-    """Do the two have the same features? Correlation of activations on held-out stimuli after matching, beside its null
-    by permuted stimuli, and for equal widths the matched |cosine| of the rotated atoms, beside that of random ones."""
-    x = normalised(target.saes, target.held_out)
-    chosen = align(_flat(normalised(target.saes, target.fit)), _flat(normalised(source.saes, source.fit)))
-    with torch.no_grad():
-        ours = source.saes.lanes([0]).encode(_as_tensor(chosen.to_source(_flat(x))[None]))[0]
-        theirs = target.saes.lanes([0]).encode(_as_tensor(_flat(x)[None]))[0]
-    n = len(x)
-    per_stimulus = [f.double().numpy().reshape(n, -1, f.shape[-1]).mean(1) for f in (ours, theirs)]
-    value, null, high = quality.matched_correlation(*per_stimulus, key)
+    """Do the two have the same features? Correlation of their activations by the same held-out stimuli after matching,
+    each network seen by itself, beside its null by permuted stimuli; and for equal widths the matched |cosine| of the
+    rotated atoms, beside that of random ones."""
+    per_stimulus = []
+    for one in (source, target):
+        x = normalised(one.saes, one.held_out)
+        with torch.no_grad():
+            features = one.saes.lanes([0]).encode(_as_tensor(_flat(x)[None]))[0]
+        per_stimulus.append(features.double().numpy().reshape(len(x), -1, features.shape[-1]).mean(1))
+    value, null, high = quality.matched_correlation(per_stimulus[0], per_stimulus[1], key)
     found = {"correlation": value, "correlation_null": null, "correlation_null_hi": high}
     if source.d == target.d:
+        chosen = align(_flat(normalised(target.saes, target.fit)), _flat(normalised(source.saes, source.fit)))
         atoms = source.saes.atoms[0].double().numpy() @ chosen.back
         others = target.saes.atoms[0].double().numpy()
         found["mcc"] = quality.mcc(atoms, others)
