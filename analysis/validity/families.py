@@ -42,6 +42,10 @@ LOSS = (0.2, 2.1, 0.05, 0.8, 0.05)
 QUANTISED = (40.0, 0.75, 0.5)
 """Level, SD in quanta and φ of an AR(1) that is rounded to whole numbers (as energy-90 is)."""
 
+FAST, SLOW, SLOW_WIDTH = 0.05, 0.4, 0.6
+"""Time constants and a 10-90 % width, as shares of the series, of further smooth curves."""
+AR2, PHI_NEAR, GROWTH = (1.2, -0.5), 0.97, 3.0
+
 # -- parameters of the planted truths --------------------------------------------------------------------------------
 
 SNRS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0)
@@ -132,6 +136,58 @@ def _quantised(count: int, n: int, first: int) -> Floats:
     return cast(Floats, np.rint(level + sd * autoregressive(normals("quantised", count, n, first), phi)))
 
 
+# Series that no requirement names. They bound what the requirements show: other trends, other memories.
+
+
+def _fast_relaxation(count: int, n: int, first: int) -> Floats:
+    return RELAXATION[0] * np.exp(-_time(n) / FAST) + normals("fast_relaxation", count, n, first)
+
+
+def _slow_relaxation(count: int, n: int, first: int) -> Floats:
+    return RELAXATION[0] * np.exp(-_time(n) / SLOW) + normals("slow_relaxation", count, n, first)
+
+
+def _half_cosine(count: int, n: int, first: int) -> Floats:
+    return RELAXATION[0] / 2 * (1 + np.cos(np.pi * _time(n))) + normals("half_cosine", count, n, first)
+
+
+def _slow_sigmoid(count: int, n: int, first: int) -> Floats:
+    scaled = (_time(n) - 0.5) * (2 * np.log(9) / SLOW_WIDTH)
+    return cast(Floats, RELAXATION[0] * expit(scaled) + normals("slow_sigmoid", count, n, first))
+
+
+def _logarithm(count: int, n: int, first: int) -> Floats:
+    rise = np.log1p(np.arange(n)) / np.log(n)
+    return RELAXATION[0] * rise + normals("logarithm", count, n, first)
+
+
+def _ar2(count: int, n: int, first: int) -> Floats:
+    """Stationary from the start: 200 measurements are dropped, and what is left has SD 1."""
+    (a, b), burn = AR2, 200
+    drawn = lfilter([1.0], [1.0, -a, -b], normals("ar2", count, n + burn, first), axis=-1)[:, burn:]
+    variance = (1 - b) / ((1 + b) * ((1 - b) ** 2 - a * a))
+    return cast(Floats, drawn / np.sqrt(variance))
+
+
+def _heavy_ar1(count: int, n: int, first: int) -> Floats:
+    drawn = np.empty((count, n))
+    for i in range(count):
+        drawn[i] = generator("heavy_ar1", first + i).standard_t(T_DEGREES, n)
+    return autoregressive(drawn / float(np.sqrt(T_DEGREES / (T_DEGREES - 2))), PHI_MILD)
+
+
+def _near_unit_root(count: int, n: int, first: int) -> Floats:
+    return autoregressive(normals("near_unit_root", count, n, first), PHI_NEAR)
+
+
+def _drifting_ar1(count: int, n: int, first: int) -> Floats:
+    return DRIFT * _time(n) + autoregressive(normals("drifting_ar1", count, n, first), PHI_STRONG)
+
+
+def _growing_variance(count: int, n: int, first: int) -> Floats:
+    return cast(Floats, GROWTH ** _time(n) * normals("growing_variance", count, n, first))
+
+
 @dataclass(frozen=True)
 class Null:
     """A family of series without events. `may_be_marked`: a detector may decline to judge it (no p, no q)."""
@@ -159,6 +215,26 @@ NULLS: dict[str, Null] = {
         Null("quantised", "AR(1), φ = 0.5, of SD 0.75, rounded to whole numbers", _quantised),
     )
 }
+OTHERS: dict[str, Null] = {
+    null.name: null
+    for null in (
+        Null(
+            "fast_relaxation",
+            "exponential relaxation of 30 noise SDs, time constant 5 % of the series",
+            _fast_relaxation,
+        ),
+        Null("slow_relaxation", "the same, time constant 40 %", _slow_relaxation),
+        Null("half_cosine", "half a cosine of 30 noise SDs, as learning-rate schedules have it", _half_cosine),
+        Null("slow_sigmoid", "a sigmoid of 30 noise SDs whose 10-90 % rise takes 60 % of the series", _slow_sigmoid),
+        Null("logarithm", "a rise of 30 noise SDs with the logarithm of time", _logarithm),
+        Null("ar2", "AR(2) with coefficients 1.2 and -0.5 (damped oscillation)", _ar2),
+        Null("heavy_ar1", "AR(1), φ = 0.5, Student-t innovations of 3 degrees of freedom", _heavy_ar1),
+        Null("near_unit_root", "AR(1), φ = 0.97", _near_unit_root, may_be_marked=True),
+        Null("drifting_ar1", "AR(1), φ = 0.9, on a linear drift of 32 noise SDs", _drifting_ar1),
+        Null("growing_variance", "noise whose SD grows threefold over the series", _growing_variance),
+    )
+}
+"""Families on which nothing is required: they show how far the detector can be trusted beyond."""
 CALIBRATED = tuple(name for name, null in NULLS.items() if not null.may_be_marked)
 """Families on which a detector has to hold its level."""
 
@@ -177,9 +253,10 @@ BASELINE: dict[str, tuple[float, float, float]] = {
 
 def null(name: str, count: int, n: int = LENGTH, first: int = 0) -> Floats:
     """Series `first` … `first + count - 1` of a null family, `[count, n]`; SpecError for an unknown name."""
-    if name not in NULLS:
-        raise SpecError(f"unknown null family '{name}'{did_you_mean(name, NULLS)}")
-    return NULLS[name].draw(count, n, first)
+    known = {**NULLS, **OTHERS}
+    if name not in known:
+        raise SpecError(f"unknown null family '{name}'{did_you_mean(name, known)}")
+    return known[name].draw(count, n, first)
 
 
 @dataclass(frozen=True)

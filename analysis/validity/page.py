@@ -89,6 +89,9 @@ def blocks(card: Row, name: str = "validity") -> list[Block]:
         ),
         Text("Where there is no event", 2),
         *_nulls(judged, others),
+        Text("Beyond the requirements", 3),
+        Text("Other smooth curves and other memories, on which nothing is required."),
+        _null_table(judged, others, "others"),
         Text("Planted events", 2),
         *_power(judged, others),
         Picture(f"{name}_power.png", "Recall and F1 by SNR for each planted shape", power_figure(judged, others)),
@@ -103,7 +106,8 @@ def _provenance(said: Row) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in said.items() if key != "command") + "."
 
 
-def _nulls(judged: Row, others: Sequence[Row]) -> list[Block]:
+def _null_table(judged: Row, others: Sequence[Row], which: str) -> Grid:
+    """One row a family of `nulls` or `others`: the detector's error rates, and how often the simple rules cry out."""
     header = ["family", "n"]
     if judged["gives_p"]:
         header += ["declined", *(f"P(p ≤ {alpha:g})" for alpha in LEVELS), f"events a series at {LEVEL:g}"]
@@ -111,18 +115,22 @@ def _nulls(judged: Row, others: Sequence[Row]) -> list[Block]:
         header += ["events a series", "P(any event)"]
     header += [f"events a series, {_label(o)} (P(any))" for o in others]
     rows = []
-    for i, row in enumerate(judged["nulls"]):
+    for i, row in enumerate(judged[which]):
         cells = [f"{row['family']}: {row['about']}", f"{row['series']:,}"]
         if judged["gives_p"]:
             cells += [_declined(row), *(_share(row[f"p_{alpha:g}"]) for alpha in LEVELS)]
             cells += [_number(row["events_per_series"])]
         else:
             cells += [_number(row["events_per_series"]), _share(row["any_event"])]
-        cells += [
-            f"{_number(o['nulls'][i]['events_per_series'])} ({_percent(o['nulls'][i]['any_event'])})" for o in others
-        ]
+        for other in others:
+            same = other[which][i]
+            cells.append(f"{_number(same['events_per_series'])} ({_percent(same['any_event'])})")
         rows.append(cells)
-    found: list[Block] = [Grid(header, rows)]
+    return Grid(header, rows)
+
+
+def _nulls(judged: Row, others: Sequence[Row]) -> list[Block]:
+    found: list[Block] = [_null_table(judged, others, "nulls")]
     known = {name: o for o in others if (name := _baseline(o)) is not None}
     if known:
         found += [

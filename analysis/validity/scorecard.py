@@ -81,6 +81,7 @@ def scorecard(judged: Subject, size: Size, results: Results, n: int = families.L
     # A user's function may give p-values: it does if it gave any.
     gives_p = judged.gives_p and any(f.marked or not math.isnan(f.p) for found in results.values() for f in found)
     nulls = [_null(name, list(_of(results, "null", name)), n, gives_p) for name in families.NULLS]
+    others = [_null(name, list(_of(results, "null", name)), n, gives_p) for name in families.OTHERS]
     power = [_power(group, results, gives_p) for group in _points(results)]
     false = [_fdr(share, size.families, results, gives_p) for share in families.TRUE_SHARES]
     needle = _needle(results) if gives_p else None
@@ -94,6 +95,7 @@ def scorecard(judged: Subject, size: Size, results: Results, n: int = families.L
         "n": n,
         "series": sum(len(found) for found in results.values()),
         "nulls": nulls,
+        "others": others,
         "power": power,
         "fdr": false,
         "needle": needle,
@@ -118,6 +120,7 @@ def _of(results: Results, kind: str, name: str = "") -> Iterator[Found]:
 
 
 def _null(name: str, found: list[Found], n: int, gives_p: bool) -> Row:
+    null = {**families.NULLS, **families.OTHERS}[name]
     level = LEVEL if gives_p else None
     marked = Counter(f.marked for f in found if f.marked)
     tested = [f for f in found if not f.marked]
@@ -127,8 +130,8 @@ def _null(name: str, found: list[Found], n: int, gives_p: bool) -> Row:
     p = p[~np.isnan(p)]
     row: Row = {
         "family": name,
-        "about": families.NULLS[name].about,
-        "may_be_marked": families.NULLS[name].may_be_marked,
+        "about": null.about,
+        "may_be_marked": null.may_be_marked,
         "series": len(found),
         "marked": sum(marked.values()),
         "why": dict(sorted(marked.items())),

@@ -33,11 +33,13 @@ NEEDLE_SNR = 12.0
 
 @dataclass(frozen=True)
 class Size:
-    """Series per null family (calibrated ones, and those that may be marked), per point of a power curve, per shape at
-    `BAR_SNR`; simulated families of 40 for the false discovery rate; 12 SD events among many series."""
+    """Series per null family (calibrated ones, those that may be marked, those beyond the requirements), per point of
+    a power curve, per shape at `BAR_SNR`; simulated families of 40 for the false discovery rate; 12 SD events among
+    many series."""
 
     nulls: int
     marked: int
+    others: int
     planted: int
     bars: int
     families: int
@@ -45,16 +47,19 @@ class Size:
 
     def __post_init__(self) -> None:
         needed = -(-self.families * families.FAMILY_SIZE // len(families.CALIBRATED))
-        if self.nulls < needed or min(self.marked, self.planted, self.bars, self.families, self.needles) < 1:
+        if (
+            self.nulls < needed
+            or min(self.marked, self.others, self.planted, self.bars, self.families, self.needles) < 1
+        ):
             raise SpecError(f"{self.families} families need {needed} series per null family, but got ({self=})")
 
     def fraction(self, share: float) -> "Size":
         """The same scorecard on so many of its series."""
-        parts = (self.nulls, self.marked, self.planted, self.bars, self.families, self.needles)
+        parts = (self.nulls, self.marked, self.others, self.planted, self.bars, self.families, self.needles)
         return Size(*(max(1, round(share * part)) for part in parts))
 
 
-FULL = Size(nulls=2500, marked=2000, planted=200, bars=400, families=500, needles=200)
+FULL = Size(nulls=2500, marked=2000, others=400, planted=200, bars=400, families=500, needles=200)
 QUICK = FULL.fraction(0.1)
 
 
@@ -94,6 +99,8 @@ def plan(size: Size) -> list[Task]:
     tasks = [Task("battery")]
     for name, null in families.NULLS.items():
         tasks += _chunks(Task("null", name), size.marked if null.may_be_marked else size.nulls)
+    for name in families.OTHERS:
+        tasks += _chunks(Task("null", name), size.others)
     for name in families.PLANTED:
         for phi in families.PHIS:
             for snr in families.SNRS if name in CURVES else (BAR_SNR,):

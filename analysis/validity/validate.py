@@ -22,7 +22,7 @@ BASELINES: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 """Simple rules beside every scorecard; rolling z > 3 against 50 values is ndtracker's own detector. PELT needs the
 package ruptures, and is left out without it."""
-BASELINE_SIZE = QUICK.fraction(0.1)
+BASELINE_SIZE = QUICK
 
 
 def validate(

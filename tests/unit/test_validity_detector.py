@@ -20,7 +20,7 @@ from ndt_ray.analysis.validity.tasks import BAR_SNR, Size, Task, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 RARE = 1e-3
-SIZE = Size(nulls=40, marked=12, planted=1, bars=12, families=8, needles=1)
+SIZE = Size(nulls=40, marked=12, others=2, planted=1, bars=12, families=8, needles=1)
 SHAPES = [name for name, shape in families.PLANTED.items() if shape.bar]
 
 

@@ -9,7 +9,7 @@ from ndt_ray.analysis.validity import families
 from ndt_ray.errors import SpecError
 
 
-@pytest.mark.parametrize("name", families.NULLS)
+@pytest.mark.parametrize("name", [*families.NULLS, *families.OTHERS])
 def test_a_series_is_the_same_however_many_are_asked_for(name: str) -> None:
     many = families.null(name, 12, 100)
     assert many.shape == (12, 100)
@@ -29,6 +29,13 @@ def test_noise_has_the_memory_and_spread_that_it_is_named_for() -> None:
     assert families.null("student_t", 500).std() == pytest.approx(1.0, abs=0.1)
     falling = families.null("decaying_variance", 500).std(axis=0)
     assert falling[:20].mean() / falling[-20:].mean() == pytest.approx(np.exp(families.COLLAPSE * 0.95), rel=0.1)
+    growing = families.null("growing_variance", 500).std(axis=0)
+    assert growing[-20:].mean() / growing[:20].mean() == pytest.approx(families.GROWTH**0.95, rel=0.1)
+    for name in ("ar2", "heavy_ar1", "near_unit_root"):
+        assert families.null(name, 400).std() == pytest.approx(1.0, abs=0.1), name
+    oscillating = families.null("ar2", 200)
+    lag = [np.mean(oscillating[:, k:] * oscillating[:, : families.LENGTH - k]) for k in (1, 4)]
+    assert lag == pytest.approx([0.8, -0.048], abs=0.05)  # a / (1 - b), and the recursion
     whole = families.null("quantised", 50)
     assert np.array_equal(whole, np.rint(whole))
     loss = families.null("loss_like", 400)

@@ -15,7 +15,7 @@ from ndt_ray.analysis.validity.tasks import FULL, QUICK, Size, Task, compute, pl
 from ndt_ray.analysis.validity.validate import missed, validate
 from ndt_ray.errors import SpecError
 
-TINY = Size(nulls=50, marked=20, planted=4, bars=20, families=10, needles=5)
+TINY = Size(nulls=50, marked=20, others=2, planted=4, bars=20, families=10, needles=5)
 
 ALL_KNOWING = '''
 """Looks the truth up: what a perfect detector would say."""
@@ -206,7 +206,7 @@ def test_two_processes_say_what_one_says(tmp_path: Path, user_file: Path) -> Non
 
 
 def test_pages_are_whole_and_the_same_twice(tmp_path: Path) -> None:
-    size = Size(nulls=10, marked=5, planted=2, bars=2, families=2, needles=2)
+    size = Size(nulls=10, marked=5, others=2, planted=2, bars=2, families=2, needles=2)
     for name in ("a", "b"):
         card = validate("rolling_level", {"threshold": 3.0}, size=size, out=tmp_path / name, baselines=False)
     files = ["scorecard.json", "validity.md", "validity.html", "validity_power.png"]
@@ -217,7 +217,7 @@ def test_pages_are_whole_and_the_same_twice(tmp_path: Path) -> None:
     assert 'src="data:image/png;base64,' in document
     assert "http://" not in document and "https://" not in document
     text = (tmp_path / "a" / "validity.md").read_text()
-    for family in families.NULLS:
+    for family in (*families.NULLS, *families.OTHERS):
         assert f"| {family}: " in text
     assert "| rolling z > 3 | 1.00 | 5 | 14 | 2 | 4 | fails |" in text
     assert any("battery" in bar["what"] for bar in missed(card))
@@ -257,7 +257,7 @@ def test_exact_intervals() -> None:
 
 def test_sizes() -> None:
     assert QUICK.nulls == FULL.nulls // 10
-    assert sum(t.count for t in plan(FULL)) == pytest.approx(48_000, rel=0.1)
+    assert sum(t.count for t in plan(FULL)) == pytest.approx(52_000, rel=0.1)
     with pytest.raises(SpecError, match="need 250 series"):
-        Size(nulls=249, marked=1, planted=1, bars=1, families=50, needles=1)
+        Size(nulls=249, marked=1, others=2, planted=1, bars=1, families=50, needles=1)
     assert Task("null", "iid", first=50, count=50).id != Task("null", "iid", first=0, count=50).id
