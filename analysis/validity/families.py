@@ -158,7 +158,7 @@ def _slow_sigmoid(count: int, n: int, first: int) -> Floats:
 
 def _logarithm(count: int, n: int, first: int) -> Floats:
     rise = np.log1p(np.arange(n)) / np.log(n)
-    return RELAXATION[0] * rise + normals("logarithm", count, n, first)
+    return cast(Floats, RELAXATION[0] * rise + normals("logarithm", count, n, first))
 
 
 def _ar2(count: int, n: int, first: int) -> Floats:
@@ -185,7 +185,7 @@ def _drifting_ar1(count: int, n: int, first: int) -> Floats:
 
 
 def _growing_variance(count: int, n: int, first: int) -> Floats:
-    return cast(Floats, GROWTH ** _time(n) * normals("growing_variance", count, n, first))
+    return GROWTH ** _time(n) * normals("growing_variance", count, n, first)
 
 
 @dataclass(frozen=True)
