@@ -208,8 +208,10 @@ def _beside(own: pd.DataFrame, sql: str) -> Iterator[Claim]:
         return
     lr, epoch = int(own["near_lr_change"].fillna(False).sum()), int(own["near_epoch_boundary"].fillna(False).sum())
     if lr or epoch:
-        text = f"Of {count(len(own), 'event')}, {lr:,} lie beside a change of the learning rate and {epoch:,} beside "
-        yield Claim(text + "the end of an epoch; either may be their cause.", "caution", sql)
+        text = (
+            f"Of {count(len(own), 'event')}, beside a change of the learning rate: {lr:,}; beside the end of an epoch: "
+        )
+        yield Claim(f"{text}{epoch:,}. Either may be their cause.", "caution", sql)
 
 
 def _others(families: Answer, family: Row) -> Iterator[Claim]:

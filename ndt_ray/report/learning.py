@@ -128,13 +128,14 @@ def _completeness(source: Source) -> Iterator[Claim]:
         words += f": {count(len(seeds), 'cell')} with {_seeds(list(seeds))} each"
     steps = trials["steps"].dropna()
     words += f", {span(list(steps))} steps" if len(steps) else ""
-    yield Claim(words + ".", "described" if done == planned else "caution", sql.sql, headline=done < planned)
+    yield Claim(words + ".", "described" if done == planned else "caution", sql.sql)
     for how, said in (("failed", "failed"), ("diverged", "diverged (a loss or weight that is not finite)")):
         own = trials[trials["status"] == how]
         if len(own):
             cells = own.groupby("name").size()
             where = listed(f"{n} in {source.label(name)}" for name, n in cells.items())
-            text = f"{count(len(own), 'trial')} {said}: {where}; no count, mean or test below includes them."
+            text = f"{count(len(own), 'trial')} {said}: {where}. Accuracies leave them out; maps and series tests hold "
+            text += "what they had measured until then."
             yield Claim(text, "caution", sql.sql, headline=True)
     open_ = ended.get("unfinished", 0) + len(source.waiting)
     if open_:
@@ -169,7 +170,7 @@ def _data(source: Source) -> Iterator[Claim]:
 
 
 def _accuracy(source: Source, cells: pd.DataFrame) -> Iterator[Claim]:
-    own = cells[(cells["n"] > 0) & (cells["control"] == "none")] if len(cells) else cells
+    own = cells[(cells["n"] > 0) & (cells["control"] == "none") & (cells["learned"] != "no")] if len(cells) else cells
     sql = source.ask(
         f"SELECT {NAME} AS name, o.trial_id, o.final_accuracy FROM outcomes o JOIN trials t "
         "USING (sweep, pack, trial_id) WHERE sweep = $sweep AND o.status = 'finished' ORDER BY 1, 2"

@@ -112,7 +112,7 @@ def phases(rows: pd.DataFrame, names: Sequence[str], bins: int = 20) -> Spec:
     rule: dict[str, Any] = {"type": "rule", "style": "muted", "strokeDash": [3, 3]}
     borders = pd.DataFrame({"from": list(EDGES)})
     marks = pd.DataFrame({"from": [0.0, *EDGES], "text": ["early", "mid", "late"]})
-    label = {"type": "text", "style": "muted", "align": "left", "dx": 4, "y": 8, "fontSize": 10}
+    label = {"type": "text", "style": "muted", "align": "left", "dx": 4, "y": -6, "fontSize": 10}
     text = {"field": "text", "type": "nominal"}
     return chart(
         150,
