@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -109,12 +110,6 @@ def design(trials: pd.DataFrame, sweeps: pd.DataFrame) -> Design:
     return Design(frame, tuple((f.path, f.role) for f in named), SOURCES[place])
 
 
-def share_batches(a: pd.DataFrame, b: pd.DataFrame) -> bool:
-    """Whether two groups of trials see the same batches, unit by unit."""
-    left, right = (set(zip(rows["unit"], rows["batches"], strict=True)) for rows in (a, b))
-    return bool(len(left)) and left == right and not a["batches"].isna().any()
-
-
 def _trial(text: Any) -> Trial | None:
     try:
         return Trial.model_validate_json(text)
@@ -197,7 +192,11 @@ def level_at(measurements: pd.DataFrame, steps: pd.Series, measure: str, phase: 
     return found["mean"].where(found["count"] == found["size"]).astype(float)
 
 
-def averaged(rows: pd.DataFrame, values: pd.Series, by: Sequence[str]) -> pd.DataFrame:
-    """One value for each combination of `by`: the mean over its trials that have one; columns *by, value."""
-    joined = rows.assign(value=rows["trial_id"].map(values).astype(float)).dropna(subset=["value"])
-    return joined.groupby(list(by), sort=True)["value"].mean().reset_index()
+def by_unit(design: Design, values: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Per cell and unit, the mean over its trials that have a value."""
+    found: dict[str, dict[str, list[float]]] = {}
+    frame = design.frame
+    for trial_id, cell, unit in zip(frame["trial_id"], frame["cell"], frame["unit"], strict=True):
+        if trial_id in values:
+            found.setdefault(cell, {}).setdefault(unit, []).append(values[trial_id])
+    return {cell: {unit: fmean(own) for unit, own in sorted(units.items())} for cell, units in sorted(found.items())}

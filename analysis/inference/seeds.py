@@ -227,8 +227,7 @@ def _welch(x: Floats, y: Floats, confidence: float) -> Interval:
 def _two_groups(x: Floats, y: Floats, method: str, confidence: float) -> Interval:
     """Both groups resampled independently; the draws depend on nothing but their sizes."""
     _method(method)
-    rng = generator("two groups", str(len(x)), str(len(y)))
-    counts = [rng.multinomial(len(v), np.full(len(v), 1 / len(v)), size=DRAWS).astype(np.float64) for v in (x, y)]
+    counts = _pairs_of_resamples(len(x), len(y))
     means = [c @ v / len(v) for c, v in zip(counts, (x, y), strict=True)]
     gaps, weights = (means[0] - means[1])[None, :], np.full(DRAWS, 1 / DRAWS)
     gap, tail = float(x.mean() - y.mean()), (1 - confidence) / 2
@@ -248,6 +247,13 @@ def _two_groups(x: Floats, y: Floats, method: str, confidence: float) -> Interva
     se = math.sqrt(x.var(ddof=1) / len(x) + y.var(ddof=1) / len(y))
     low, high = (float(_quantile(t[None, :], weights, s)[0]) for s in (1 - tail, tail))
     return Interval(gap - low * se, gap - high * se)
+
+
+@functools.lru_cache(maxsize=16)
+def _pairs_of_resamples(n: int, m: int) -> tuple[Floats, Floats]:
+    rng = generator("two groups", str(n), str(m))
+    drawn = [rng.multinomial(k, np.full(k, 1 / k), size=DRAWS).astype(np.float64) for k in (n, m)]
+    return drawn[0], drawn[1]
 
 
 def _left_out(x: Floats) -> Floats:

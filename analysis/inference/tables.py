@@ -167,7 +167,11 @@ COMPARISONS = Table(
         Column("n_comparisons", "int32", "size of its family of comparisons"),
         Column("significant", "bool", "p_adjusted <= alpha"),
         Column("effect", "float64", "declared effect, in SDs between seeds"),
-        Column("power", "float64", "of finding it at alpha / n_comparisons; 0 where no outcome can pass"),
+        Column(
+            "power",
+            "float64",
+            "of finding it at alpha / n_comparisons, 0: no outcome can pass; null: not declared",
+        ),
         _REASON,
     ),
     ("axis", "stratum", "level_a", "level_b", "outcome", "family"),

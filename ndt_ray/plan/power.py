@@ -7,6 +7,7 @@ sweep file. A permutation test of few seeds has few possible p-values: where the
 of comparisons, is above alpha, no outcome whatever can be called significant. Standard library only.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -55,6 +56,7 @@ def choose_pairing(shared: bool, n: int, comparisons: int, alpha: float = ALPHA)
     return False, f"batches are shared, but {n} pairs cannot reach {alpha:g} in {comparisons} comparisons"
 
 
+@functools.lru_cache(maxsize=4096)
 def power(effect: float, n_a: int, n_b: int, alpha: float, paired: bool) -> float:
     """Power of the two-sided t test at alpha; pairs: the effect is in SDs of the differences. 0 without any df."""
     df = n_a - 1 if paired else n_a + n_b - 2

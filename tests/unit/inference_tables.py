@@ -1,4 +1,4 @@
-"""Tables of a made-up sweep, as analyses of inference read them: trials, outcomes, tested series, events, evaluations."""
+"""Tables of a made-up sweep, as analyses of inference read them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
