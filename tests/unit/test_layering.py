@@ -28,7 +28,7 @@ PLACES: dict[str, int] = {
     # 4: showing
     "summary": 4, "verdicts": 4, "figures": 4, "report": 4,
     # 5: the surfaces
-    "run": 5, "cli": 5, "tracking": 5, "service": 5, "__main__": 5, "": 5,
+    "run": 5, "fork": 5, "cli": 5, "tracking": 5, "service": 5, "__main__": 5, "": 5,
 }  # fmt: skip
 """First part of the module name below ndt_ray ("" is the package itself) -> layer."""
 

@@ -1,0 +1,172 @@
+"""A sweep of interventions from a sweep that ran: what would have become of a cell, had something been done to it?
+
+A fork asks the question at the events of the cell, or at any steps, and at windows of the same trials that resemble
+an event's but have none. Its untouched lanes are the parent's trials, and every arm equals them, bit for bit, until
+its step; so a fork trains its arms from the start rather than from a checkpoint, and needs none.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from ndt_ray.analysis.windows import matched_windows
+from ndt_ray.errors import SpecError, did_you_mean
+from ndt_ray.spec import Control, Trial
+from ndt_ray.spec.axes import Sweep, make_sweep
+from ndt_ray.store.reader import Store
+from ndt_ray.store.sweep import open_sweep
+
+WINDOWED = ("frozen", "damage")
+FILLED_IN = ("seed", "control", "width", "source")
+EVALUATIONS = 20
+"""Least number of held-out evaluations after an intervention that a recovery curve is drawn from."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be done, where and when: `steps`, or the `events` most replicated ones with `controls` windows each.
+
+    `length` of the windows of `frozen` and `damage` in steps; `doses` of `ablate` and `perturb`.
+    """
+
+    kind: str = "ablate"
+    targets: Sequence[str] = ()
+    steps: Sequence[int] = ()
+    events: int = 0
+    controls: int = 2
+    doses: Sequence[float] = (1.0,)
+    length: int = 100
+
+
+def fork(store: Store, sweep: str, name: str, question: Question, cell: str | None = None) -> Sweep:
+    """The sweep that asks `question` of one cell of `sweep`, with all of its seeds.
+
+    SpecError where there is nothing to fork, no step to intervene at, or no such cell, layer or kind.
+    """
+    parent = open_sweep(store, sweep)
+    trials = store.sql("SELECT * FROM trials WHERE sweep = ? AND control = 'none' ORDER BY trial_id", [sweep])
+    if trials.empty:
+        raise SpecError(f"sweep '{sweep}' has no trials yet: run it first (`ndt sweep {sweep}`)")
+    cells = sorted(trials["cell"].unique())
+    if cell is None and len(cells) > 1:
+        raise SpecError(f"sweep '{sweep}' has {len(cells)} cells: choose one with --cell ({', '.join(cells[:6])}…)")
+    cell = cell or cells[0]
+    if cell not in cells:
+        raise SpecError(f"sweep '{sweep}' has no cell '{cell}'{did_you_mean(cell, cells)}")
+    own = trials[trials["cell"] == cell]
+    specs = [Trial.model_validate_json(text) for text in own["spec"]]
+    targets = list(question.targets)
+    when = list(question.steps)
+    about = f"Forked from {parent.name}: what {question.kind} does to {cell}"
+    if question.events:
+        found = _at_events(store, parent.name, own, question, targets)
+        when += found.steps
+        targets = targets or found.layers
+        about += f" at {found.told}"
+    if not when:
+        raise SpecError("a fork needs steps to intervene at: give --step, or --events for those of the sweep's events")
+    if not targets:
+        raise SpecError(f"a fork needs something to act on: give --target, a layer for {question.kind}, or --events")
+    arms = [arm for target in targets for step in sorted(set(when)) for arm in _arms(question, target, step)]
+    return make_sweep(
+        {
+            "name": name,
+            "about": about,
+            "base": _base(specs[0]),
+            "axes": [
+                {"path": "seed", "role": "replicate", "values": _seeds(specs)},
+                {"path": "control", "role": "compare", "values": ["none", *arms]},
+            ],
+            "analyses": ["recovery"],
+        }
+    )
+
+
+def _arms(question: Question, target: str, step: int) -> list[str]:
+    windowed = question.kind in WINDOWED
+    doses = question.doses if question.kind in ("ablate", "perturb") else (1.0,)
+    out = []
+    for dose in doses:
+        where: dict[str, Any] = {"damage" if question.kind == "damage" else "layer": target, "at": step, "dose": dose}
+        if windowed:
+            where["until"] = step + question.length
+        try:
+            control = Control.model_validate({"kind": question.kind, **where})
+        except ValueError as error:
+            raise SpecError(f"cannot intervene with {question.kind} on '{target}' at {step}: {error}") from error
+        if dose > 0:
+            out.append(str(control))
+    return out
+
+
+def _base(trial: Trial) -> dict[str, Any]:
+    """Everything that the trials of a cell share, as a sweep file writes it."""
+    base: dict[str, Any] = json.loads(trial.model_dump_json(exclude=set(FILLED_IN), exclude_defaults=True))
+    if trial.evaluate.every is None:
+        every = max(1, min(trial.measure.every, trial.train.steps // EVALUATIONS))
+        base["evaluate"] = {**base.get("evaluate", {}), "every": every}
+    return base
+
+
+def _seeds(trials: Sequence[Trial]) -> list[Any]:
+    seeds = [t.seed.model_dump() for t in trials]
+    return [s["init"] if len(set(s.values())) == 1 else s for s in seeds]
+
+
+@dataclass(frozen=True)
+class _Found:
+    steps: list[int]
+    layers: list[str]
+    told: str
+
+
+def _at_events(store: Store, sweep: str, trials: pd.DataFrame, question: Question, targets: Sequence[str]) -> _Found:
+    """Steps of the events that most seeds share, and of windows matched to them."""
+    if "events" not in store.names():
+        raise SpecError(f"sweep '{sweep}' has no events yet: `ndt analyze {sweep} events` looks for them")
+    events = store.sql("SELECT * FROM events WHERE sweep = ? AND significant", [sweep])
+    events = events[events["trial_id"].isin(trials["trial_id"])]
+    layers = set(targets) if question.kind != "damage" else set()
+    if layers:
+        events = events[events["layer"].isin(layers)]
+    if events.empty:
+        among = f" in {', '.join(sorted(layers))}" if layers else ""
+        raise SpecError(f"no significant event of sweep '{sweep}'{among}: give --step instead of --events")
+    chosen = _shared(events, question.events)
+    steps = [int(row["step"]) for row in chosen]
+    windows = _matched(store, sweep, events, trials, question.controls) if question.controls else []
+    told = ", ".join(f"{row['step']} ({row['seeds']} of {len(trials)} seeds)" for row in chosen)
+    names = list(dict.fromkeys(str(row["layer"]) for row in chosen if row["layer"] != "*"))
+    return _Found([*steps, *windows], names, f"{told}; matched windows at {', '.join(map(str, windows)) or 'none'}")
+
+
+def _shared(events: pd.DataFrame, most: int) -> list[Mapping[str, Any]]:
+    """Events of a layer whose brackets touch are one; those that most seeds share first, then the largest."""
+    found: list[dict[str, Any]] = []
+    for layer, rows in events.sort_values("step_before").groupby("layer"):
+        group: list[Any] = []
+        end = -1
+        for row in [*rows.itertuples(), None]:
+            if group and (row is None or row.step_before > end):
+                before = pd.Series([r.step_before for r in group])
+                size = max(abs(r.relative_size) for r in group)
+                seeds = len({r.trial_id for r in group})
+                found.append({"layer": layer, "step": int(before.median()), "seeds": seeds, "size": size})
+                group = []
+            if row is not None:
+                group.append(row)
+                end = max(end, row.step_after) if len(group) > 1 else row.step_after
+    return sorted(found, key=lambda f: (-f["seeds"], -f["size"], f["step"]))[:most]
+
+
+def _matched(store: Store, sweep: str, events: pd.DataFrame, trials: pd.DataFrame, most: int) -> list[int]:
+    dynamics = store.sql("SELECT * FROM dynamics WHERE sweep = ?", [sweep])
+    scalars = store.sql("SELECT * FROM scalars WHERE sweep = ?", [sweep])
+    windows = matched_windows(events.reset_index(drop=True), trials, dynamics, scalars)
+    if windows.empty:
+        return []
+    starts = windows.sort_values("rank")["start"].astype(int)
+    return list(dict.fromkeys(starts))[:most]

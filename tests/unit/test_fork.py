@@ -1,0 +1,137 @@
+"""Forks: the sweep that intervenes in another, its arms equal to the parent's trials until their step."""
+
+import pandas as pd
+import pytest
+
+from ndt_ray.analysis.api import Partition, conform
+from ndt_ray.analysis.events.tables import EVENTS
+from ndt_ray.analysis.stored import StoredSweep, analyze
+from ndt_ray.cli import main
+from ndt_ray.errors import SpecError
+from ndt_ray.fork import Question, fork
+from ndt_ray.run import Options, run_sweep
+from ndt_ray.spec.axes import make_sweep
+from ndt_ray.spec.sweepfile import dump_sweep, parse_sweep
+from ndt_ray.store.reader import open_store
+
+PARENT = {
+    "name": "parent",
+    "base": {
+        "model": "mlp_narrow",
+        "data": "digits",
+        "train": {"steps": 60, "batch": 32, "lr": 1e-2},
+        "measure": {"every": 5, "probe": 64},
+        "evaluate": {"every": 5, "size": 200},
+    },
+    "axes": [{"path": "seed", "role": "replicate", "range": 3}],
+}
+
+
+INLINE = Options(executor="inline")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    where = tmp_path_factory.mktemp("fork") / "store"
+    assert run_sweep(make_sweep(PARENT), where, INLINE).ok
+    return open_store(where)
+
+
+def planted(store, rows):
+    """Puts events into the store as if they had been found."""
+    empty = {c.name: None for c in EVENTS.columns}
+    known = {"view": "units", "measure": "participation_ratio", "detector": "d", "null": "n", "family": "primary"}
+    frame = pd.DataFrame([{**empty, **known, "significant": True, "relative_size": 0.1, **row} for row in rows])
+    tables = StoredSweep(store, "parent")
+    tables.commit("planted", [tables.write("planted", Partition(), "k", {"events": conform(EVENTS, frame)})])
+
+
+def controls(sweep):
+    return [str(t.control) for t in sweep.trials() if t.seed.init == 0]
+
+
+def test_a_fork_at_given_steps_has_the_parents_trials_and_an_arm_each(store):
+    forked = fork(store, "parent", "f", Question(targets=["network.2"], steps=[30, 40], doses=[0, 0.5, 1]))
+    assert controls(forked) == [
+        "none",
+        "ablate:network.2@30*0.5",
+        "ablate:network.2@30",
+        "ablate:network.2@40*0.5",
+        "ablate:network.2@40",
+    ]
+    assert parse_sweep(dump_sweep(forked)) == forked
+    ids = set(store.sql("SELECT trial_id FROM trials")["trial_id"])
+    untouched = [t for t in forked.trials() if t.control.kind == "none"]
+    assert {t.seed.init for t in untouched} == {0, 1, 2} and len(ids) == 3
+
+
+def test_the_fork_runs_and_its_untouched_lanes_are_the_parents_trials(store, tmp_path):
+    forked = fork(store, "parent", "again", Question(targets=["network.2"], steps=[30]))
+    assert run_sweep(forked, store, INLINE).ok
+    parents = store.sql("SELECT trial_id FROM trials WHERE sweep = 'parent' ORDER BY 1")["trial_id"]
+    same = store.sql("SELECT trial_id FROM trials WHERE sweep = 'again' AND control = 'none' ORDER BY 1")["trial_id"]
+    assert list(parents) == list(same)
+    query = (
+        "SELECT a.step, a.loss AS arm, b.loss AS parent FROM losses a JOIN trials t USING (sweep, trial_id) "
+        "JOIN trials p ON p.sweep = 'parent' AND p.seed = t.seed JOIN losses b ON b.sweep = 'parent' "
+        "AND b.trial_id = p.trial_id AND b.step = a.step WHERE a.sweep = 'again' AND t.control <> 'none'"
+    )
+    losses = store.sql(query)
+    before, after = losses[losses["step"] <= 30], losses[losses["step"] == 31]
+    assert len(before) == 90 and (before["arm"] == before["parent"]).all()
+    assert len(after) == 3 and (after["arm"] > after["parent"] + 0.1).all()
+    assert analyze(store, "again", "recovery").ok
+    rows = store.sql("SELECT * FROM recovery WHERE sweep = 'again'")
+    assert len(rows) == 3 and (rows["impact"] > 0.2).all() and (rows["final"] < rows["impact"]).all()
+
+
+def test_a_fork_at_the_events_that_most_seeds_share(store):
+    ids = list(store.sql("SELECT trial_id FROM trials WHERE sweep = 'parent' ORDER BY 1")["trial_id"])
+    shared = [
+        {"trial_id": t, "layer": "network.2", "layer_index": 1, "step_before": b, "step_after": b + 5}
+        for t, b in zip(ids, (20, 25, 20), strict=True)
+    ]
+    alone = {"trial_id": ids[0], "layer": "network.0", "layer_index": 0, "step_before": 40, "step_after": 45}
+    planted(
+        store,
+        [
+            *shared,
+            {**alone, "relative_size": 0.9},
+            {**alone, "step_before": 50, "step_after": 55, "significant": False},
+        ],
+    )
+    one = fork(store, "parent", "f", Question(events=1, controls=0))
+    assert controls(one) == ["none", "ablate:network.2@20"]
+    assert "3 of 3 seeds" in one.about
+    two = fork(store, "parent", "f", Question(events=2, controls=0, targets=["network.2", "network.0"]))
+    assert {c.split("@")[1] for c in controls(two)[1:]} == {"20", "40"}
+    windows = fork(store, "parent", "f", Question(kind="damage", targets=["blur"], events=1, controls=2, length=5))
+    assert controls(windows)[1].startswith("damage:blur@")
+
+
+def test_what_cannot_be_forked(store, capsys, tmp_path):
+    for question, says in (
+        (Question(), "needs steps"),
+        (Question(steps=[10]), "needs something to act on"),
+        (Question(steps=[10], targets=["network.2"], kind="explode"), "cannot intervene"),
+        (Question(steps=[10], targets=["fog"], kind="damage"), "cannot intervene"),
+    ):
+        with pytest.raises(SpecError, match=says):
+            fork(store, "parent", "f", question)
+    with pytest.raises(SpecError, match="no cell"):
+        fork(store, "parent", "f", Question(steps=[10], targets=["a"]), cell="mlp_narow/digits")
+    with pytest.raises(SystemExit) as end:
+        main(["fork", "parent", "--name", "f", "--store", store.location.root])
+    assert end.value.code == 2 and "--step" in capsys.readouterr().err
+
+
+def test_the_command_writes_a_file_and_never_over_another(store, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["fork", "parent", "--name", "f", "--store", store.location.root]
+    arguments += ["--target", "network.2", "--step", "30"]
+    for code in (0, 2):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert (end.value.code or 0) == code
+    assert "exists already" in capsys.readouterr().err
+    assert controls(parse_sweep((tmp_path / "f.yaml").read_text())) == ["none", "ablate:network.2@30"]
