@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from ndt_ray.analysis.validity import battery, families
 from ndt_ray.analysis.validity.families import Floats
 from ndt_ray.analysis.validity.subject import Found, Subject, subject
-from ndt_ray.errors import SpecError
+from ndt_ray.errors import NdtError, SpecError
 
 CHUNK = 50
 """Series of one task."""
@@ -145,7 +146,8 @@ def run(
 ) -> tuple[dict[Task, list[Found]], float]:
     """What the detector says, by task, and the CPU seconds it took; tasks with a file are read, not computed again.
 
-    One worker: in this process. More: that many processes, of one thread each.
+    One worker: in this process. More: that many processes, of one thread each, which make the detector anew from its
+    name and parameters. NdtError where one of them dies.
     """
     place = folder / f"{judged.label}-{_source_of_series()}"
     place.mkdir(parents=True, exist_ok=True)
@@ -186,6 +188,10 @@ def _computed(judged: Subject, todo: Sequence[Task], place: Path, workers: int) 
                     submitted = pool.submit(_remote, judged.name, dict(judged.parameters), following, place)
                     running[submitted] = following
                 yield task, future.result()
+    except BrokenProcessPool as error:
+        raise NdtError(
+            "a worker died, perhaps for lack of memory - run the same again: it goes on from here"
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         for name, value in threads.items():

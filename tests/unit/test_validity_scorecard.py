@@ -13,7 +13,7 @@ from ndt_ray.analysis.validity.scorecard import exact, proportion, scorecard
 from ndt_ray.analysis.validity.subject import Found, Subject, subject
 from ndt_ray.analysis.validity.tasks import FULL, QUICK, Size, Task, compute, plan, run
 from ndt_ray.analysis.validity.validate import missed, validate
-from ndt_ray.errors import SpecError
+from ndt_ray.errors import NdtError, SpecError
 
 TINY = Size(nulls=50, marked=20, others=2, planted=4, bars=20, families=10, needles=5)
 
@@ -37,6 +37,10 @@ def broken(steps, values):
 
 def wrong(steps, values):
     return [[1, 2]]
+
+def deadly(steps, values):
+    import os
+    os._exit(3)
 '''
 
 
@@ -203,6 +207,15 @@ def test_two_processes_say_what_one_says(tmp_path: Path, user_file: Path) -> Non
     assert {t: [f.location.tolist() for f in said] for t, said in one.items()} == {
         t: [f.location.tolist() for f in said] for t, said in two.items()
     }
+
+
+def test_a_worker_that_dies_and_one_that_raises_are_named(tmp_path: Path, user_file: Path) -> None:
+    tasks = [Task("null", "iid", first=i, count=1) for i in range(3)]
+    with pytest.raises(NdtError, match="a worker died"):
+        run(subject(f"{user_file}:deadly"), tasks, tmp_path, workers=2)
+    with pytest.raises(SpecError, match="broken raises on series 0: ValueError: no"):
+        run(subject(f"{user_file}:broken"), tasks, tmp_path, workers=2)
+    assert not list(tmp_path.rglob("*.jsonl"))
 
 
 def test_pages_are_whole_and_the_same_twice(tmp_path: Path) -> None:
