@@ -74,6 +74,7 @@ _TABLE: dict[str, dict[str, str]] = {
     "analysis": {
         "jumps": "ndt_ray.analysis.jumps:jumps",
         "growth": "ndt_ray.analysis.growth:growth",
+        "timing": "ndt_ray.analysis.timing:timing",
         "event_windows": "ndt_ray.analysis.event_windows:event_windows",
         "event_phases": "ndt_ray.analysis.event_phases:event_phases",
         "series_tests": "ndt_ray.analysis.events.series_tests:series_tests",
@@ -94,6 +95,7 @@ _TABLE: dict[str, dict[str, str]] = {
         "similarity": "ndt_ray.analysis.mechanisms.over_time:similarity",
         "seed_similarity": "ndt_ray.analysis.mechanisms.over_time:seed_similarity",
         "weights": "ndt_ray.analysis.mechanisms.over_time:weights",
+        "mechanisms": "ndt_ray.analysis.mechanisms.before_after:mechanisms",
         "grokking": "ndt_ray.analysis.mechanisms.grokking.analyses:grokking",
         "sae": "ndt_ray.analysis.mechanisms.sae.analyses:sae",
         "sae_transfer": "ndt_ray.analysis.mechanisms.sae.analyses:sae_transfer",
