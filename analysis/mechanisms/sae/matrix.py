@@ -86,8 +86,13 @@ def divergence(found: LayerMatrix) -> str | None:
 
 
 def row_means(found: LayerMatrix) -> dict[str, float]:
-    """Mean quality of each source layer to all targets, itself included (as in the founding document)."""
-    return {name: _mean(row) for name, row in zip(found.sources, found.values, strict=True)}
+    """Mean quality of each source layer to all targets, itself included (as in the founding document); NaN for a layer
+    that was compared with no other."""
+    means = {}
+    for name, row in zip(found.sources, found.values, strict=True):
+        alone = found.square and int((~np.isnan(row)).sum()) <= 1 < len(row)
+        means[name] = float("nan") if alone else _mean(row)
+    return means
 
 
 def bottleneck(found: LayerMatrix) -> tuple[str | None, float, bool]:
@@ -186,11 +191,14 @@ def insights(matrices: Sequence[LayerMatrix], notes: Sequence[str] = ()) -> str:
 
 
 def _section(m: LayerMatrix) -> list[str]:
-    lines = [f"## {m.pair}", "", f"Universality score {m.universality:.2f} over {m.values.size} pairs of layers.", ""]
+    known = int((~np.isnan(m.values)).sum())
+    score = f"Universality score {m.universality:.2f} over {known} of {m.values.size} pairs of layers."
+    lines = [f"## {m.pair}", "", score, ""]
     for name, verdict in row_verdicts(m).items():
         row = m.sources.index(name)
         words = LADDER[min(3, 4 * row // len(m.sources))]
-        lines.append(f"- {name} ({words}): {verdict}; mean to all {row_means(m)[name]:.2f}")
+        mean = row_means(m)[name]
+        lines.append(f"- {name} ({words}): {verdict}" + ("" if math.isnan(mean) else f"; mean to all {mean:.2f}"))
     apart = divergence(m)
     if apart is None:
         lines.append(f"- Divergence: none (no layer at or below {DIVERGING} to {m.targets[0]})")

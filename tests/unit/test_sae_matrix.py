@@ -1,0 +1,136 @@
+"""The founding document's reading of a layer matrix: its illustrative one gives what it says, all of it computed."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ndt_ray.analysis.mechanisms.sae import checks, founding, matrix
+from ndt_ray.analysis.mechanisms.sae.matrix import LayerMatrix
+from ndt_ray.analysis.mechanisms.sae.tables import TRANSFER
+from ndt_ray.errors import SpecError
+
+LAYERS = ("4", "8", "12", "16")
+VALUES = np.array([[1.0, 0.95, 0.72, 0.35], [0.91, 1.0, 0.88, 0.64], [0.68, 0.85, 1.0, 0.79], [0.31, 0.62, 0.76, 1.0]])
+SEED = LayerMatrix("gemma -> gemma", LAYERS, LAYERS, VALUES, 2048)
+
+
+def test_the_illustrative_matrix_gives_the_documents_findings() -> None:
+    assert matrix.row_verdicts(SEED) == dict(zip(LAYERS, matrix.ROW_WORDS, strict=True))
+    assert matrix.early_layers(SEED) == ("4", "8")
+    flag, mean = matrix.universal_early(SEED)
+    assert flag and mean == pytest.approx(0.93)
+    assert matrix.divergence(SEED) == "12"
+    layer, value, clear = matrix.bottleneck(SEED)
+    assert layer == "8" and value == pytest.approx(0.8575) and clear
+    assert SEED.universality == pytest.approx(VALUES.mean())
+    assert matrix.bidirectional(SEED) == [("4", "8"), ("8", "12"), ("12", "16")]
+    assert 0.9 < matrix.concentration(SEED) < 1
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [(0.9, "universal"), (0.8999, "partially universal"), (0.6, "partially universal"), (0.5999, "model-specific")],
+)
+def test_bands_of_the_heat_map(value: float, name: str) -> None:
+    assert matrix.band(value) == name and matrix.band(float("nan")) == "skipped"
+
+
+def test_the_file_has_the_documents_schema_and_scores_are_means() -> None:
+    other = LayerMatrix("a -> b", ("4", "8"), ("4",), np.array([[0.5], [np.nan]]))
+    text = matrix.transfer_json([SEED, other])
+    found = json.loads(text)
+    assert (
+        found["gemma -> gemma"]["layer_pairs"]["12_to_4"] == 0.68 and len(found["gemma -> gemma"]["layer_pairs"]) == 16
+    )
+    assert found["a -> b"] == {"layer_pairs": {"4_to_4": 0.5}, "universality_score": 0.5}
+    assert checks.readable(text).ok
+    found["a -> b"]["universality_score"] = 0.7
+    assert not checks.readable(json.dumps(found)).ok and not checks.readable("{").ok
+
+
+def test_insights_follow_the_numbers() -> None:
+    text = matrix.insights([SEED])
+    for words in (
+        "early layers: Yes** (0.93",
+        "Divergence: at 12 (0.68 to 4)",
+        "Bottleneck: 8 (0.86 to all",
+        "score 0.78",
+    ):
+        assert words in text, text
+    other = matrix.insights([LayerMatrix("flat", LAYERS, LAYERS, np.full((4, 4), 0.3), 64)])
+    assert "early layers: No** (0.30" in other and "not clearly" in other and "High universality" not in other
+    alike = matrix.insights([LayerMatrix("alike", LAYERS, LAYERS, np.ones((4, 4)), 64)])
+    assert "Divergence: none" in alike and "Model-specific" not in alike
+    assert "No pair of layers could be compared" in matrix.insights([])
+
+
+def test_the_effect_of_size_is_tested_not_told() -> None:
+    def diverging(width: int, at: int) -> LayerMatrix:
+        values = np.ones((4, 4))
+        values[at:, 0] = 0.4
+        return LayerMatrix(str(width), LAYERS, LAYERS, values, width)
+
+    assert matrix.size_effect([SEED])["answer"] == "cannot be said: 1 networks"
+    grows = matrix.size_effect([diverging(w, at) for w, at in ((16, 1), (17, 1), (64, 2), (65, 2), (256, 3), (255, 3))])
+    assert grows["answer"] == "narrower networks diverge earlier" and grows["p"] < 0.01
+    mixed = matrix.size_effect([diverging(w, at) for w, at in ((16, 2), (32, 1), (64, 3), (128, 2))])
+    assert mixed["answer"] == "no effect of size was found"
+    same = matrix.size_effect([diverging(w, 2) for w in (16, 32, 64)])
+    assert same["answer"].startswith("size does not matter")
+
+
+def test_a_matrix_must_fit_its_layers() -> None:
+    with pytest.raises(SpecError, match="does not fit 4 source and 2 target layers"):
+        LayerMatrix("x", LAYERS, LAYERS[:2], VALUES)
+    one = LayerMatrix("one", ("a",), ("a",), np.ones((1, 1)))
+    assert matrix.bottleneck(one)[0] is None and np.isnan(matrix.concentration(one))
+
+
+def rows() -> pd.DataFrame:
+    """The illustrative matrix as rows of `sae_transfer`, one of them skipped."""
+    found = []
+    for i, s in enumerate(LAYERS):
+        for j, t in enumerate(LAYERS):
+            if i == j:
+                continue
+            row = {c.name: None for c in TRANSFER.columns} | {
+                "relation": "layers", "source_trial": "t", "target_trial": "t", "source_cell": "m", "target_cell": "m",
+                "source_step": 9, "target_step": 9, "source_layer": s, "target_layer": t, "source_layer_index": i,
+                "target_layer_index": j, "source_d": 64, "target_d": 64, "status": "ok", "quality": VALUES[i, j],
+                "aligned": 0.9, "control": 0.5, "score": 0.8, "source_loss": 0.4, "ratio": 1 / VALUES[i, j],
+                "cosine": 0.4, "cosine_chance": 0.38,
+            }  # fmt: skip
+            found.append(row)
+    found[0] |= {"status": "skipped", "quality": None, "reason": "dimension_mismatch_64_vs_32"}
+    return pd.DataFrame(found)
+
+
+def test_matrices_come_from_the_table_and_skipped_pairs_stay_open() -> None:
+    (made,) = founding.matrices(rows())
+    assert made.sources == made.targets == LAYERS and np.isnan(made.values[0, 1])
+    assert np.diag(made.values).tolist() == [1] * 4 and made.values[2, 0] == 0.68 and made.width == 64
+    assert founding.matrices(rows().iloc[:0]) == []
+    with pytest.raises(SpecError, match="no matrix of 'qualty'.*did you mean 'quality'"):
+        founding.matrices(rows(), "qualty")
+
+
+def test_the_files_are_written_from_the_table() -> None:
+    found = founding.files(rows())
+    assert set(found) == {"layer_transfer_matrix.json", "layer_analysis_insights.md", "sae_checks.json"}
+    assert "4_to_8" not in json.loads(found["layer_transfer_matrix.json"])["m"]["layer_pairs"]
+    assert "1 pairs: dimension_mismatch_…" in found["layer_analysis_insights.md"]
+    assert all(c["ok"] for c in json.loads(found["sae_checks.json"]))
+    empty = founding.files(rows().iloc[:0])
+    assert empty["layer_transfer_matrix.json"] == "{}\n"
+
+
+def test_checks_fail_on_what_is_wrong() -> None:
+    assert checks.losses_sane({"a": [0.9, 0.5]}).ok and not checks.losses_sane({"a": [0.9, 1.2]}).ok
+    assert not checks.losses_sane({}).ok
+    assert checks.converged({"a": [1.0, 0.5, 0.48]}).ok
+    assert not checks.converged({"a": [1.0, 0.5, 0.9]}).ok and not checks.converged({"a": [1.0, 0.3]}).ok
+    assert checks.ratios_sane({"a": 1.0}).ok and not checks.ratios_sane({"a": 324.0}).ok
+    assert checks.shapes_consistent([("a", (16, 4), 4)]).ok and not checks.shapes_consistent([("a", (16, 4), 5)]).ok
+    assert checks.finite({"a": 1.0, "b": None}).ok and not checks.finite({"a": float("inf")}).ok
