@@ -74,11 +74,6 @@ _TABLE: dict[str, dict[str, str]] = {
     "analysis": {
         "jumps": "ndt_ray.analysis.jumps:jumps",
         "growth": "ndt_ray.analysis.growth:growth",
-        "grokking": "ndt_ray.analysis.mechanisms.grokking.analyses:grokking",
-        "sae": "ndt_ray.analysis.mechanisms.sae.analyses:sae",
-        "sae_transfer": "ndt_ray.analysis.mechanisms.sae.analyses:sae_transfer",
-        "grokking_timeline": "ndt_ray.analysis.mechanisms.grokking.analyses:grokking_timeline",
-        "grokking_comparison": "ndt_ray.analysis.mechanisms.grokking.analyses:grokking_comparison",
         "timing": "ndt_ray.analysis.timing:timing",
         "event_windows": "ndt_ray.analysis.event_windows:event_windows",
         "event_phases": "ndt_ray.analysis.event_phases:event_phases",
@@ -101,10 +96,16 @@ _TABLE: dict[str, dict[str, str]] = {
         "seed_similarity": "ndt_ray.analysis.mechanisms.over_time:seed_similarity",
         "weights": "ndt_ray.analysis.mechanisms.over_time:weights",
         "mechanisms": "ndt_ray.analysis.mechanisms.before_after:mechanisms",
+        "grokking": "ndt_ray.analysis.mechanisms.grokking.analyses:grokking",
+        "sae": "ndt_ray.analysis.mechanisms.sae.analyses:sae",
+        "sae_transfer": "ndt_ray.analysis.mechanisms.sae.analyses:sae_transfer",
+        "grokking_timeline": "ndt_ray.analysis.mechanisms.grokking.analyses:grokking_timeline",
+        "grokking_comparison": "ndt_ray.analysis.mechanisms.grokking.analyses:grokking_comparison",
         "convergence": "ndt_ray.analysis.convergence:convergence",
         "convergence_tests": "ndt_ray.analysis.convergence_tests:convergence_tests",
         "concordance": "ndt_ray.analysis.inference.concordance:concordance",
         "compare": "ndt_ray.analysis.inference.compare:compare",
+        "variance_sources": "ndt_ray.analysis.inference.variance_sources:variance_sources",
     },
 }
 

@@ -63,7 +63,8 @@ def concordance_test(
         p.append((1 + int((found >= count[0]).sum())) / (1 + surrogates))
         expected.append(float(found.mean()))
         sizes.append([(1 + int((most >= k).sum())) / (1 + surrogates) for k in range(1, n_seeds + 1)])
-    return Concordance(int(count[0]), *expected, *p, int(largest[0]), np.max(sizes, axis=0))
+    worst: Floats = np.max(np.array(sizes), axis=0)
+    return Concordance(int(count[0]), expected[0], expected[1], p[0], p[1], int(largest[0]), worst)
 
 
 def clusters(times: Floats, seeds: Ints, tolerance: float) -> list[Ints]:
@@ -105,7 +106,8 @@ def _counted(times: Floats, seeds: Ints, tolerance: float) -> tuple[Ints, Ints]:
         gap = times[part, None, :] - times[part, :, None]
         pairs[part] = ((np.abs(gap) <= tolerance + slack) & other).sum(axis=(1, 2))
         inside = (gap >= 0) & (gap <= 2 * tolerance + slack)
-        largest[part] = sum(inside[:, :, own].any(axis=2).astype(np.int64) for own in members).max(axis=1)
+        held = np.stack([inside[:, :, own].any(axis=2) for own in members])
+        largest[part] = held.sum(axis=0).max(axis=1)
     return pairs, largest
 
 
@@ -135,7 +137,7 @@ def _warped(steps: Floats | float, window: float) -> Floats:
 
 
 def _unwarped(u: Floats, window: float) -> Floats:
-    return cast(Floats, window * np.expm1(u))
+    return window * np.expm1(u)
 
 
 def _reflected(u: Floats, top: float | Floats) -> Floats:
