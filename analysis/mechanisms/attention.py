@@ -53,7 +53,7 @@ def available_keys(attn: NDArray[Any], ids: NDArray[Any] | None = None, padding:
     found = np.broadcast_to(free, (len(attn), *free.shape))
     if ids is None or padding is None or ids.shape != (len(attn), free.shape[1]):
         return found
-    return found & (ids != padding)[:, None, :]
+    return np.asarray(found & (ids != padding)[:, None, :])
 
 
 class Heads:
@@ -70,7 +70,7 @@ class Heads:
         self.count = self.available.sum(-1)
         """Available keys of each query, `[n, q]`."""
         self.positions = np.arange(keys - queries, keys)
-        real = self.available.any(1)  # padding is no key of anybody
+        real = np.asarray(self.available.any(1))  # padding is no key of anybody
         self.valid: Bools = (self.count > 0) & real[:, self.positions]
 
     def entropy(self) -> Floats:
@@ -143,7 +143,7 @@ class Heads:
 
 def _entropy(weights: Floats) -> Floats:
     """-sum p ln p over the last axis, 0 ln 0 = 0."""
-    return -(weights * np.log(np.where(weights > 0, weights, 1.0))).sum(-1)
+    return np.asarray(-(weights * np.log(np.where(weights > 0, weights, 1.0))).sum(-1))
 
 
 def _earlier(ids: NDArray[Any], positions: NDArray[np.int64], shift: int) -> Bools:

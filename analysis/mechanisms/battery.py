@@ -4,6 +4,7 @@ Everything is measured on the confirm probe, with what chance gives beside it.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -89,7 +90,7 @@ def head_ablation(data: AnalysisInput) -> dict[str, pd.DataFrame]:
             change = context.losses_under(f"{path}.out_proj", _without(head, count)) - before
             changes.append(float(change.mean()))
             error = float(change.std(ddof=1) / np.sqrt(len(change)))
-            common = {"n": context.n, "chance": 0.0, "chance_sd": error, "part": f"head {head}"}
+            common: dict[str, Any] = {"n": context.n, "chance": 0.0, "chance_sd": error, "part": f"head {head}"}
             out.add(path, _index(context, path), "head_ablation_loss", changes[-1], **common)
         out.add(path, _index(context, path), "head_ablation_loss", _mean(np.array(changes)), n=context.n, part=WHOLE)
     return {ABLATION.name: out.frame()}
@@ -123,7 +124,7 @@ def filters(data: AnalysisInput, *, most_similarities: int = 64, draws: int = 10
         kept = rows.rows_of(weight)
         for metric, (value, chance, sd) in rows.orthogonality(weight).items():
             flag = None if len(kept) > 1 else "dead"
-            where = {"n": len(kept), "chance": chance, "chance_sd": sd}
+            where: dict[str, Any] = {"n": len(kept), "chance": chance, "chance_sd": sd}
             out.add(layer.path, layer.index, metric, value, flag=flag, part=WHOLE, **where)
         if len(kept) <= most_similarities:
             cosines = rows.filter_similarity(weight).astype(np.float32).ravel()
@@ -147,7 +148,11 @@ def _orientation(out: Metrics, layer: Layer, weight: rows.Floats, draws: int, rn
             continue
         found, null = rows.against_shuffled(kernels, score, rng, draws)
         value = float(np.nanmean(found))
-        null_of = {"chance": float(null.mean()), "chance_sd": float(null.std(ddof=1)), "p": one_sided_p(value, null)}
+        null_of: dict[str, Any] = {
+            "chance": float(null.mean()),
+            "chance_sd": float(null.std(ddof=1)),
+            "p": one_sided_p(value, null),
+        }
         out.add(layer.path, layer.index, metric, value, n=len(kernels), part=WHOLE, **null_of)
         for i, one in enumerate(found):
             out.add(layer.path, layer.index, metric, float(one), n=1, chance=null_of["chance"], part=f"filter {i}")
@@ -269,7 +274,7 @@ def linear_probes(data: AnalysisInput, *, folds: int = 5) -> dict[str, pd.DataFr
         except SpecError:
             out.nothing(layer.path, layer.index, "linear_probe_accuracy", TOO_FEW, part=WHOLE)
             continue
-        where = {"n": context.n, "chance": found.majority, "chance_sd": found.standard_error}
+        where: dict[str, Any] = {"n": context.n, "chance": found.majority, "chance_sd": found.standard_error}
         out.add(layer.path, layer.index, "linear_probe_accuracy", found.accuracy, part=WHOLE, **where)
     return {PROBES.name: out.frame()}
 

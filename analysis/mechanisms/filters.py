@@ -24,14 +24,14 @@ def rows_of(weight: ArrayLike) -> Floats:
         raise SpecError(f"a weight of a layer has rows, but got shape {found.shape}")
     found = found.reshape(len(found), -1)
     norms = np.linalg.norm(found, axis=1)
-    return found[np.isfinite(norms) & (norms > 0)]
+    return np.asarray(found[np.isfinite(norms) & (norms > 0)])
 
 
 def filter_similarity(weight: ArrayLike) -> Floats:
     """Cosines of all pairs of rows, `[C, C]`, for rows that are not zero."""
     rows = rows_of(weight)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.clip(unit @ unit.T, -1.0, 1.0)
+    return np.asarray(np.clip(unit @ unit.T, -1.0, 1.0))
 
 
 def off_diagonal(similarity: Floats) -> Floats:
@@ -86,7 +86,7 @@ def spatial(weight: ArrayLike) -> Floats | None:
         return None
     energy = (found**2).sum((2, 3))
     kernels = found[np.arange(len(found)), energy.argmax(1)]
-    return kernels[np.isfinite(kernels).all((1, 2)) & (np.abs(kernels).max((1, 2)) > 0)]
+    return np.asarray(kernels[np.isfinite(kernels).all((1, 2)) & (np.abs(kernels).max((1, 2)) > 0)])
 
 
 def orientation_selectivity(kernels: Floats) -> Floats:

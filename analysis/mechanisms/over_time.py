@@ -9,7 +9,7 @@ import pandas as pd
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.mechanisms import similarity as measures
 from ndt_ray.analysis.mechanisms.context import Floats, ProbeContext
-from ndt_ray.analysis.mechanisms.tables import DISTANCES, SIMILARITY, WEIGHTS, WHOLE, Metrics
+from ndt_ray.analysis.mechanisms.tables import DISTANCES, SEED_SIMILARITY, SIMILARITY, WEIGHTS, WHOLE, Metrics
 from ndt_ray.analysis.mechanisms.weights import distances, weight_change_magnitude
 from ndt_ray.analysis.nulls import generator
 
@@ -49,7 +49,12 @@ def similarity(data: AnalysisInput, *, layers: bool = True, procrustes: bool = T
         index = {layer.path: layer.index for layer in context.layers}
         for reference, (other_step, other) in others.items():
             for path, values in now.items():
-                where = {"reference": reference, "other_step": other_step, "other_layer": path, "step": step}
+                where: dict[str, Any] = {
+                    "reference": reference,
+                    "other_step": other_step,
+                    "other_layer": path,
+                    "step": step,
+                }
                 _compare(out, (path, index[path]), values, other[path], procrustes, other_trial=trial, **where)
         for i, (one, values) in enumerate(now.items() if layers else ()):
             for two in list(now)[:i]:
@@ -59,7 +64,7 @@ def similarity(data: AnalysisInput, *, layers: bool = True, procrustes: bool = T
     return {SIMILARITY.name: out.frame()}
 
 
-@analysis(name="seed_similarity", reads=READS, writes=(SIMILARITY,), per="sweep", context=True)
+@analysis(name="seed_similarity", reads=READS, writes=(SEED_SIMILARITY,), per="sweep", context=True)
 def seed_similarity(data: AnalysisInput, *, procrustes: bool = True, draws: int = 200) -> dict[str, pd.DataFrame]:
     """Debiased CKA and Procrustes distance of the seeds of a cell at its last common checkpoint, layer by layer.
 
@@ -82,7 +87,7 @@ def seed_similarity(data: AnalysisInput, *, procrustes: bool = True, draws: int 
                     where = {"reference": "seed", "other_trial": other, "other_step": step, "other_layer": path}
                     key = (path, index[path])
                     _compare(out, key, values, seen[other][path], procrustes, p=p, trial_id=trial, step=step, **where)
-    return {SIMILARITY.name: out.frame()}
+    return {SEED_SIMILARITY.name: out.frame()}
 
 
 def _seen(context: ProbeContext) -> Representations:

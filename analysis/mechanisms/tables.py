@@ -1,5 +1,6 @@
 """Tables of the battery: what is measured of one kind of thing stands in one long table, a row a metric of a part."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,12 @@ SIMILARITY = Table(
     ("trial_id", "layer_index", "reference", "other_trial", "other_layer", "other_step", "metric", "step"),
 )
 
+SEED_SIMILARITY = replace(
+    SIMILARITY,
+    name="seed_similarity_metrics",
+    doc="How alike the representations of the seeds of a cell are, layer by layer, at their last common checkpoint.",
+)
+
 WEIGHTS = Table(
     "weight_metrics",
     "How far parameters moved between two checkpoints.",
@@ -107,6 +114,74 @@ DISTANCES = Table(
         Column("displacement", "float64", "the same / norm of the weights at the earlier one"),
     ),
     ("trial_id", "layer_index", "layer", "other_step", "step"),
+)
+
+_EVENT = (
+    Column("trial_id", "string", "content hash of the trial"),
+    Column("layer", "string", "layer of the event; * for one of the mean over layers"),
+    Column("layer_index", "int16", "its place in the forward pass; -1 for the mean over layers"),
+    Column("step_before", "int32", "onset of the event", "steps"),
+    Column("step_after", "int32", "measurement after it", "steps"),
+    Column("exploratory", "bool", "the sweep has no significant event of its primary family: these are candidates"),
+)
+
+CHANGES = Table(
+    "mechanism_changes",
+    "A metric before, during and after an event, beside its change over windows like it without one. Confirm probe.",
+    (
+        *_EVENT,
+        Column("metric", "string", "name of the metric"),
+        Column("metric_layer", "string", "what it was measured on: the layer, its attention, or * for the network"),
+        Column("checkpoint_before", "int32", "last checkpoint at or before the onset", "steps"),
+        Column(
+            "checkpoint_during", "int32", "checkpoint inside, nearest to the event's middle; null for none", "steps"
+        ),
+        Column("checkpoint_after", "int32", "first checkpoint at or after its end", "steps"),
+        Column("initial", "float64", "value at the initialisation"),
+        Column("before", "float64", ""),
+        Column("during", "float64", "null without a checkpoint inside"),
+        Column("after", "float64", ""),
+        Column("change", "float64", "after - before"),
+        Column("n_controls", "int32", "matched windows: phase, learning rate, length and displacement of the weights"),
+        Column("control_mean", "float64", "mean change over them"),
+        Column("control_sd", "float64", "SD of these; null for under two"),
+        Column("difference", "float64", "change - control_mean"),
+        Column(
+            "effect", "float64", "the same in SDs of control changes, pooled over the events of the layer in the cell"
+        ),
+        Column("p", "float64", "whether the change lies outside what its controls predict; null for under 3"),
+        Column("q", "float64", "Benjamini-Hochberg q over all events and metrics of the sweep"),
+        Column("n_unmatched", "int32", "windows of the same trial, layer and length alone"),
+        Column("unmatched_mean", "float64", "mean change over them"),
+        Column("unmatched_difference", "float64", "change - unmatched_mean: what phase and speed explain is in it"),
+        Column("unmatched_effect", "float64", "the same in SDs of these changes"),
+        Column("displacement", "float64", "norm of the weights' change over the window / norm before"),
+        Column("flag", "string", "no_value, no_controls or few_controls where something is missing"),
+    ),
+    ("trial_id", "layer_index", "step_before", "step_after", "metric_layer", "metric"),
+)
+
+TESTS = Table(
+    "mechanism_tests",
+    "Do events change a metric more than matched windows do? Over the trials of a cell, one test a metric.",
+    (
+        Column("cell", "string", "everything but seeds and controls, short"),
+        Column("metric", "string", "name of the metric"),
+        Column("exploratory", "bool", "the sweep has no significant event of its primary family: these are candidates"),
+        Column("n_trials", "int32", "trials with an event that has controls: the unit"),
+        Column("n_events", "int32", "their events"),
+        Column("difference", "float64", "mean over trials of change - control change, in SDs of control changes"),
+        Column("lo", "float64", "95 % interval of it, t over trials"),
+        Column("hi", "float64", "upper end of it"),
+        Column("effect", "float64", "the same mean / its SD over trials (Cohen's d_z)"),
+        Column("p", "float64", "t test over trials; null for under 3"),
+        Column("p_sign", "float64", "exact sign flips of trials; at least 2 / 2^trials"),
+        Column("q", "float64", "Benjamini-Hochberg q of p over all metrics and cells of the sweep"),
+        Column("unmatched_difference", "float64", "as `difference`, against windows of the same length alone"),
+        Column("unmatched_p", "float64", "as `p`; no q: it is not the hypothesis"),
+        Column("flag", "string", "few_trials, no_controls or constant where there is no p"),
+    ),
+    ("cell", "metric"),
 )
 
 

@@ -149,12 +149,12 @@ def test_seeds_are_compared_within_a_cell(store: Store) -> None:
     tables = StoredSweep(store, SWEEP)
     read = {name: tables.read(name, Partition()) for name in ("trials", "checkpoints")}
     given = AnalysisInput("s", Partition(), read, Contexts(tables))
-    rows = over_time.seed_similarity(given, draws=40)["similarity_metrics"].to_pandas()
+    rows = over_time.seed_similarity(given, draws=40)["seed_similarity_metrics"].to_pandas()
     cells = store.sql("SELECT trial_id, cell FROM trials").set_index("trial_id")["cell"]
     assert (rows["trial_id"].map(cells) == rows["other_trial"].map(cells)).all() and (rows["step"] == 40).all()
     assert rows.query("metric == 'cka'")["p"].between(1 / 41, 1).all()
     nothing = {name: pa.table({}) for name in read}
-    assert over_time.seed_similarity(AnalysisInput("s", Partition(), nothing))["similarity_metrics"].num_rows == 0
+    assert over_time.seed_similarity(AnalysisInput("s", Partition(), nothing))["seed_similarity_metrics"].num_rows == 0
 
 
 def test_weights_move_from_checkpoint_to_checkpoint(store: Store) -> None:

@@ -1,0 +1,181 @@
+"""Before, during and after: how a metric changes over an event's window, and over windows like it without an event.
+
+The change over a window is compared with that over control windows of the same trial and layer. An event's own test
+asks whether it lies outside what its controls predict; the test of a metric asks whether events change it more than
+their controls do, with the trial as the unit.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from ndt_ray.analysis.inference.multiplicity import bh
+
+Floats = NDArray[np.float64]
+FEWEST_CONTROLS = 3
+"""For a spread of controls; under it there is a difference, and no test of the single event."""
+FEWEST_TRIALS = 3
+
+Series = Mapping[int, float]
+"""step -> value of one metric of one layer of one trial."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of one event, as checkpoints: its own, matched controls, and controls of the same length alone."""
+
+    own: tuple[int, int]
+    matched: Sequence[tuple[int, int]] = ()
+    unmatched: Sequence[tuple[int, int]] = ()
+
+
+@dataclass(frozen=True)
+class Change:
+    """One metric over one event's windows. NaN where there is nothing to compare."""
+
+    before: float
+    after: float
+    controls: Floats
+    unmatched: Floats
+
+    @property
+    def change(self) -> float:
+        return self.after - self.before
+
+    @property
+    def difference(self) -> float:
+        """Change less the mean change over matched controls."""
+        return self.change - float(self.controls.mean()) if len(self.controls) else float("nan")
+
+    @property
+    def unmatched_difference(self) -> float:
+        return self.change - float(self.unmatched.mean()) if len(self.unmatched) else float("nan")
+
+
+def change_over(series: Series, windows: Windows) -> Change | None:
+    """None where the metric has no value at an end of the event's window; controls without values are left out."""
+    before, after = (series.get(step, np.nan) for step in windows.own)
+    if not (np.isfinite(before) and np.isfinite(after)):
+        return None
+    return Change(before, after, _changes(series, windows.matched), _changes(series, windows.unmatched))
+
+
+def _changes(series: Series, windows: Sequence[tuple[int, int]]) -> Floats:
+    found = np.array([series.get(b, np.nan) - series.get(a, np.nan) for a, b in windows], dtype=np.float64)
+    return found[np.isfinite(found)]
+
+
+def outside(value: float, others: Floats) -> float:
+    """Two-sided p of a value against the Gaussian prediction of `others`: t of (value - mean) / (s sqrt(1 + 1/k)).
+
+    NaN for under two others; 1 where the value equals constant others, NaN where these give no scale to differ on.
+    """
+    k = len(others)
+    if k < 2 or not np.isfinite(value):
+        return float("nan")
+    off, spread = abs(value - others.mean()), float(others.std(ddof=1))
+    if spread <= 1e-12 * max(abs(float(others.mean())), abs(value)):
+        return 1.0 if off <= 1e-12 * max(abs(float(others.mean())), abs(value)) else float("nan")
+    return float(2 * stats.t.sf(off / (spread * np.sqrt(1 + 1 / k)), k - 1))
+
+
+def event_p(changes: Sequence[Change]) -> Floats:
+    """p of each event, at least its rank among the controls of all of them (of all metrics of a sweep).
+
+    Each control is predicted from the other controls of its event as the event is from all: where that fails as often
+    for controls as for events - heavy tails, unequal spreads - the rank says so, and the p is no smaller than that.
+    """
+    own = np.array([outside(c.change, c.controls) if len(c.controls) >= FEWEST_CONTROLS else np.nan for c in changes])
+    null = np.array([p for c in changes if len(c.controls) >= FEWEST_CONTROLS for p in _leave_one_out(c.controls)])
+    null = np.sort(null[np.isfinite(null)])
+    if not len(null):
+        return np.full(len(changes), np.nan)
+    rank = (1 + np.searchsorted(null, own, side="right")) / (1 + len(null))
+    return np.where(np.isfinite(own), np.maximum(own, rank), np.nan)
+
+
+def _leave_one_out(controls: Floats) -> Iterator[float]:
+    for i in range(len(controls)):
+        yield outside(float(controls[i]), np.delete(controls, i))
+
+
+@dataclass
+class MetricTest:
+    """One metric of one cell: do events change it more than their controls? The trial is the unit."""
+
+    n_trials: int
+    n_events: int
+    mean: float = np.nan
+    """Mean over trials of the mean difference of their events, in control SDs."""
+    lo: float = np.nan
+    hi: float = np.nan
+    effect: float = np.nan
+    """Mean / SD over trials (Cohen's d_z); NaN for under three."""
+    p: float = np.nan
+    p_sign: float = np.nan
+    """Exact sign-flip p; at least 2 / 2^trials."""
+    by_trial: dict[str, float] = field(default_factory=dict)
+
+
+def metric_test(differences: Mapping[str, Sequence[float]]) -> MetricTest:
+    """From the differences of each trial's events, in control SDs: a t test over trials, and the exact sign flips."""
+    by_trial = {t: float(np.mean(d)) for t, d in sorted(differences.items()) if len(d)}
+    values = np.array(list(by_trial.values()), dtype=np.float64)
+    found = MetricTest(len(values), sum(len(d) for d in differences.values()), by_trial=by_trial)
+    if not len(values):
+        return found
+    found.mean = float(values.mean())
+    if len(values) < FEWEST_TRIALS:
+        return found
+    spread = float(values.std(ddof=1))
+    if spread <= 1e-12 * np.abs(values).max() or spread == 0:
+        found.p = 1.0 if found.mean == 0 else float("nan")
+        return found
+    error = spread / np.sqrt(len(values))
+    margin = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    found.lo, found.hi, found.effect = found.mean - margin, found.mean + margin, found.mean / spread
+    found.p = float(2 * stats.t.sf(abs(found.mean) / error, len(values) - 1))
+    found.p_sign = sign_flip_p(values)
+    return found
+
+
+def sign_flip_p(values: Floats, most: int = 14, draws: int = 9999) -> float:
+    """Two-sided p of the mean under independent flips of sign: all of them up to 2^14, else drawn (seeded)."""
+    n = len(values)
+    if n <= most:
+        signs = 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+        means = np.abs(signs @ values) / n
+        return float((means >= abs(values.mean()) * (1 - 1e-12)).mean())
+    signs = np.random.Generator(np.random.Philox(key=n)).choice([-1.0, 1.0], size=(draws, n))
+    means = np.abs(signs @ values) / n
+    return float((1 + (means >= abs(values.mean()) * (1 - 1e-12)).sum()) / (1 + draws))
+
+
+def spreads(changes: Mapping[tuple[str, str], Sequence[Change]]) -> dict[tuple[str, str], float]:
+    """SD of control changes around their event's mean, pooled over events, by (layer, metric): the unit of effects.
+
+    NaN where controls do not vary, or are too few.
+    """
+    found = {}
+    for key, group in changes.items():
+        off = [c.controls - c.controls.mean() for c in group if len(c.controls) > 1]
+        free = sum(len(o) - 1 for o in off)
+        pooled = float(np.sqrt(sum(float(o @ o) for o in off) / free)) if free else float("nan")
+        scale = max((float(np.abs(c.controls).max()) for c in group if len(c.controls)), default=0.0)
+        found[key] = pooled if pooled > 1e-12 * scale else float("nan")
+    return found
+
+
+def with_q(rows: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Rows with Benjamini-Hochberg q over all that have a p (or over each group of them)."""
+    if rows.empty:
+        return rows.assign(q=pd.Series(dtype=np.float64))
+    groups = [rows.index] if not by else [g.index for _, g in rows.groupby(list(by), sort=True)]
+    q = pd.Series(np.nan, index=rows.index)
+    for index in groups:
+        q[index] = bh(rows.loc[index, "p"].to_numpy(np.float64))
+    return rows.assign(q=q)

@@ -1,0 +1,175 @@
+"""Changes at events against those of matched windows: planted ones are found, windows drawn at random find nothing."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ndt_ray.analysis.mechanisms import changes
+from ndt_ray.analysis.mechanisms.before_after import around_events, concerned, selected
+from ndt_ray.analysis.mechanisms.changes import Change, Windows, change_over
+from ndt_ray.analysis.mechanisms.simulated import Design, run, simulate, tables
+
+SMALL = Design(trials=6, layers=2, metrics=8, steps=1200, every=10, events=2)
+
+
+@pytest.fixture(scope="module")
+def planted() -> tuple[dict[str, pd.DataFrame], pd.DataFrame, pd.DataFrame]:
+    given = tables(simulate(Design(**{**vars(SMALL), "planted": 4.0, "planted_metrics": 2}), "planted"))
+    return given, *run(given)
+
+
+def test_planted_changes_are_found_with_their_size(planted: tuple[Any, pd.DataFrame, pd.DataFrame]) -> None:
+    _, rows, tests = planted
+    by_metric = tests.set_index("metric")
+    assert (by_metric.loc[["metric 0", "metric 1"], "q"] < 0.05).all()
+    assert (by_metric.drop(index=["metric 0", "metric 1"])["q"] > 0.05).all()
+    assert by_metric.loc["metric 0", "n_trials"] == 6 and by_metric.loc["metric 0", "p_sign"] == pytest.approx(2 / 64)
+    mine = rows[rows["metric"] == "metric 0"]
+    assert mine["difference"].mean() == pytest.approx(4, abs=0.8)  # in noise SDs, as planted
+    np.testing.assert_allclose(mine["change"], mine["after"] - mine["before"])
+    np.testing.assert_allclose(mine["difference"], mine["change"] - mine["control_mean"])
+    lo, hi, middle = (by_metric.loc["metric 0", name] for name in ("lo", "hi", "difference"))
+    assert lo < middle < hi and not tests["exploratory"].any()
+
+
+def test_controls_are_matched_and_the_unmatched_stand_beside(planted: tuple[Any, pd.DataFrame, pd.DataFrame]) -> None:
+    given, rows, _ = planted
+    assert rows["n_controls"].between(0, 5).all() and (rows["n_controls"] >= 3).mean() > 0.5
+    assert (rows["n_unmatched"] >= rows["n_controls"]).all() and rows["unmatched_difference"].notna().all()
+    assert set(rows.loc[rows["p"].isna(), "flag"]) <= {"few_controls", "no_controls"}
+    first = rows.iloc[0]
+    series = given["unit_metrics"].query(
+        f"trial_id == '{first.trial_id}' and layer == '{first.layer}' and metric == '{first.metric}'"
+    )
+    values = series.set_index("step")["value"]
+    assert first.initial == values[0] and first.before == values[first.checkpoint_before]
+    assert first.checkpoint_before == first.step_before and first.checkpoint_after == first.step_after
+    if not pd.isna(first.checkpoint_during):
+        assert first.during == values[first.checkpoint_during]
+
+
+@pytest.mark.parametrize("design", ["gauss", "heavy"])
+def test_pseudo_events_find_nothing(design: str) -> None:
+    """Replicates through the analysis itself; `benchmarks/battery.py --calibrate` does 200 of each design."""
+    extra = {"gauss": {}, "heavy": {"heavy": True, "phi": 0.9, "fading": 2.0}}[design]
+    hits, small = [], []
+    for i in range(6):
+        rows, tests = run(tables(simulate(Design(**{**vars(SMALL), "layers": 1, **extra}), design, str(i))))
+        hits.append(bool((rows["q"] < 0.05).any()) or bool((tests["q"] < 0.05).any()))
+        small += (rows["p"].dropna() <= 0.05).tolist()
+    assert sum(hits) <= 2  # of 6 at 0.05: more than two has a chance of 0.002
+    assert np.mean(small) < 0.1
+
+
+def test_without_significant_events_the_first_candidates_are_exploratory() -> None:
+    rows, tests = run(tables(simulate(SMALL, "x"), significant=False), candidates=1)
+    assert rows["exploratory"].all() and tests["exploratory"].all()
+    assert rows.drop_duplicates(["trial_id", "layer", "step_before"]).groupby("trial_id").size().eq(1).all()
+
+
+def test_nothing_in_gives_nothing_out() -> None:
+    given = tables(simulate(SMALL, "x"))
+    for gone in ("trials", "events", "unit_metrics"):
+        rows, tests = run({name: table for name, table in given.items() if name != gone})
+        assert rows.empty and tests.empty, gone
+
+
+def test_without_distances_of_weights_nothing_is_matched_but_all_is_shown() -> None:
+    given = tables(simulate(SMALL, "x"))
+    rows, tests = run({name: table for name, table in given.items() if name != "weight_distances"})
+    assert len(rows) and set(rows["flag"]) == {"no_controls"} and rows["p"].isna().all() and rows["q"].isna().all()
+    assert set(tests["flag"]) == {"no_controls"} and rows["unmatched_difference"].notna().all()
+
+
+def test_one_seed_has_differences_and_no_test() -> None:
+    rows, tests = run(tables(simulate(Design(**{**vars(SMALL), "trials": 1}), "x")))
+    assert rows["difference"].notna().any() and tests["p"].isna().all() and set(tests["flag"]) == {"few_trials"}
+
+
+def test_an_event_without_checkpoints_near_it_is_left_out() -> None:
+    events = pd.DataFrame(
+        [{"trial_id": "a", "layer": "l", "layer_index": 0, "step_before": 500, "step_after": 520, "exploratory": False}]
+    ).assign(step_location=np.nan)
+    trials = pd.DataFrame([{"trial_id": "a", "steps": 1000}])
+    found = around_events(events, {"a": np.array([0, 490, 512, 530])}, trials, 0.25)
+    assert found[["start", "middle", "end"]].to_numpy().tolist() == [[490, 512, 530]]
+    assert around_events(events, {"a": np.array([0, 1000])}, trials, 0.25).empty
+    assert around_events(events, {"a": np.array([0, 490])}, trials, 0.25).empty
+    assert around_events(events, {}, trials, 0.25).empty
+
+
+def test_events_of_other_families_are_not_counted_twice() -> None:
+    row = {"trial_id": "a", "layer": "l", "layer_index": 0, "step_before": 5, "step_after": 6, "p_event": 0.01}
+    row |= {"step_location": 5.5}
+    events = pd.DataFrame([row | {"family": f, "significant": True} for f in ("primary", "other")])
+    families = pd.DataFrame([{"family": "primary", "primary": True}, {"family": "other", "primary": False}])
+    assert len(selected(events, families, 3)) == 1
+    assert selected(pd.DataFrame(), families, 3).empty
+
+
+def test_what_bears_on_a_layer() -> None:
+    panel = {
+        ("a", "t.layers.0.self_attn", "attention_entropy"): {0: 1.0},
+        ("a", "t.layers.1.self_attn", "attention_entropy"): {0: 2.0},
+        ("a", "t.layers.0.linear1", "dead_fraction"): {0: 3.0},
+        ("a", "*", "nc1"): {0: 4.0},
+        ("b", "*", "nc1"): {0: 5.0},
+    }
+    mine = {(where, metric) for where, metric, _ in concerned(panel, "a", "t.layers.0.linear1")}
+    assert mine == {
+        ("t.layers.0.self_attn", "attention_entropy"), ("t.layers.0.linear1", "dead_fraction"), ("*", "nc1"),
+    }  # fmt: skip
+    mean = {metric: values for where, metric, values in concerned(panel, "a", "*") if where == "mean"}
+    assert mean["attention_entropy"] == {0: 1.5}
+
+
+# -- the statistics ---------------------------------------------------------------------------------------------------
+
+
+def test_outside_is_the_prediction_interval_of_student() -> None:
+    others = np.array([1.0, 2.0, 3.0])
+    assert changes.outside(2.0, others) == pytest.approx(1)
+    critical = 2 + 4.302652729911275 * np.sqrt(4 / 3)  # t(0.975, 2), s = 1
+    assert changes.outside(critical, others) == pytest.approx(0.05)
+    assert np.isnan(changes.outside(1.0, others[:1])) and np.isnan(changes.outside(np.nan, others))
+    assert changes.outside(1.0, np.ones(4)) == 1 and np.isnan(changes.outside(2.0, np.ones(4)))
+    draws = np.random.default_rng(0).normal(size=(4000, 6))
+    p = [changes.outside(float(d[0]), d[1:]) for d in draws]
+    assert np.mean(np.array(p) <= 0.05) == pytest.approx(0.05, abs=3 * np.sqrt(0.05 * 0.95 / 4000))
+
+
+def test_a_window_without_values_is_left_out() -> None:
+    found = change_over({0: 1.0, 10: 4.0, 20: np.nan}, Windows((0, 10), ((10, 20), (0, 10)), ((0, 10),)))
+    assert found is not None and found.change == 3 and found.controls.tolist() == [3.0] and found.difference == 0
+    assert change_over({0: 1.0}, Windows((0, 10))) is None
+    empty = change_over({0: 1.0, 10: 2.0}, Windows((0, 10)))
+    assert empty is not None and np.isnan(empty.difference) and np.isnan(empty.unmatched_difference)
+
+
+def test_a_metric_test_is_a_t_test_over_trials() -> None:
+    found = changes.metric_test({"a": [1.0, 3.0], "b": [1.0], "c": [3.0], "d": []})
+    assert (found.n_trials, found.n_events, found.mean) == (3, 4, 2.0)
+    from scipy.stats import ttest_1samp
+
+    expected = ttest_1samp([2.0, 1.0, 3.0], 0)
+    assert found.p == pytest.approx(expected.pvalue) and found.effect == pytest.approx(2.0)
+    assert (found.lo, found.hi) == pytest.approx(tuple(expected.confidence_interval()))
+    assert found.p_sign == pytest.approx(2 / 8)
+    assert np.isnan(changes.metric_test({"a": [1.0], "b": [2.0]}).p)
+    assert changes.metric_test({}).n_trials == 0
+    assert changes.metric_test({k: [0.0] for k in "abc"}).p == 1
+
+
+def test_sign_flips_are_exact_for_few_and_drawn_for_many() -> None:
+    assert changes.sign_flip_p(np.ones(6)) == pytest.approx(2 / 64)
+    assert changes.sign_flip_p(np.array([1.0, -1.0])) == 1
+    assert changes.sign_flip_p(np.ones(20)) == pytest.approx(1e-4)
+
+
+def test_effects_are_in_pooled_control_spreads() -> None:
+    one = Change(0.0, 1.0, np.array([1.0, 3.0]), np.zeros(0))
+    two = Change(0.0, 1.0, np.array([10.0, 12.0, 14.0]), np.zeros(0))
+    assert changes.spreads({("l", "m"): [one, two]})["l", "m"] == pytest.approx(np.sqrt((2 + 8) / 3))
+    assert np.isnan(changes.spreads({("l", "m"): [Change(0.0, 1.0, np.ones(3), np.zeros(0))]})["l", "m"])
