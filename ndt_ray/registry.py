@@ -74,6 +74,7 @@ _TABLE: dict[str, dict[str, str]] = {
     "analysis": {
         "jumps": "ndt_ray.analysis.jumps:jumps",
         "growth": "ndt_ray.analysis.growth:growth",
+        "investigation": "ndt_ray.analysis.investigation:investigation",
         "timing": "ndt_ray.analysis.timing:timing",
         "event_windows": "ndt_ray.analysis.event_windows:event_windows",
         "event_phases": "ndt_ray.analysis.event_phases:event_phases",

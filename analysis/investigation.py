@@ -1,0 +1,335 @@
+"""What happened in a run, in one word by rule, and where to look next: steps, layers and analyses.
+
+The founding study told three stories - cascades of jumps in CNNs, discrete transitions in transformers, smooth growth
+in MLPs - from counts of an uncalibrated rule. Here each run is classed by its own calibrated events and growth curves,
+and the architecture only decides which analyses apply. `original` classes the published runs by the published counts.
+Dimensionality says when to look, never what changed or why: the plan names analyses that can, and they decide.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ndt_ray.analysis.api import AnalysisInput, analysis
+from ndt_ray.analysis.representatives import select
+from ndt_ray.analysis.series import clock
+from ndt_ray.analysis.sweep_events import primary
+from ndt_ray.store.schema import Column, Table
+
+CASCADE_EVENTS, CASCADE_WINDOW = 3, 0.1
+"""A cascade is at least this many events in at least two layers within this share of the run."""
+PUBLISHED_CASCADE = 10
+"""Points flagged by the published aggregate rule from which a published run counts as a cascade."""
+GOOD_CURVE = 0.5
+
+_STRATEGY: dict[str, tuple[tuple[str, ...], str]] = {
+    "convolution": (
+        ("filters", "similarity", "units"),
+        "filters turn orthogonal or edge-like during the event; early layers first",
+    ),
+    "attention": (
+        ("attention", "head_ablation", "similarity"),
+        "heads differentiate: entropy falls and patterns of heads move apart during the event",
+    ),
+    "dense": (
+        ("units", "linear_probes", "similarity"),
+        "units gain class selectivity and probes gain accuracy during the event",
+    ),
+}
+_FAMILIES = {
+    "cnn": "convolution",
+    "resnet18": "convolution",
+    "transformer": "attention",
+    "vit": "attention",
+    "modular": "attention",
+    "mlp": "dense",
+}
+_SMOOTH_ANALYSES = ("similarity", "linear_probes", "intrinsic_dimension")
+
+INVESTIGATIONS = Table(
+    "investigations",
+    "One row a trial: what kind of dynamics it shows, by rule, and how to look into it.",
+    (
+        Column("trial_id", "string", "content hash of the trial"),
+        Column("mode", "string", "default: calibrated events; original: the published aggregate jumps"),
+        Column("phenomenon", "string", "cascade, discrete, smooth, flat, untrained or unjudged"),
+        Column("why", "string", "the rule that decided, with its numbers"),
+        Column("trained", "bool", "held-out accuracy above chance by 3 standard errors; null without evaluations"),
+        Column("accuracy", "float64", "last held-out accuracy"),
+        Column("n_events", "int32", "events of the trial"),
+        Column("n_layers", "int32", "layers that have one"),
+        Column("early_share", "float64", "share of events in the first tenth of the run"),
+        Column("mean_gap", "float64", "mean distance of neighbouring onsets", "steps"),
+        Column("densest", "int32", "most events within a tenth of the run"),
+        Column("curve", "string", "growth curve with the smallest AICc"),
+        Column("curve_r2", "float64", "its R²"),
+        Column("kind", "string", "convolution, attention, dense or unknown: decides which analyses apply"),
+        Column("analyses", "string", "recommended, comma-separated names of registered analyses"),
+        Column("hypothesis", "string", "what these analyses should show if the event means what is supposed"),
+        Column("n_steps", "int32", "distinct steps in investigation_steps", "steps"),
+        Column("share_of_steps", "float64", "the same / measured steps: what need not be looked at is the gain"),
+        Column("recall", "float64", "share of events with a planned step within reach before and after them"),
+        Column("recall_uniform", "float64", "the same for as many evenly spaced steps"),
+    ),
+    ("trial_id", "mode"),
+)
+
+INVESTIGATION_STEPS = Table(
+    "investigation_steps",
+    "Where to look: steps and layers of a trial, in order.",
+    (
+        Column("trial_id", "string", "content hash of the trial"),
+        Column("place", "int32", "place in the plan, from 1"),
+        Column("step", "int32", "optimizer updates done", "steps"),
+        Column("role", "string", "before, during or after an event; start or end of the run; early, mid or late"),
+        Column("layer", "string", "module path of the event's layer; * for all layers"),
+        Column("event_step", "int32", "onset of the event; null for steps that belong to none", "steps"),
+        Column("analyses", "string", "to run there, comma-separated"),
+        Column("look_for", "string", "what would be new: features, patterns, specialisation"),
+    ),
+    ("trial_id", "place"),
+)
+
+
+@analysis(
+    name="investigation",
+    reads=(
+        "trials",
+        "outcomes",
+        "evaluations",
+        "measurements",
+        "events",
+        "event_families",
+        "event_types",
+        "series_tests",
+        "growth",
+        "growth_models",
+        "jumps",
+    ),
+    writes=(INVESTIGATIONS, INVESTIGATION_STEPS),
+    per="trial",
+)
+def investigation(data: AnalysisInput, *, most: int = 5) -> dict[str, pd.DataFrame]:
+    """Each run's dynamics by rule (cascade, discrete, smooth, flat), with the steps and analyses to look at next.
+
+    `most`: events of a run that are looked at, chosen as `representatives.select` does.
+    """
+    trials, measured = data.frame("trials"), data.frame("measurements")
+    if trials.empty:
+        return {"investigations": pd.DataFrame(), "investigation_steps": pd.DataFrame()}
+    trial = clock(trials, measured)
+    family = str(trials["model"].iloc[0]).split("_")[0] if "model" in trials else ""
+    kind = _FAMILIES.get(family, "unknown")
+    models = data.frame("growth_models")
+    rows: list[dict[str, Any]] = []
+    plan: list[dict[str, Any]] = []
+    steps = np.unique(measured["step"].to_numpy(np.int64)) if len(measured) else np.zeros(0, np.int64)
+    base = {"trial_id": trial.trial_id, "kind": kind} | _trained(data.frame("evaluations"), data.frame("outcomes"))
+    tests = data.frame("series_tests")
+    if len(tests):
+        events = _typed(primary(data.frame("events"), data.frame("event_families")), data.frame("event_types"))
+        known = base | _described(events, trial.steps) | _curve(models, "default")
+        known |= _phenomenon(
+            known, int(tests["calibrated"].astype(bool).sum()) if "calibrated" in tests else len(tests)
+        )
+        plan = _plan(known, select(events, most), steps, trial.trial_id)
+        rows.append(known | {"mode": "default"} | _strategy(known) | _value(plan, events, steps))
+    jumps = data.frame("jumps")
+    if len(jumps) and len(data.frame("growth")) and (data.frame("growth")["mode"] == "original").any():
+        rows.append(base | {"mode": "original"} | _published(jumps, models, trial.steps, kind))
+    columns = [c.name for c in INVESTIGATIONS.columns]
+    return {
+        "investigations": pd.DataFrame(rows).reindex(columns=columns) if rows else pd.DataFrame(),
+        "investigation_steps": pd.DataFrame(plan),
+    }
+
+
+def _trained(evaluations: pd.DataFrame, outcomes: pd.DataFrame) -> dict[str, Any]:
+    """Last held-out accuracy, and whether it is above chance (one over the classes) by 3 standard errors."""
+    if evaluations.empty or evaluations["accuracy"].dropna().empty:
+        known = outcomes["final_accuracy"].dropna() if "final_accuracy" in outcomes else pd.Series(dtype=float)
+        return {"trained": None, "accuracy": float(known.iloc[0]) if len(known) else None}
+    last = evaluations.dropna(subset=["accuracy"]).sort_values("step").iloc[-1]
+    accuracy, n = float(last["accuracy"]), float(last["n"]) if not pd.isna(last["n"]) else np.nan
+    classes = last["class_accuracy"]
+    if classes is None or np.ndim(classes) == 0 or len(classes) < 2 or not n > 0:
+        return {"trained": None, "accuracy": accuracy}
+    chance = 1 / len(classes)
+    return {"trained": bool(accuracy > chance + 3 * np.sqrt(chance * (1 - chance) / n)), "accuracy": accuracy}
+
+
+def _typed(events: pd.DataFrame, types: pd.DataFrame) -> pd.DataFrame:
+    """The events with the type that the taxonomy gave them, where it gave a stable one."""
+    if events.empty or types.empty:
+        return events
+    key = ["trial_id", "layer", "view", "measure", "step_before"]
+    own = types[(types["mode"] == "default") & types["label"].notna()][[*key, "type"]]
+    return events.merge(own, on=key, how="left")
+
+
+def _described(events: pd.DataFrame, steps: int) -> dict[str, Any]:
+    """Numbers of the events that the rules read."""
+    if events.empty:
+        return {"n_events": 0, "n_layers": 0, "early_share": None, "mean_gap": None, "densest": 0, "layers_densest": 0}
+    onset = np.sort(events["step_before"].to_numpy(np.float64))
+    by_time = events.sort_values("step_before")
+    best, layers = 0, 0
+    for start in onset:
+        inside = by_time[by_time["step_before"].between(start, start + CASCADE_WINDOW * steps)]
+        found = (len(inside), inside["layer"].nunique())
+        best, layers = max((best, layers), found)
+    return {
+        "n_events": len(events),
+        "n_layers": events["layer"].nunique(),
+        "early_share": float((events["phase_bin"] == "early").mean()),
+        "mean_gap": float(np.diff(onset).mean()) if len(onset) > 1 else None,
+        "densest": best,
+        "layers_densest": layers,
+    }
+
+
+def _curve(models: pd.DataFrame, mode: str) -> dict[str, Any]:
+    """The growth curve with the smallest AICc of a mode; nulls where none was fitted."""
+    best = models[(models["mode"] == mode) & models["best"].astype(bool)] if len(models) else models
+    if best.empty:
+        return {"curve": None, "curve_r2": None}
+    return {"curve": str(best["model"].iloc[0]), "curve_r2": float(best["r2"].iloc[0])}
+
+
+def _phenomenon(known: dict[str, Any], calibrated: int) -> dict[str, Any]:
+    n, densest, layers, r2 = known["n_events"], known["densest"], known.pop("layers_densest"), known["curve_r2"]
+    if known["trained"] is False:
+        return {"phenomenon": "untrained", "why": f"held-out accuracy {known['accuracy']:.3f} is at chance"}
+    if calibrated == 0:
+        return {"phenomenon": "unjudged", "why": "no series that the detector can judge"}
+    if densest >= CASCADE_EVENTS and layers >= 2:
+        return {"phenomenon": "cascade", "why": f"{densest} events in {layers} layers within a tenth of the run"}
+    if n:
+        return {"phenomenon": "discrete", "why": f"{n} events, at most {densest} within a tenth of the run"}
+    if r2 is not None and r2 >= GOOD_CURVE and known["curve"] != "constant":
+        return {"phenomenon": "smooth", "why": f"no event; a {known['curve']} curve explains {100 * r2:.0f} %"}
+    return {"phenomenon": "flat", "why": "no event, and no curve explains half of what happens"}
+
+
+def _strategy(known: dict[str, Any]) -> dict[str, Any]:
+    analyses, hypothesis = _recommended(known)
+    return {"analyses": ",".join(analyses), "hypothesis": hypothesis}
+
+
+def _recommended(known: dict[str, Any]) -> tuple[tuple[str, ...], str | None]:
+    """Analyses by architecture where something happened; gradual ones where it was smooth; none where nothing was."""
+    if known["phenomenon"] in ("cascade", "discrete"):
+        return _STRATEGY.get(known["kind"], (("similarity", "units"), "representations change faster than nearby"))
+    if known["phenomenon"] == "smooth":
+        return _SMOOTH_ANALYSES, "representations and probes change evenly over the run"
+    return (), None
+
+
+def _plan(known: dict[str, Any], chosen: pd.DataFrame, steps: Any, trial_id: str) -> list[dict[str, Any]]:
+    """Before, during and after each chosen event with a start and an end; quarters of a smooth run."""
+    analyses, look_for = _recommended(known)
+    if not analyses or not len(steps):
+        return []
+    rows: list[tuple[int, str, str, int | None]] = [
+        (int(steps[0]), "start", "*", None),
+        (int(steps[-1]), "end", "*", None),
+    ]
+    if known["phenomenon"] == "smooth":
+        rows += [
+            (_at(steps, share * float(steps[-1])), role, "*", None)
+            for share, role in ((0.05, "early"), (0.3, "mid"), (0.75, "late"))
+        ]
+    for event in chosen.to_dict("records"):
+        before, after = int(event["step_before"]), int(event["step_after"])
+        reach = max(after - before, int(_number(event.get("width"), 0.0)))
+        middle = _number(event.get("step_location"), (before + after) / 2)
+        for role, step in (("before", middle - reach), ("during", middle), ("after", middle + reach)):
+            edge = min(step, before) if role == "before" else max(step, after) if role == "after" else step
+            rows.append((_at(steps, edge), role, str(event["layer"]), before))
+    rows.sort(key=lambda r: (r[0], r[3] is not None, r[2]))
+    return [
+        {"trial_id": trial_id, "place": i, "step": step, "role": role, "layer": layer, "event_step": event}
+        | {"analyses": ",".join(analyses), "look_for": look_for}
+        for i, (step, role, layer, event) in enumerate(rows, 1)
+    ]
+
+
+def _number(value: Any, otherwise: float) -> float:
+    return otherwise if value is None or pd.isna(value) else float(value)
+
+
+def _at(steps: Any, wanted: float) -> int:
+    return int(steps[int(np.abs(steps - wanted).argmin())])
+
+
+def _value(plan: Sequence[dict[str, Any]], events: pd.DataFrame, steps: Any) -> dict[str, Any]:
+    """How much of the run the plan looks at, and how many events it brackets, against evenly spaced steps."""
+    planned = np.unique([row["step"] for row in plan]) if plan else np.zeros(0)
+    uniform = np.linspace(steps[0], steps[-1], len(planned)) if len(planned) and len(steps) else planned
+    return {
+        "n_steps": len(planned),
+        "share_of_steps": len(planned) / len(steps) if len(steps) else None,
+        "recall": bracketed(events, planned),
+        "recall_uniform": bracketed(events, uniform),
+    }
+
+
+def bracketed(events: pd.DataFrame, planned: Any) -> float | None:
+    """Share of events with a planned step at most twice their width before and after them; null without events."""
+    if events.empty:
+        return None
+    hits = []
+    for event in events.to_dict("records"):
+        before, after = float(event["step_before"]), float(event["step_after"])
+        reach = 2 * max(after - before, _number(event.get("width"), 0.0))
+        left = ((planned <= before) & (planned >= before - reach)).any()
+        hits.append(bool(left and ((planned >= after) & (planned <= after + reach)).any()))
+    return float(np.mean(hits))
+
+
+def _published(jumps: pd.DataFrame, models: pd.DataFrame, steps: int, kind: str) -> dict[str, Any]:
+    """The published story of a run, from the points its aggregate rule flagged."""
+    own = jumps[(jumps["mode"] == "original") & (jumps["detector"] == "smoothed_gradient")]
+    n = len(own)
+    words = {True: "cascade", False: "discrete" if n else "smooth"}
+    phenomenon = words[n >= PUBLISHED_CASCADE]
+    onset = np.sort(own["step_before"].to_numpy(np.float64))
+    known = {"phenomenon": phenomenon, "kind": kind}
+    return (
+        known
+        | {"why": f"{n} points flagged by the published rule", "n_events": n, "n_layers": 0, "densest": 0}
+        | {"early_share": float((onset < CASCADE_WINDOW * steps).mean()) if n else None}
+        | {"mean_gap": float(np.diff(onset).mean()) if n > 1 else None}
+        | _curve(models, "original")
+        | _strategy(known)
+        | {"n_steps": 0}
+    )
+
+
+def agreement(investigations: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+    """Trials by architecture family and phenomenon: is each family's story true of its runs?"""
+    joined = investigations.merge(trials[["trial_id", "model"]], on="trial_id")
+    family = joined["model"].astype(str).str.split("_").str[0]
+    table: pd.DataFrame = (
+        joined.groupby([joined["mode"], family.rename("family"), "phenomenon"]).size().reset_index(name="n")
+    )
+    return table
+
+
+def as_json(investigations: pd.DataFrame, steps: pd.DataFrame) -> str:
+    """The plans as JSON, by trial: what a checkpoint planner or a person takes away."""
+    plans = {
+        str(row["trial_id"]): {
+            "phenomenon": row["phenomenon"],
+            "why": row["why"],
+            "analyses": str(row["analyses"]).split(",") if row["analyses"] else [],
+            "steps": steps[steps["trial_id"] == row["trial_id"]]
+            .sort_values("place")[["step", "role", "layer"]]
+            .to_dict("records"),
+        }
+        for row in investigations[investigations["mode"] == "default"].to_dict("records")
+    }
+    return json.dumps(plans, indent=1)
