@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("lanes", "workers", "measuring", "everything", "tracker", "orchestration", "store")
+NAMES = ("lanes", "workers", "measuring", "everything", "triggers", "tracker", "orchestration", "store")
 
 
 def main(arguments: list[str]) -> int:

@@ -69,12 +69,12 @@ Written by tools/calibrate_online.py --series 100000.
 
 
 def threshold(scale: Scale, rate: float) -> float:
-    """Of a CUSUM, for `rate` false alarms per judged value: linear in the rate's logarithm, beyond the table too."""
+    """Of a CUSUM, for `rate` false alarms per judged value: linear in the rate's logarithm; beyond the table, 1 more
+    for every tenth of the rate."""
     rates, heights = zip(*THRESHOLDS[scale.name], strict=True)
-    x, at = [-math.log10(r) for r in rates], -math.log10(rate)
-    i = min(max(sum(at > v for v in x) - 1, 0), len(x) - 2)
-    slope = (heights[i + 1] - heights[i]) / (x[i + 1] - x[i])
-    return max(float(heights[i] + slope * (at - x[i])), LOWEST)
+    decades = [-math.log10(r) for r in rates]
+    beyond = max(0.0, -math.log10(rate) - decades[-1])
+    return max(float(np.interp(-math.log10(rate), decades, heights)) + beyond, LOWEST)
 
 
 class Cusums:

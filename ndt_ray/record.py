@@ -273,11 +273,12 @@ class Recorder:
         if self.triggers is not None:
             due = {lane: reason for lane, reason in self.triggers.due(step).items() if lane in lanes}
             wanted = {**due, **wanted}
-            for lane, past in self.triggers.past(step, self.saved):
-                state = self.triggers.ring.lane_state(lane, past)
-                self.sink.checkpoint(self.ids[lane], past, state, REASONS[BEFORE])
-                with self.triggers.ring.put_back(lane, past):
-                    self.confirmations(past, [lane])
+            for past, own in self.triggers.past(step, self.saved).items():
+                for lane in own:
+                    state = self.triggers.ring.lane_state(lane, past)
+                    self.sink.checkpoint(self.ids[lane], past, state, REASONS[BEFORE])
+                with self.triggers.ring.put_back(own, past):
+                    self.confirmations(past, own)
             self.triggers.remember(step)
         for lane in sorted(wanted):
             self.sink.checkpoint(self.ids[lane], step, self.engine.lane_state(lane), wanted[lane])

@@ -1,6 +1,6 @@
 """The recent states of a pack's lanes, so that a checkpoint can be taken of a step that has passed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,7 @@ class Ring:
         self.taken = 0
         self.rows: dict[str, Tensor] = {}
         self.buffers: dict[str, list[Tensor]] = {}
+        self._owners = {name: name.rpartition(".") for name, _ in engine.models[0].named_buffers()}
 
     def take(self, step: int) -> None:
         """Keeps the lanes as they are, in place of the oldest."""
@@ -56,21 +57,21 @@ class Ring:
         return state
 
     @contextmanager
-    def put_back(self, lane: int, step: int) -> Iterator[None]:
-        """The lane's model as it was at a step that is held; afterwards as it is now, to the bit."""
-        slot, weights = self._slot(step), self.engine.arena.weights[lane]
-        now = weights.clone()
+    def put_back(self, lanes: Sequence[int], step: int) -> Iterator[None]:
+        """The lanes' models as they were at a step that is held; afterwards as they are now, to the bit."""
+        slot, weights, held = self._slot(step), self.engine.arena.weights, self.rows["weights"]
         buffers = self._buffers()
-        kept = {name: found[lane].clone() for name, found in buffers.items()}
+        now = [(weights[lane], weights[lane].clone()) for lane in lanes]
+        now += [(found[lane], found[lane].clone()) for found in buffers.values() for lane in lanes]
         try:
-            weights.copy_(self.rows["weights"][slot, lane])
-            for name, held in self.buffers.items():
-                buffers[name][lane].copy_(held[lane][slot])
+            for lane in lanes:
+                weights[lane].copy_(held[slot, lane])
+                for name, found in buffers.items():
+                    found[lane].copy_(self.buffers[name][lane][slot])
             yield
         finally:
-            weights.copy_(now)
-            for name, value in kept.items():
-                buffers[name][lane].copy_(value)
+            for tensor, value in now:
+                tensor.copy_(value)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What `load` needs to hold the same states."""
@@ -99,9 +100,8 @@ class Ring:
         return {"weights": arena.weights, **arena.moments}
 
     def _buffers(self) -> dict[str, list[Tensor]]:
-        """By name, those of all lanes."""
-        found: dict[str, list[Tensor]] = {}
-        for model in self.engine.models:
-            for name, buffer in model.named_buffers():
-                found.setdefault(name, []).append(buffer)
-        return found
+        """By name, those of all lanes: looked up anew, since a module may have put another tensor in its place."""
+        models = self.engine.models
+        return {
+            n: [getattr(m.get_submodule(path), leaf) for m in models] for n, (path, _, leaf) in self._owners.items()
+        }

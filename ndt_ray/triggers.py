@@ -33,6 +33,8 @@ class Triggers:
         self.history = np.full((lanes, spec.most, len(REASONS)), -1, dtype=np.int64)
         """Steps of the checkpoints of each lane's triggers; -1 where there is none."""
         self.alarms: dict[int, Alarm] = {}
+        self.afters: dict[int, list[int]] = {}
+        """Lanes by the step of a checkpoint after their trigger."""
 
     def on_grid(self, step: int) -> bool:
         """Whether the measures of this step are watched."""
@@ -42,18 +44,18 @@ class Triggers:
         self, step: int, lanes: Sequence[int], measured: Mapping[str, Any], velocity: Mapping[str, Any] | None
     ) -> None:
         """Columns of `measurements` and `velocity` of some lanes, layer by layer, lanes in order."""
-        n = len(self.layers)
+        n, at = len(self.layers), np.asarray(lanes)
         for i, measure in enumerate(self.spec.measures):
             if measure != "velocity":
-                found = np.asarray(measured[measure], dtype=np.float64)
+                logs = logarithm(measure, np.asarray(measured[measure], dtype=np.float64))
             elif velocity is not None:
+                logs = logarithm(measure, np.asarray(velocity[measure], dtype=np.float64))
                 # Only turns over one distance of the grid: what follows dense measurements is no part of the series.
-                whole = np.array([before == step - self.every for before in velocity["previous_step"]])
-                found = np.where(whole, np.asarray(velocity[measure], dtype=np.float64), np.nan)
+                whole = [before == step - self.every for before in velocity["previous_step"][: len(lanes)]]
+                logs = np.where(np.tile(whole, n), logs, np.nan)
             else:
                 continue
-            logs = logarithm(measure, found).reshape(n, len(lanes)).T
-            self.values[np.asarray(lanes), i * n : (i + 1) * n] = logs
+            self.values[at, i * n : (i + 1) * n] = logs.reshape(n, len(lanes)).T
 
     def judge(self, step: int, lanes: Sequence[int]) -> dict[str, Any] | None:
         """Takes what was seen at a step of the grid; the columns of `triggers`, if there is an alarm (but trial_id)."""
@@ -69,6 +71,7 @@ class Triggers:
             before, after = self.ring.newest(alarm.onset), min(step + self.spec.after * self.every, self.steps)
             self.history[lane, number] = -1 if before is None else before, step, after if after > step else -1
             rows.append(self._row(lane, number, alarm))
+        self._plan()
         return {name: [row[name] for row in rows] for name in rows[0]}
 
     def _row(self, lane: int, number: int, alarm: Alarm) -> dict[str, Any]:
@@ -95,20 +98,23 @@ class Triggers:
 
     def due(self, step: int) -> dict[int, str]:
         """Lanes that a checkpoint is due of now, and why."""
-        found = {lane: REASONS[EVENT] for lane in self.alarms}
-        for lane in np.flatnonzero((self.history[:, :, AFTER] == step).any(1)):
-            found.setdefault(int(lane), REASONS[AFTER])
-        return found
+        after = dict.fromkeys(self.afters.get(step, ()), REASONS[AFTER])
+        return {**after, **dict.fromkeys(self.alarms, REASONS[EVENT])}
 
-    def past(self, step: int, saved: frozenset[int]) -> list[tuple[int, int]]:
-        """(lane, step) of the states that alarms of this step want of the ring, where no checkpoint was taken then."""
-        found = []
+    def past(self, step: int, saved: frozenset[int]) -> dict[int, list[int]]:
+        """Lanes by the step of the state that alarms of this step want of the ring, where none was saved then."""
+        found: dict[int, list[int]] = {}
         for lane in self.alarms:
             own = self.history[lane]
             before = int(own[own[:, EVENT] == step][0, BEFORE])
             if before >= 0 and before not in saved and (own == before).sum() == 1:
-                found.append((lane, before))
+                found.setdefault(before, []).append(lane)
         return found
+
+    def _plan(self) -> None:
+        self.afters = {}
+        for lane, number in np.argwhere(self.history[:, :, AFTER] >= 0).tolist():
+            self.afters.setdefault(int(self.history[lane, number, AFTER]), []).append(lane)
 
     def remember(self, step: int) -> None:
         """Keeps the state of this step, if it is one of those to be kept."""
@@ -126,5 +132,6 @@ class Triggers:
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `state`; KeyError where something is missing."""
         self.history = np.array(state["history"]).reshape(self.history.shape)
+        self._plan()
         self.watch.load({k[6:]: v for k, v in state.items() if k.startswith("watch.")})
         self.ring.load({k[5:]: v for k, v in state.items() if k.startswith("ring.")})

@@ -139,8 +139,8 @@ class OnEvent(Strict):
         default=0.1, gt=0, le=10, description="expected in a trial without events, over all its series"
     )
     most: int = Field(default=3, ge=1, le=100, description="triggers a trial, at most")
-    keep: int = Field(default=8, ge=2, le=64, description="recent states held in memory, a trial")
-    spacing: int = Field(default=2, ge=1, description="measurements between held states")
+    keep: int = Field(default=5, ge=2, le=64, description="recent states held in memory, a trial")
+    spacing: int = Field(default=4, ge=1, description="measurements between held states")
     after: int = Field(default=5, ge=1, description="measurements from a trigger to the checkpoint after it")
 
     @field_validator("measures")

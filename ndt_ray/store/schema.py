@@ -322,7 +322,7 @@ TABLES: dict[str, Table] = {
                 _VIEW,
                 Column("measure", "string", "whose logarithm changed"),
                 Column("block", "int16", "measurements averaged to a value, on the time scale of the alarm"),
-                Column("direction", "string", "increase or decrease"),
+                Column("direction", "string", "increase or decrease, against what the local line forecast"),
                 Column("statistic", "float64", "CUSUM of standardised forecast errors"),
                 Column("threshold", "float64", "that it is above: for the false alarms per run asked for"),
                 Column("onset_step", "int32", "last measurement at which the CUSUM stood at zero", "steps"),

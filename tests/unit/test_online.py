@@ -319,7 +319,7 @@ def test_a_ring_holds_the_newest_states() -> None:
         state = ring.lane_state(1, 10 * step)
         assert state.keys() == taken[step].keys() and all(np.array_equal(v, taken[step][k]) for k, v in state.items())
     now = engine.arena.weights.clone()
-    with ring.put_back(1, 20):
+    with ring.put_back([1], 20):
         assert all(np.array_equal(v, taken[2][k]) for k, v in engine.lane_state(1).items() if k.startswith("model."))
         assert np.array_equal(engine.arena.weights[0], now[0])
     assert np.array_equal(engine.arena.weights, now)
