@@ -30,8 +30,8 @@ class Design:
     """One simulated sweep of one cell. SDs are marginal; shares and phases are of the run."""
 
     trials: int = 6
-    layers: int = 3
-    metrics: int = 20
+    layers: int = 2
+    metrics: int = 16
     steps: int = 2000
     every: int = 20
     events: int = 2
