@@ -42,11 +42,12 @@ def concordance(
     `tolerance`: in measurements; where events are wide, a quarter of their median width if that is more. A seed whose
     series could not be tested does not count; one without events does.
     """
-    trials = sample.usable(data.frame("trials"), data.frame("outcomes"))
+    everyone = data.frame("trials")
+    trials = sample.usable(everyone, data.frame("outcomes"))
     tests, events = data.frame("series_tests"), data.frame("events")
     rows: list[dict[str, Any]] = []
     shared: list[dict[str, Any]] = []
-    for family in sample.families(data.frame("event_families"), primary_only) if len(trials) else []:
+    for family in sample.families(data.frame("event_families"), everyone, primary_only) if len(trials) else []:
         series = sample.calibrated(family, tests).merge(trials[["trial_id", "cell", "steps"]], on="trial_id")
         found = sample.events_of(family, events)
         judged = [_judged(family, *case, n_surrogates) for case in _cases(series, found, tolerance)]

@@ -33,7 +33,7 @@ def all_outcomes(
     """Events per layer-series, median onset phase of a trial's events, final accuracy, MEASURE@PHASE of the run."""
     found = []
     tests, events = data.frame("series_tests"), data.frame("events")
-    for family in sample.families(data.frame("event_families"), primary_only=False):
+    for family in sample.families(data.frame("event_families"), data.frame("trials")):
         counts = sample.per_series_counts(family, tests, events).set_index("trial_id")["events_per_series"]
         found.append(Outcome("events_per_series", known(counts), family.name, family.primary))
         own = sample.events_of(family, events)

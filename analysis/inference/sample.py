@@ -37,14 +37,16 @@ class Family:
         return mine if self.view == "*" else mine & (rows["view"] == self.view)
 
 
-def families(event_families: pd.DataFrame, primary_only: bool) -> list[Family]:
-    """All families, or the primary ones, in order of name."""
+def families(event_families: pd.DataFrame, trials: pd.DataFrame, primary_only: bool = False) -> list[Family]:
+    """All families but those of control lanes (named `CONTROL: …`), or the primary ones, in order of name."""
     if event_families.empty:
         return []
     rows = event_families.drop_duplicates(["family", "detector", "null"]).sort_values(["family", "detector", "null"])
     columns = ["family", "primary", "measure", "view", "detector", "null"]
     found = [Family(*row) for row in rows[columns].itertuples(index=False, name=None)]
-    return [family for family in found if family.primary] if primary_only else found
+    controls = tuple(f"{name}: " for name in (set(trials["control"].dropna()) if len(trials) else ()))
+    real = [family for family in found if not controls or not family.name.startswith(controls)]
+    return [family for family in real if family.primary] if primary_only else real
 
 
 def usable(trials: pd.DataFrame, outcomes: pd.DataFrame) -> pd.DataFrame:

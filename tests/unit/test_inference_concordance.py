@@ -96,3 +96,11 @@ def test_the_same_input_gives_the_same_rows_in_any_order() -> None:
     turned = {name: rows[::-1] for name, rows in tables.items()}
     for a, b in zip(first, run(turned, n_surrogates=99), strict=True):
         assert a.equals(b)
+
+
+def test_families_of_control_lanes_are_not_the_sweeps() -> None:
+    tables = sweep({"m": [(s, "a", 200.0) for s in range(3)]})
+    tables["trials"].append(trial_row("m", 9, control="lr0"))
+    tables["event_families"].append(family_row(family="lr0: main", primary=False))
+    rows, _ = run(tables, n_surrogates=99)
+    assert set(rows.family) == {"main"}
