@@ -97,6 +97,8 @@ _TABLE: dict[str, dict[str, str]] = {
         "seed_similarity": "ndt_ray.analysis.mechanisms.over_time:seed_similarity",
         "weights": "ndt_ray.analysis.mechanisms.over_time:weights",
         "mechanisms": "ndt_ray.analysis.mechanisms.before_after:mechanisms",
+        "features": "ndt_ray.analysis.mechanisms.seeing.analyses:features",
+        "feature_changes": "ndt_ray.analysis.mechanisms.seeing.analyses:feature_changes",
         "grokking": "ndt_ray.analysis.mechanisms.grokking.analyses:grokking",
         "sae": "ndt_ray.analysis.mechanisms.sae.analyses:sae",
         "sae_transfer": "ndt_ray.analysis.mechanisms.sae.analyses:sae_transfer",

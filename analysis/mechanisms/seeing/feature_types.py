@@ -1,0 +1,144 @@
+"""A word for what is seen in an image: flat, edge, stripes, blob, dots, corner or noise, by measured properties.
+
+Orientation from the structure tensor, texture from the power spectrum, blobs by connected components. The words are a
+rule, not a judgement: the numbers they come from are stored beside them, and `describe` of random images gives their
+chance. In small images (under 8 pixels) nothing but flat and unresolved can be told.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+
+from ndt_ray.errors import SpecError
+
+Floats = NDArray[np.float64]
+SMALLEST = 8
+"""Pixels a side below which no texture can be told."""
+FLAT = 0.02
+"""Spread of the pixels, as a share of their range, below which there is nothing to see."""
+ORIENTED = 0.5
+"""Coherence of the structure tensor (0 isotropic, 1 one orientation) from which an image has an orientation."""
+WHITE = 0.25
+"""Spectral flatness (1: all frequencies alike) from which an image is noise; that of white noise is 0.56."""
+STRIPES = 3
+"""Crossings of the mean, along the direction of change, from which edges are stripes."""
+COLOURED = 0.3
+"""Chroma / luminance spread from which an image is called coloured."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One image: the word, and the numbers behind it. Angles in degrees, 0 a horizontal edge, counter-clockwise."""
+
+    feature_type: str
+    contrast: float
+    coherence: float
+    orientation: float
+    spectral_slope: float
+    flatness: float
+    crossings: int
+    blobs: int
+    colour: float
+
+
+def describe(image: ArrayLike, limits: tuple[float, float]) -> Seen:
+    """An image `[C, H, W]` whose pixels lie within `limits`."""
+    x = np.asarray(image, dtype=np.float64)
+    if x.ndim != 3 or not limits[0] < limits[1] or not np.isfinite(x).all():
+        raise SpecError(f"a finite image [C, H, W] and low < high are needed, but got {x.shape}, {limits}")
+    gray = (x.mean(0) - limits[0]) / (limits[1] - limits[0])
+    colour = _colour(x, limits)
+    contrast = float(gray.std())
+    if contrast < FLAT or min(gray.shape) < SMALLEST:
+        word = "flat" if contrast < FLAT else "unresolved"
+        return Seen(word, contrast, math.nan, math.nan, math.nan, math.nan, 0, 0, colour)
+    coherence, orientation = _orientation(gray)
+    slope, flatness = _spectrum(gray)
+    crossings, blobs = _crossings(gray, orientation), _blobs(gray)
+    word = _word(coherence, flatness, crossings, blobs)
+    return Seen(word, contrast, coherence, orientation, slope, flatness, crossings, blobs, colour)
+
+
+def _word(coherence: float, flatness: float, crossings: int, blobs: int) -> str:
+    if coherence >= ORIENTED:
+        return "stripes" if crossings >= STRIPES else "edge"
+    if flatness > WHITE:
+        return "noise"
+    if blobs == 1:
+        return "blob"
+    return "dots" if blobs >= 4 else "corner"
+
+
+def row(seen: Seen) -> dict[str, object]:
+    """As the columns of a table."""
+    return asdict(seen)
+
+
+def _colour(x: Floats, limits: tuple[float, float]) -> float:
+    """Spread between channels / spread of pixels; 0 for one channel."""
+    if len(x) == 1:
+        return 0.0
+    spread = float(x.std())
+    return float((x - x.mean(0)).std()) / spread if spread > FLAT * (limits[1] - limits[0]) else 0.0
+
+
+def _orientation(gray: Floats) -> tuple[float, float]:
+    """Coherence and angle of the structure tensor of the whole image (Bigün & Granlund 1987)."""
+    smooth = ndimage.gaussian_filter(gray, 1.0, mode="nearest")
+    dy, dx = np.gradient(smooth)
+    jxx, jyy, jxy = float((dx * dx).sum()), float((dy * dy).sum()), float((dx * dy).sum())
+    total = jxx + jyy
+    if total == 0:
+        return 0.0, math.nan
+    coherence = math.hypot(jxx - jyy, 2 * jxy) / total
+    # The gradient stands upright on the edge; rows count downwards.
+    across = 0.5 * math.atan2(2 * jxy, jxx - jyy)
+    return coherence, (math.degrees(-across) + 90.0) % 180.0
+
+
+def _spectrum(gray: Floats) -> tuple[float, float]:
+    """Slope of log power on log frequency (about -2 in natural images, 0 in white noise), and spectral flatness."""
+    h, w = gray.shape
+    window = np.hanning(h)[:, None] * np.hanning(w)[None]
+    power = np.abs(np.fft.fft2((gray - gray.mean()) * window)) ** 2
+    frequency = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.fftfreq(w)[None])
+    known = (frequency > 1.5 / max(h, w)) & (frequency <= 0.5)
+    rings = np.round(frequency[known] * max(h, w)).astype(int)
+    counts = np.bincount(rings)
+    at = np.flatnonzero(counts)
+    mean = np.bincount(rings, power[known])[at] / counts[at]
+    slope = float(np.polyfit(np.log(at), np.log(mean + 1e-30), 1)[0])
+    return slope, float(np.exp(np.log(power[known] + 1e-30).mean()) / power[known].mean())
+
+
+def _crossings(gray: Floats, orientation: float) -> int:
+    """How often brightness, averaged along the orientation, goes from clearly above its mean to clearly below, or back.
+
+    Clearly: by a quarter of its standard deviation.
+    """
+    if not math.isfinite(orientation):
+        return 0
+    h, w = gray.shape
+    t = math.radians(orientation)
+    across = np.arange(w)[None] * math.sin(t) + np.arange(h)[:, None] * math.cos(t)
+    bins = np.round(across - across.min()).astype(int).ravel()
+    counts = np.bincount(bins)
+    profile = (np.bincount(bins, gray.ravel()) / np.maximum(counts, 1))[counts >= min(h, w) / 4]
+    away = profile - profile.mean()
+    sides = np.sign(away[np.abs(away) > 0.25 * away.std()])
+    return int((np.diff(sides) != 0).sum())
+
+
+def _blobs(gray: Floats) -> int:
+    """Connected regions of at least 1 % of the image that stand out from the mean, on the side that has fewer."""
+    smooth = ndimage.gaussian_filter(gray, 1.0, mode="nearest")
+    counts = []
+    for sign in (1, -1):
+        labels, n = ndimage.label(sign * (smooth - smooth.mean()) > smooth.std())
+        sizes = np.bincount(labels.ravel())[1 : n + 1]
+        counts.append(int((sizes >= 0.01 * gray.size).sum()))
+    found = [c for c in counts if c]
+    return min(found) if found else 0

@@ -1,0 +1,183 @@
+"""Seeing features: maximised images beat every image of a data set, attributions have their known answers."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from mech_store import SWEEP, folder, trial_of
+from torch import nn
+
+from ndt_ray.analysis.api import Partition
+from ndt_ray.analysis.mechanisms.seeing.attribution import grad_cam, integrated_gradients, saliency
+from ndt_ray.analysis.mechanisms.seeing.feature_types import describe
+from ndt_ray.analysis.mechanisms.seeing.maximise import maximise, responses
+from ndt_ray.analysis.mechanisms.seeing.visualizer import FeatureVisualizer
+from ndt_ray.analysis.stored import analyze
+from ndt_ray.errors import SpecError
+from ndt_ray.inputs import InputSpec
+from ndt_ray.models.transformer import transformer_shallow
+from ndt_ray.store.reader import open_store
+
+captum = pytest.importorskip("captum", reason="needs captum")
+SIDE = 16
+
+
+def filters(*images):
+    """A network whose one layer correlates the input with each image."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, len(images), bias=False))
+    model[1].weight.data = torch.stack([torch.as_tensor(i, dtype=torch.float32).flatten() for i in images])
+    return model.eval()
+
+
+def grid():
+    y, x = np.mgrid[0:SIDE, 0:SIDE] / (SIDE - 1) * 2 - 1
+    return y, x
+
+
+@pytest.mark.parametrize("basis", ["fourier", "pixels"])
+def test_a_linear_unit_is_driven_by_its_own_template(basis):
+    _, x = grid()
+    template = np.where(x > 0, 1.0, -1.0)
+    found = maximise(filters(template), "1", [0], (1, SIDE, SIDE), (0.0, 1.0), basis=basis, jitter=0)
+    best = (template > 0).sum()
+    assert found.activations[0] > 0.8 * best
+    assert np.corrcoef(found.images[0].ravel(), template.ravel())[0, 1] > 0.8
+    assert found.images.min() >= 0 and found.images.max() <= 1
+
+
+def test_it_beats_every_image_of_the_data_and_its_own_start():
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1)).eval()
+    data = torch.rand((200, 1, SIDE, SIDE), generator=generator)
+    best = responses(model, "2", data).max(0)
+    found = maximise(model, "2", range(6), (1, SIDE, SIDE), (0.0, 1.0), steps=150, jitter=1)
+    assert (found.activations > best).all() and (found.activations > found.starts).all()
+
+
+def test_the_same_seed_gives_the_same_image_and_leaves_the_network_as_it_was():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4 * 14 * 14, 3)).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    a, b, c = (maximise(model, "0", [1, 2], (1, SIDE, SIDE), (0, 1), steps=5, seed=seed).images for seed in (1, 1, 2))
+    assert np.array_equal(a, b) and not np.array_equal(a, c)
+    assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_what_cannot_be_maximised():
+    model = filters(np.ones((SIDE, SIDE)))
+    for options, says in (
+        ({"units": [3]}, "units 0 to 0"),
+        ({"limits": (1.0, 1.0)}, "low < high"),
+        ({"basis": "wavelet"}, "fourier or pixels"),
+    ):
+        given = {"units": [0], "shape": (1, SIDE, SIDE), "limits": (0.0, 1.0), "steps": 1, **options}
+        with pytest.raises(SpecError, match=says):
+            maximise(model, "1", **given)
+
+
+class Product(nn.Module):
+    def forward(self, v):
+        return (v[:, 0] * v[:, 1])[:, None]
+
+
+class Rectified(nn.Module):
+    def forward(self, v):
+        return torch.relu(v[:, 0] - v[:, 1])[:, None]
+
+
+def test_integrated_gradients_have_their_closed_forms():
+    zero = torch.zeros(1, dtype=torch.long)
+    found, delta = integrated_gradients(Product(), torch.tensor([[3.0, 5.0]]), zero)
+    assert found[0].tolist() == pytest.approx([7.5, 7.5], abs=1e-4) and abs(float(delta)) < 1e-4
+    found, _ = integrated_gradients(Rectified(), torch.tensor([[2.0, 1.0]]), zero)
+    assert found[0].tolist() == pytest.approx([2, -1], abs=1e-4)
+    linear = nn.Linear(4, 2)
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    found, _ = integrated_gradients(linear, x, torch.ones(3, dtype=torch.long))
+    assert torch.allclose(found, x * linear.weight[1].detach(), atol=1e-6)
+    assert torch.allclose(
+        saliency(linear, x, torch.ones(3, dtype=torch.long)), linear.weight[1].detach().abs().expand(3, -1)
+    )
+
+
+def test_grad_cam_is_the_class_activation_map_of_a_network_with_average_pooling():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)).eval()
+    x, target = torch.randn(4, 1, 10, 10), torch.tensor([0, 1, 2, 0])
+    maps = model[0](x).detach()
+    cam = torch.einsum("nchw,nc->nhw", maps, model[3].weight.detach()[target]) / 64
+    assert torch.allclose(grad_cam(model, "0", x, target, relu=False)[:, 0], cam, atol=1e-6)
+    assert (grad_cam(model, "0", x, target) >= 0).all()
+    with pytest.raises(SpecError, match="needs maps"):
+        grad_cam(model, "3", x, target)
+
+
+def test_words_for_planted_images():
+    y, x = grid()
+    r = np.hypot(x, y)
+    rng = np.random.default_rng(0)
+    pictures = {
+        "flat": np.full((SIDE, SIDE), 0.4),
+        "edge": 1 / (1 + np.exp(-8 * x)),
+        "stripes": 0.5 + 0.5 * np.sin(12 * x),
+        "blob": np.exp(-((r / 0.35) ** 2)),
+        "noise": rng.random((SIDE, SIDE)),
+        "dots": 0.5 + 0.5 * np.sin(9 * x) * np.sin(9 * y),
+    }
+    for word, picture in pictures.items():
+        assert describe(picture[None], (0, 1)).feature_type == word, (word, describe(picture[None], (0, 1)))
+
+
+@pytest.mark.parametrize("angle", [0, 30, 60, 90, 135])
+def test_the_angle_of_an_edge(angle):
+    y, x = grid()
+    t = np.deg2rad(angle)
+    # An edge along (cos, sin), rows counting downwards: brightness changes across it.
+    picture = 1 / (1 + np.exp(-6 * (x * np.sin(t) + y * np.cos(t))))
+    found = describe(picture[None], (0, 1))
+    assert found.feature_type == "edge"
+    assert min(abs(found.orientation - angle), 180 - abs(found.orientation - angle)) < 4
+
+
+def test_small_and_bad_images():
+    rng = np.random.default_rng(0)
+    assert describe(rng.random((1, 4, 4)), (0, 1)).feature_type == "unresolved"
+    coloured = describe(rng.random((3, 16, 16)), (0, 1))
+    assert coloured.colour > 0.5
+    with pytest.raises(SpecError):
+        describe(np.full((1, 9, 9), np.nan), (0, 1))
+    words = [describe(rng.random((1, 16, 16)), (0, 1)).feature_type for _ in range(50)]
+    assert words.count("noise") >= 48
+
+
+def test_features_of_checkpoints_and_what_is_new_in_them(tmp_path):
+    store = open_store(shutil.copytree(folder(), tmp_path / "store"))
+    cnn, other = trial_of(store, "cnn"), trial_of(store, "mlp")
+    at = [Partition(t, s) for t in (cnn, other) for s in (0, 40)]
+    quick = {"units": 3, "steps": 12}
+    assert analyze(store, SWEEP, "features", parameters=quick, partitions=at).ok
+    rows = store.sql("SELECT * FROM features ORDER BY ALL")
+    assert set(rows.groupby(["trial_id", "step", "layer"]).size()) == {3}
+    assert (rows["activation"] > rows["start"]).all() and rows["flag"].isna().all()
+    same = rows[rows["trial_id"] == cnn].groupby("layer")["unit"].nunique()
+    assert (same == 3).all()  # the same units at both checkpoints
+    assert analyze(store, SWEEP, "feature_changes", partitions=[Partition(cnn)]).ok
+    changes = store.sql("SELECT * FROM feature_changes")
+    assert set(changes["step_before"]) == {0} and (changes["n"] == 3).all() and changes["changed"].between(0, 1).all()
+    assert (
+        changes["new_feature_types"] == changes["new_types"].map(lambda t: len([x for x in t.split(",") if x]))
+    ).all()
+
+
+def test_the_visualizer_says_what_it_cannot_show():
+    image = InputSpec("image", (1, 8, 8), 10)
+    model = transformer_shallow(image).train()
+    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    seen = FeatureVisualizer(model)
+    for pattern in seen.attention(x).values():
+        assert pattern.shape[0] == 4 and np.allclose(pattern.sum(-1), 1, atol=1e-5)
+    assert seen.saliency(x).shape == seen.integrated_gradients(x, 3, steps=4).shape == (4, 1, 8, 8)
+    assert model.training
+    with pytest.raises(SpecError, match="no attention"):
+        FeatureVisualizer(filters(np.ones((8, 8)))).attention(x)
