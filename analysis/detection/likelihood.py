@@ -93,14 +93,14 @@ def median_of_five(values: Floats) -> Floats:
     return out
 
 
-def fit(values: Floats, shape: Shape = "level", events: int = EVENTS) -> Fitted:
-    """Greedy events of standardised series `[count, n]`."""
+def fit(values: Floats, shape: Shape = "level", events: int = EVENTS, free: Singles | None = None) -> Fitted:
+    """Greedy events of standardised series `[count, n]`; `free [atoms]` is 0 where none is sought."""
     count, n = values.shape
     separate = apart(n, shape)
     level = np.empty((events + 1, len(PHIS), count))
     chosen = np.zeros((events, len(PHIS), count), np.int64)
     for j, dictionary in enumerate(whitened(n, shape)):
-        level[:, j], chosen[:, j] = _greedy(values, dictionary, separate, events)
+        level[:, j], chosen[:, j] = _greedy(values, dictionary, separate, events, free)
     best = level.max(axis=1)
     at = level.argmax(axis=1)
     gain = np.diff(best, axis=0).T
@@ -108,7 +108,9 @@ def fit(values: Floats, shape: Shape = "level", events: int = EVENTS) -> Fitted:
     return Fitted(gain, atom, np.array(PHIS)[at].T)
 
 
-def _greedy(values: Floats, dictionary: Whitened, separate: Singles, events: int) -> tuple[Floats, Ints]:
+def _greedy(
+    values: Floats, dictionary: Whitened, separate: Singles, events: int, free: Singles | None
+) -> tuple[Floats, Ints]:
     """Twice the log likelihood with 0 … events events `[events + 1, count]` at one coefficient, and the atoms.
 
     Orthogonal matching pursuit: a chosen atom, without those before it, is projected out of the series and of all
@@ -125,12 +127,12 @@ def _greedy(values: Floats, dictionary: Whitened, separate: Singles, events: int
     rows = np.arange(count)
     score = seen.astype(np.float32) @ dictionary.units
     left: Singles | None = None
-    free: Singles | None = None
     done: list[Singles] = []
     for k in range(events):
         squared = score * score
-        if left is not None and free is not None:
+        if free is not None:
             squared *= free
+        if left is not None:
             squared /= left
         pick = squared.argmax(axis=1)
         chosen[k] = pick

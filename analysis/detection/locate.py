@@ -5,11 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ndt_ray.analysis.detection import Floats
-from ndt_ray.analysis.detection.atoms import EDGE, PHIS, SWALLOWED, WIDEST, Shape, atoms, curve, trend, whiten
+from ndt_ray.analysis.detection import Bools, Floats
+from ndt_ray.analysis.detection.atoms import EDGE, PHIS, SWALLOWED, Shape, Singles, atoms, curve, trend, whiten
+from ndt_ray.analysis.detection.likelihood import fit
 
 ROUNDS = 4
 """Refinements of every event; the grid of places and widths halves from one to the next."""
+MOST_EVENTS = 12
+"""Events that are sought in one series."""
+SHADOW = 0.1
 NARROWEST = 2.0
 """A sigmoid that rises faster than in this many measurements is a step."""
 
@@ -57,13 +61,39 @@ class Settled:
     events: list[Located]
     losses: Floats
     sizes: Floats
+    phi: float
+
+    def sum(self, n: int) -> Floats:
+        """All events at their sizes, `[n]`."""
+        return sum((s * e.curve(n) for e, s in zip(self.events, self.sizes, strict=True)), np.zeros(n))
+
+
+def search(values: Floats, scale: Floats, shape: Shape, least: float) -> Settled:
+    """Events of one series, the largest first; each is located before the next is sought in what is left.
+
+    `values` `[n]` with noise that is AR(1) times `scale`. An event must gain, and its loss cost, twice the log
+    likelihood `least`; two that only together gain as much (up and down again) are taken together.
+    """
+    n, settled = len(values), Settled([], np.zeros(0), np.zeros(0), 0.0)
+    while len(settled.events) < MOST_EVENTS:
+        left = (values - settled.sum(n)) / scale
+        found = fit(left[None], shape, 2, free=_free(settled.events, n, shape))
+        gain, pair = found.gain[0], [located(n, shape, int(a)) for a in found.atom[0]]
+        if gain.max() < least:
+            break
+        more = pair[:1] if gain[0] >= least else pair
+        tried = settle(values, scale, [*settled.events, *more], float(found.phi[0, len(more)]), least)
+        if len(tried.events) <= len(settled.events):
+            break
+        settled = tried
+    return settled
 
 
 def settle(values: Floats, scale: Floats, events: Sequence[Located], phi: float, least: float) -> Settled:
     """Refine events, drop the one whose loss costs least, and again, until each costs `least` or more.
 
-    `values` `[n]` with noise that is AR(1) times `scale`. Trend and events are columns over that scale, so that a
-    changing scale bends no event. Events that cannot be told from the trend, or from each other, are dropped too.
+    Trend and events are columns over the scale, so that a changing scale bends no event. Dropped are events that
+    cannot be told from the trend or from each other, and what a larger one nearby leaves behind (`SHADOW`).
     """
     n, weight = len(values), 1 / scale
     seen, found = values * weight, list(events)
@@ -73,12 +103,34 @@ def settle(values: Floats, scale: Floats, events: Sequence[Located], phi: float,
         first = columns.shape[1] - len(found)
         whole = likelihood(seen, columns)
         losses = np.array([whole - likelihood(seen, np.delete(columns, first + k, axis=1)) for k in range(len(found))])
+        solved = np.linalg.lstsq(whiten(columns.T, phi).T, whiten(seen, phi), rcond=None)[0]
+        sizes = solved[first:]
+        losses[_in_shadow(found, sizes)] = 0.0
         if losses.size and losses.min() < least:
             del found[int(losses.argmin())]
             continue
-        solved = np.linalg.lstsq(whiten(columns.T, phi).T, whiten(seen, phi), rcond=None)[0]
-        return Settled(found, losses, solved[first:])
-    return Settled([], np.zeros(0), np.zeros(0))
+        return Settled(found, losses, sizes, phi)
+    return Settled([], np.zeros(0), np.zeros(0), phi)
+
+
+def _free(events: Sequence[Located], n: int, shape: Shape) -> Singles | None:
+    """`[atoms]`: 0 for those that overlap an event."""
+    if not events:
+        return None
+    known = atoms(n, shape)
+    free = np.ones(len(known.location), np.float32)
+    for event in events:
+        reach = np.maximum((known.width + event.width) / 2, EDGE)
+        free[np.abs(known.location - event.place) < reach] = 0
+    return free
+
+
+def _in_shadow(events: Sequence[Located], sizes: Floats) -> Bools:
+    """Events of under a tenth of the size of another within three of its widths: its shape is not quite a sigmoid."""
+    place, width = np.array([e.place for e in events]), np.array([max(e.width, 1.0) for e in events])
+    near = np.abs(place[:, None] - place) <= 3 * width
+    small = np.abs(sizes)[:, None] < SHADOW * np.abs(sizes)
+    return np.asarray((near & small).any(axis=1), dtype=bool)
 
 
 def refined(seen: Floats, weight: Floats, events: Sequence[Located], phi: float) -> list[Located]:
@@ -87,34 +139,37 @@ def refined(seen: Floats, weight: Floats, events: Sequence[Located], phi: float)
     white = whiten(seen, phi)
     for round_ in range(ROUNDS):
         for k, event in enumerate(found):
-            tried = [
-                e
-                for e in _nearby(event, 0.5**round_)
-                if EDGE - 1 <= e.place <= n - EDGE and e.width <= max(WIDEST * n, event.width)
-            ]
+            tried = [e for e in _nearby(event, 0.5**round_) if EDGE - 1 <= e.place <= n - EDGE]
             if len(tried) < 2:
                 continue
-            others = design(n, found[:k] + found[k + 1 :]) * weight[:, None]
-            basis, _ = np.linalg.qr(whiten(others.T, phi).T)
+            others = design(n, found[:k] + found[k + 1 :])
+            curves = np.stack([event.curve(n), *(e.curve(n) for e in tried)])
+            share = _own_share(curves, others)
+            told = share[1:] >= min(SWALLOWED, share[0])
+            basis, _ = np.linalg.qr(whiten((others * weight[:, None]).T, phi).T)
             left = white - basis @ (basis.T @ white)
-            rows = whiten(np.stack([e.curve(n) for e in tried]) * weight, phi)
-            energy = np.einsum("ij,ij->i", rows, rows)
+            rows = whiten(curves[1:] * weight, phi)
             rows -= (rows @ basis) @ basis.T
             own = np.einsum("ij,ij->i", rows, rows)
-            gain = np.where(own > 1e-4 * energy, (rows @ left) ** 2 / np.maximum(own, 1e-300), 0.0)
-            found[k] = tried[int(gain.argmax())]
+            gain = np.where(told, (rows @ left) ** 2 / np.maximum(own, 1e-300), 0.0)
+            if gain.max() > 0:
+                found[k] = tried[int(gain.argmax())]
     return [_named(e) for e in found]
 
 
+def _own_share(curves: Floats, others: Floats) -> Floats:
+    """Share of the energy of curves `[count, n]` about their means that no other column explains."""
+    basis, _ = np.linalg.qr(others)
+    left = curves - (curves @ basis) @ basis.T
+    centred = curves - curves.mean(axis=-1, keepdims=True)
+    return np.asarray(np.einsum("ij,ij->i", left, left) / np.maximum(np.einsum("ij,ij->i", centred, centred), 1e-300))
+
+
 def _distinct(events: Sequence[Located], n: int) -> list[Located]:
-    """Events without those that trend and earlier events span already."""
+    """Events without those that trend and earlier events explain already."""
     kept: list[Located] = []
     for event in events:
-        basis, _ = np.linalg.qr(design(n, kept))
-        curve_ = event.curve(n)
-        centred = curve_ - curve_.mean()
-        left = curve_ - basis @ (basis.T @ curve_)
-        if left @ left >= SWALLOWED * (centred @ centred):
+        if _own_share(event.curve(n)[None], design(n, kept))[0] >= SWALLOWED / 4:
             kept.append(event)
     return kept
 

@@ -15,9 +15,9 @@ from numpy.typing import ArrayLike
 from ndt_ray.analysis.detection import Events, Floats, Parameters, checked
 from ndt_ray.analysis.detection.atoms import Shape
 from ndt_ray.analysis.detection.likelihood import fit, standardised
-from ndt_ray.analysis.detection.locate import bracket, located, settle
+from ndt_ray.analysis.detection.locate import Located, bracket, search
 from ndt_ray.analysis.detection.maxtest import BATCH, MOST, Null, sequential
-from ndt_ray.analysis.detection.surrogates import MOST_EVENTS, Described, describe, draw, siblings
+from ndt_ray.analysis.detection.surrogates import Described, describe, draw, siblings
 from ndt_ray.analysis.detection.transient import Transient, find
 from ndt_ray.analysis.nulls import generator
 from ndt_ray.errors import SpecError
@@ -32,6 +32,7 @@ RESOLUTION = 1e-6
 """Relative spread at which a series is constant: measures are kept in float32."""
 UNIT_ROOT = 9.98
 COLLAPSE = 1200.0
+VISIBLE = 0.2
 CANDIDATE = 0.05
 """A candidate's gain is exceeded in this share of null series."""
 
@@ -89,20 +90,22 @@ def judge(
     continuations: Floats | None = None,
     n_surrogates: int = BATCH,
     most: int = MOST,
+    skip: int = 0,
 ) -> Judged:
     """Judge one evenly spaced series `[n]` of finite values; `key` names it, so that its surrogates are its own.
 
-    `continuations` `[K, n]`, for null siblings, are of the same steps; their number bounds what p can be.
+    `continuations` `[K, n]`, for null siblings, are of the same steps; their number bounds what p can be. The first
+    `skip` values belong to the transient at most: the change out of the initialisation is shown, not tested.
     """
     stride = -(-len(values) // LONGEST)
     values = values[::stride]
-    if len(values) < SHORTEST:
-        return Judged("short", len(values), stride=stride)
+    if len(values) < SHORTEST + skip:
+        return Judged("short", len(values), stride=stride, transient=find(values))
     if np.ptp(values) <= RESOLUTION * float(np.abs(values).max()):
         return Judged("constant", len(values), stride=stride, phi=np.nan, noise_sd=float(values.std()))
     rng = generator("judge", key, shape, null)
     transient = find(values)
-    first = min(transient.ends, len(values) - SHORTEST)
+    first = min(max(transient.ends, -(-skip // stride)), len(values) - SHORTEST)
     kept = values[first:]
     unit = float(np.ptp(kept))
     if unit <= RESOLUTION * float(np.abs(kept).max()):
@@ -141,11 +144,12 @@ def judge(
         spread = Null(np.sort(more(len(continuations))))
     critical = spread.quantile(1 - CANDIDATE)
     null_gains = np.concatenate(gains)
-    events = _events(known, seen[0], critical, spread)
+    p = float(spread.p(np.array([statistic]))[0])
+    events = _events(known, critical, spread, p) if statistic >= critical else []
     return Judged(
         "calibrated",
         **common,
-        p=float(spread.p(np.array([statistic]))[0]),
+        p=p,
         p_attainable=spread.attainable,
         n_surrogates=spread.count,
         tail="counted" if spread.tail is None else "pareto",
@@ -180,25 +184,35 @@ def _scaled(event: Event, unit: float, first: int, stride: int) -> Event:
     )
 
 
-def _events(known: Described, seen: Floats, critical: float, spread: Null) -> list[Event]:
+def _events(known: Described, critical: float, spread: Null, p_series: float) -> list[Event]:
     """Events whose loss would cost the likelihood more than the critical gain, each located."""
-    n = len(seen)
-    found = fit(seen[None], known.shape, MOST_EVENTS)
-    large = np.flatnonzero(found.gain[0] >= critical)
-    if not large.size:
-        return []
-    count = int(large[-1]) + 1
-    shapes = [located(n, known.shape, int(a)) for a in found.atom[0, :count]]
-    settled = settle(known.tame, known.scale, shapes, float(found.phi[0, count]), critical)
+    n = len(known.tame)
+    settled = search(known.tame, known.scale, known.shape, critical)
     events = []
-    each = zip(settled.events, settled.losses, settled.sizes, spread.p(settled.losses), strict=True)
+    # No event is surer than that there is any.
+    p_events = np.maximum(spread.p(settled.losses), p_series)
+    each = zip(settled.events, settled.losses, settled.sizes, p_events, strict=True)
     for shape, loss, size, p in each:
         before, after = bracket(shape, n)
+        if abs(size) <= known.quantum or not _visible(known.tame + known.drift, shape, before, after, float(size)):
+            continue
         scale = max(1, round(shape.width / 2))
         width = max(shape.width, 1.0)
         root = float(np.sqrt(loss))
         events.append(Event(shape.place, before, after, width, shape.kind, scale, float(size), root, float(p)))
     return sorted(events, key=lambda e: e.location)
+
+
+def _visible(values: Floats, event: Located, before: int, after: int, size: float) -> bool:
+    """Whether a series itself moves in the direction of a step or sigmoid, by a fifth of its size or more.
+
+    A bend of the trend can be written as a fall on a steeper rise; nothing falls there.
+    """
+    if event.kind in ("kink", "bump"):
+        return True
+    reach = int(event.width // 8)
+    change = np.mean(values[after : after + reach + 1]) - np.mean(values[max(before - reach, 0) : before + 1])
+    return bool(change * np.sign(size) >= VISIBLE * abs(size))
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,14 @@ from scipy.signal import lfilter
 
 from ndt_ray.analysis.detection import Floats
 from ndt_ray.analysis.detection.atoms import PHIS, Shape, trend
-from ndt_ray.analysis.detection.likelihood import despiked, fit, local_scale
-from ndt_ray.analysis.detection.locate import Settled, design, located, settle
+from ndt_ray.analysis.detection.likelihood import despiked, local_scale
+from ndt_ray.analysis.detection.locate import design, search, settle
 from ndt_ray.errors import SpecError, did_you_mean
 
 NULLS = ("ar_sieve", "iaaft", "block")
 """Noise that a series alone can tell; `siblings` needs other series."""
 BEYOND_DOUBT = 32.0
 """Gain above which an event is taken out before the noise is described: under 1 in 300 null series of any kind."""
-MOST_EVENTS = 8
-"""Events that are sought in the series itself."""
 MAX_ORDER = 12
 _BURN = 200
 _BIAS_RUNS = 200
@@ -39,7 +37,7 @@ _IAAFT_ROUNDS = 40
 class Described:
     """A series taken apart: trend, events, and scale · (remainder + spikes). All but `coefficients` are `[n]`.
 
-    `tame`: the series without linear trend and spikes.
+    `tame`: the series without the spikes and its `drift`, the trend that is fitted to it with all events.
     `coefficients`: of the autoregression, corrected for bias. `phi`: lag-1 correlation that they imply. `quantum`:
     distance of the values a series of few values can take, else 0. `removed`: events taken out.
     """
@@ -47,6 +45,7 @@ class Described:
     trend: Floats
     scale: Floats
     tame: Floats
+    drift: Floats
     remainder: Floats
     spikes: Floats
     coefficients: Floats
@@ -74,18 +73,12 @@ def describe(values: Floats, shape: Shape, rng: np.random.Generator) -> Describe
     scale = local_scale(rest[None])[0]
     raw = rest / scale
     tame = (despiked(raw[None])[0] if shape == "level" else raw) * scale
-    found = fit(tame[None] / scale, shape, MOST_EVENTS)
-    sure = np.flatnonzero(found.gain[0] >= BEYOND_DOUBT)
-    settled = Settled([], np.zeros(0), np.zeros(0))
-    if sure.size:
-        count = int(sure[-1]) + 1
-        phi = float(found.phi[0, count])
-        shapes = [located(n, shape, int(a)) for a in found.atom[0, :count]]
-        settled = settle(tame, scale, shapes, phi, BEYOND_DOUBT)
+    settled = search(tame, scale, shape, BEYOND_DOUBT)
+    if settled.events:
         # Beside an event the scale was that of its rise: once more without it.
-        scale = local_scale((tame - _sum(settled, n))[None])[0]
-        settled = settle(tame, scale, settled.events, phi, BEYOND_DOUBT)
-    events = _sum(settled, n)
+        scale = local_scale((tame - settled.sum(n))[None])[0]
+        settled = settle(tame, scale, settled.events, settled.phi, BEYOND_DOUBT)
+    events = settled.sum(n)
     known = design(n, settled.events) / scale[:, None]
     basis_, _ = np.linalg.qr(known)
     remainder = tame / scale - basis_ @ (basis_.T @ (tame / scale))
@@ -94,6 +87,7 @@ def describe(values: Floats, shape: Shape, rng: np.random.Generator) -> Describe
         trend=basis @ (basis.T @ (values - events)),
         scale=scale,
         tame=tame,
+        drift=values - rest,
         remainder=remainder,
         spikes=rest / scale - tame / scale,
         coefficients=coefficients,
@@ -102,11 +96,6 @@ def describe(values: Floats, shape: Shape, rng: np.random.Generator) -> Describe
         removed=len(settled.events),
         shape=shape,
     )
-
-
-def _sum(settled: Settled, n: int) -> Floats:
-    """All events at their sizes, `[n]`."""
-    return sum((s * e.curve(n) for e, s in zip(settled.events, settled.sizes, strict=True)), np.zeros(n))
 
 
 def draw(known: Described, count: int, null: str, rng: np.random.Generator) -> Floats:

@@ -8,6 +8,8 @@ from ndt_ray.analysis.detection import Floats
 
 LATEST = 0.12
 """A transient is over by this share of the run; what takes longer is trend."""
+SLOWEST = 0.04
+"""Longest time constant of a transient, as a share of the run."""
 STANDS_OUT = 6.0
 """Noise SDs that the transient must reach."""
 LEFT = 0.05
@@ -29,8 +31,8 @@ class Transient:
 def find(values: Floats) -> Transient:
     """The transient of one series from its first measurement on.
 
-    Its curve is the fast part (time constants up to 4 % of the run) of the smooth trend that is fitted to the first
-    third of the series; two of them follow a fall with a rebound, as layers show in their first steps.
+    Its curve is one or two decays (time constants up to 4 % of the run: a fall, with a rebound as layers show it in
+    their first steps) that fit the first third of the series best, beside a parabola.
     """
     n = len(values)
     third = values[: max(n // 3, min(n, 12))]
@@ -40,8 +42,19 @@ def find(values: Floats) -> Transient:
     if np.ptp(values) <= 1e-6 * float(np.abs(values).max()):
         return Transient(flag="constant")
     t = np.arange(m, dtype=np.float64)
-    fast = [np.exp(-t / tau) for tau in (0.01 * n, 0.03 * n) if tau >= 0.8]
-    columns = np.stack([np.ones(m), t / n, (t / n) ** 2, *fast], axis=1)
+    smooth = np.stack([np.ones(m), t / n, (t / n) ** 2], axis=1)
+    constants = np.geomspace(0.4, max(SLOWEST * n, 1.0), 8)
+    decays = np.exp(-t[:, None] / constants)
+    basis, _ = np.linalg.qr(smooth)
+    pairs = [(i,) for i in range(8)] + [(i, j) for i in range(8) for j in range(i + 2, 8)]
+    left = decays - basis @ (basis.T @ decays)
+    rest = third - basis @ (basis.T @ third)
+    costs = [_residual(left[:, list(pair)], rest) for pair in pairs]
+    # A second decay must pay for itself: a third less is left than with one.
+    single = int(np.argmin(costs[:8]))
+    double = 8 + int(np.argmin(costs[8:]))
+    chosen = pairs[double] if costs[double] < 0.67 * costs[single] else pairs[single]
+    columns = np.concatenate([smooth, decays[:, list(chosen)]], axis=1)
     solved = np.linalg.lstsq(columns, third, rcond=None)[0]
     curve = columns[:, 3:] @ solved[3:]
     rest = third - columns @ solved
@@ -61,6 +74,13 @@ def find(values: Floats) -> Transient:
     spread = float(((early - early.mean()) ** 2).sum())
     r2 = 1 - float((rest[: ends + 1] ** 2).sum()) / spread if spread > 0 else np.nan
     return Transient(amplitude, float(third[0] - rest[0] - amplitude), half, ends, r2)
+
+
+def _residual(columns: Floats, values: Floats) -> float:
+    """Sum of squares that columns leave of values."""
+    solved = np.linalg.lstsq(columns, values, rcond=None)[0]
+    rest = values - columns @ solved
+    return float(rest @ rest)
 
 
 def _crossing(share: Floats, first: int) -> float:

@@ -1,0 +1,245 @@
+"""One calibrated test per series of a trial, with the candidates it holds and the transient it begins with."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ndt_ray.analysis.api import AnalysisInput, analysis
+from ndt_ray.analysis.detection.atoms import Shape
+from ndt_ray.analysis.detection.profile import Event, Judged, Profile, judge
+from ndt_ray.analysis.detection.surrogates import NULLS
+from ndt_ray.analysis.events.described import Run, blocks
+from ndt_ray.analysis.events.grid import series_on
+from ndt_ray.analysis.events.tables import EVENT_CANDIDATES, SERIES_TESTS, TRANSIENTS
+from ndt_ray.analysis.phases import phase_bin
+from ndt_ray.analysis.series import Clock, Series, clock
+from ndt_ray.errors import SpecError, did_you_mean
+
+MEASURES = ("participation_ratio", "stable_rank")
+"""Centred, of each layer in its own view."""
+VELOCITIES = ("velocity",)
+"""Columns of the table `velocity`: rates, which an event raises for a while."""
+LEVELS = ("from_init", "from_anchor", "label_alignment")
+"""Columns of that table which an event moves for good."""
+KERNEL = "kernel"
+SMALLEST = 1e-12
+"""Rates are judged by their logarithm; what is below this is no motion (ndt_ray.velocity.RESOLUTION)."""
+ERRORS = 3.0
+"""Paired standard errors that a change must reach, where they are known."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One series to be judged: `values` as the detector sees them, `raw` as measured."""
+
+    series: Series
+    shape: Shape
+    values: np.ndarray[Any, np.dtype[np.float64]]
+
+    @property
+    def key(self) -> str:
+        s = self.series
+        return f"{s.measure} {s.layer} {s.view} {s.steps[0]}" if s.steps.size else ""
+
+
+@analysis(
+    name="series_tests",
+    reads=(
+        "trials",
+        "measurements",
+        "velocity",
+        "scalars",
+        "curvature",
+        "spectra",
+        "confirmations",
+        "confirmation_spectra",
+    ),
+    writes=(SERIES_TESTS, EVENT_CANDIDATES, TRANSIENTS),
+    per="trial",
+)
+def series_tests(
+    data: AnalysisInput,
+    *,
+    measures: Sequence[str] = MEASURES,
+    velocities: Sequence[str] = VELOCITIES,
+    nulls: Sequence[str] = ("ar_sieve",),
+    grid: str = "linear",
+    n_surrogates: int = 500,
+    most_surrogates: int = 4000,
+    least_relative: float = 0.01,
+    confirm_within: float = 0.1,
+) -> dict[str, pd.DataFrame]:
+    """Whether each series holds an event beyond a smooth trend and its own noise: one max-statistic p a series.
+
+    Candidates must change the level by `least_relative`, and by three paired standard errors where those are known.
+    Sizes on the confirm probe come from checkpoints at most `confirm_within` of the run apart.
+    """
+    for null in nulls:
+        if null not in NULLS:
+            raise SpecError(f"unknown null '{null}'{did_you_mean(null, NULLS)}")
+    rows = data.frame("measurements")
+    moves = data.frame("velocity")
+    trial = clock(data.frame("trials"), rows if not rows.empty else moves)
+    run = Run(
+        scalars=data.frame("scalars"),
+        curvature=data.frame("curvature"),
+        confirmations=data.frame("confirmations"),
+        detect=blocks(data.tables["spectra"]),
+        confirm=blocks(data.tables["confirmation_spectra"]),
+        steps=trial.steps,
+    )
+    tests: list[dict[str, Any]] = []
+    candidates: list[dict[str, Any]] = []
+    transients: list[dict[str, Any]] = []
+    for case in _cases(rows, moves, measures, velocities, grid, trial):
+        for null in nulls:
+            skip = int(case.series.steps.size > 0 and case.series.steps[0] == 0)
+            found = judge(
+                case.values,
+                f"{trial.trial_id} {case.key}",
+                shape=case.shape,
+                null=null,
+                n_surrogates=n_surrogates,
+                most=most_surrogates,
+                skip=skip,
+            )
+            identity = _identity(case, null, trial)
+            kept = [
+                row
+                for event in found.events
+                if (row := _candidate(event, found, case, trial, run, least_relative, confirm_within)) is not None
+            ]
+            tests.append(identity | _test(found, case, grid, trial) | {"candidates": len(kept)})
+            candidates += [identity | row for row in kept]
+        transients.append(_transient(found, case, trial))
+    return {
+        "series_tests": pd.DataFrame(tests),
+        "event_candidates": pd.DataFrame(candidates),
+        "transients": pd.DataFrame(transients),
+    }
+
+
+def _cases(
+    rows: pd.DataFrame, moves: pd.DataFrame, measures: Sequence[str], velocities: Sequence[str], grid: str, trial: Clock
+) -> Iterator[Case]:
+    for series in series_on(grid, rows, measures, trial.every):
+        yield Case(series, "level", series.values)
+    if moves.empty:
+        return
+    known = moves.assign(view=KERNEL)
+    levels = [v for v in velocities if v in LEVELS]
+    rates = [v for v in velocities if v not in LEVELS]
+    for series in series_on(grid, known, levels, trial.every):
+        yield Case(series, "level", series.values)
+    # A rate over another distance is another rate: where measurements lie denser, nothing of the grid is judged.
+    even = known[known["previous_step"].notna() & (known["step"] - known["previous_step"] == trial.every)]
+    for series in series_on("linear", even, rates, trial.every):
+        yield Case(series, "rate", _logarithm(series.values))
+
+
+def _logarithm(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Natural logarithm of a rate; what is below 1 % of its median motion counts as that."""
+    moving = values[values > SMALLEST]
+    if len(moving) < len(values) / 2:
+        return np.zeros_like(values)
+    return np.log(np.maximum(values, max(SMALLEST, 0.01 * float(np.median(moving)))))
+
+
+def _identity(case: Case, null: str, trial: Clock) -> dict[str, Any]:
+    s = case.series
+    return {
+        "trial_id": trial.trial_id,
+        "layer": s.layer,
+        "layer_index": s.layer_index,
+        "view": s.view,
+        "measure": s.measure,
+        "detector": Profile.name,
+        "null": null,
+    }
+
+
+def _test(found: Judged, case: Case, grid: str, trial: Clock) -> dict[str, Any]:
+    steps = case.series.steps
+    return {
+        "grid_start": int(steps[min(found.first, len(steps) - 1)]) if steps.size else 0,
+        "grid_every": trial.every * found.stride if grid == "linear" or case.shape == "rate" else 0,
+        "n": found.n,
+        "n_missing": case.series.n_missing,
+        "phi": _number(found.phi),
+        "noise_sd": _number(found.noise_sd),
+        "kind": found.kind,
+        "calibrated": found.calibrated,
+        "statistic": _number(found.statistic),
+        "p": _number(found.p),
+        "n_surrogates": found.n_surrogates,
+        "tail": found.tail,
+        "null_candidates": _number(found.null_candidates),
+    }
+
+
+def _candidate(
+    event: Event, found: Judged, case: Case, trial: Clock, run: Run, least_relative: float, confirm_within: float
+) -> dict[str, Any] | None:
+    """The row of a candidate; None where it is too small to count."""
+    s = case.series
+    before, after = int(s.steps[event.before]), int(s.steps[event.after])
+    level = float(np.median(s.values[max(event.before - 2, 0) : event.before + 1]))
+    size = event.size if case.shape == "level" else level * float(np.expm1(event.size))
+    relative = size / abs(level) if level != 0 else None
+    if relative is not None and abs(relative) < least_relative:
+        return None
+    snr = run.snr(s.layer_index, s.view, s.measure, before, after, size)
+    if snr is not None and snr < ERRORS:
+        return None
+    location = float(np.interp(event.location, np.arange(len(s.steps)), s.steps))
+    distance = float(s.steps[event.after] - s.steps[event.before]) / max(event.after - event.before, 1)
+    since = int(s.steps[found.first])
+    phase = min(before / trial.steps, 1.0) if trial.steps else 0.0
+    return {
+        "step_before": before,
+        "step_after": after,
+        "step_location": location,
+        "width": event.width * distance,
+        "kind": event.kind,
+        "scale": event.scale,
+        "direction": "increase" if size > 0 else "decrease",
+        "size": size,
+        "relative_size": relative,
+        "snr": snr,
+        "statistic": event.statistic,
+        "p_event": event.p,
+        "phase": phase,
+        "phase_bin": str(phase_bin(np.array([phase]))[0]),
+        **run.around(before, after),
+        **run.confirmed(s.layer_index, s.view, s.measure, before, after, since, confirm_within),
+    }
+
+
+def _transient(found: Judged, case: Case, trial: Clock) -> dict[str, Any]:
+    s, known = case.series, found.transient
+    row: dict[str, Any] = {
+        "trial_id": trial.trial_id,
+        "layer": s.layer,
+        "layer_index": s.layer_index,
+        "view": s.view,
+        "measure": s.measure,
+        **dict.fromkeys(("amplitude", "relative_amplitude", "half_life", "ends", "r2")),
+    }
+    if known is None or known.flag is not None or case.shape == "rate":
+        return row | {"flag": "none" if known is None or known.flag is None else known.flag}
+    steps = s.steps[:: found.stride]
+    return row | {
+        "amplitude": known.amplitude,
+        "relative_amplitude": known.amplitude / known.settled if known.settled else None,
+        "half_life": _number(float(np.interp(known.half_life, np.arange(len(steps)), steps)) - float(steps[0])),
+        "ends": int(steps[min(known.ends, len(steps) - 1)]),
+        "r2": _number(known.r2),
+        "flag": None,
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
