@@ -59,7 +59,7 @@ class Scale:
 SCALES = (Scale("single", 1, 5), Scale("fours", 4, 2))
 
 THRESHOLDS: dict[str, tuple[tuple[float, float], ...]] = {
-    "single": ((0.01, 2.44), (0.001, 3.59), (0.0001, 4.7), (1e-05, 5.95), (1e-06, 6.42)),
+    "single": ((0.01, 2.44), (0.001, 3.59), (0.0001, 4.7), (1e-05, 5.95)),
     "fours": ((0.01, 1.94), (0.001, 3.01), (0.0001, 3.98), (1e-05, 4.94)),
 }
 """By scale: alarms per judged value, and the threshold that gives at most so many on each of the null families.

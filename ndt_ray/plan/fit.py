@@ -9,6 +9,9 @@ from ndt_ray.schedule import checkpoint_steps
 from ndt_ray.spec import Trial
 from ndt_ray.spec.where import closest_path
 
+LEAST_WATCHED = 18
+"""Measurements on the grid before the detector of `checkpoint.on_event` can say anything (`online.Scale`)."""
+
 
 def misfits(trial: Trial, data: DataFacts, model: ModelFacts) -> Iterator[str]:
     """One sentence for each thing that does not fit, with what to do."""
@@ -25,6 +28,12 @@ def misfits(trial: Trial, data: DataFacts, model: ModelFacts) -> Iterator[str]:
         yield (
             "checkpoint.on_event: velocity is watched, which measure.velocity: false leaves unmeasured - give "
             "on_event: {measures: [participation_ratio]}"
+        )
+    measured = trial.train.steps // trial.measure.every + 1
+    if watched is not None and measured < LEAST_WATCHED:
+        yield (
+            f"checkpoint.on_event: the detector begins with {LEAST_WATCHED} measurements, but measure.every="
+            f"{trial.measure.every} gives {measured} in {trial.train.steps} steps: measure more often, or leave it out"
         )
 
 

@@ -2,24 +2,29 @@
 
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from fake_catalogue import FakeCatalogue
+from test_train import Memory, assert_same_rows, pack
 
 from ndt_ray import online, schedule
 from ndt_ray.errors import SpecError
 from ndt_ray.lanes import make_engine
 from ndt_ray.online import SCALES, Watch, logarithm, threshold
 from ndt_ray.plan.estimate import ring_bytes
+from ndt_ray.plan.fit import LEAST_WATCHED, misfits
 from ndt_ray.ring import Ring
-from ndt_ray.spec import OnEvent, Trial
+from ndt_ray.spec import Named, OnEvent, Trial
 from ndt_ray.spec.sweepfile import parse_sweep
+from ndt_ray.store.reader import open_store
+from ndt_ray.store.writer import PackWriter
 from ndt_ray.train import train_pack
-from tests.unit.test_train import Memory, assert_same_rows, pack
+from ndt_ray.worker import StoreSink
 
 Values = Callable[[int], np.ndarray]
 
@@ -176,6 +181,19 @@ def test_a_run_that_is_too_short_is_not_watched() -> None:
     assert list(Watch(2, 3, 61, 0.1).thresholds) == list(SCALES)
     first = next(t for t, *_ in watched(lambda t: np.full((1, 1), float(t % 2 if t < 17 else 99 * t)), 1, 1, 40))
     assert first >= 17
+    assert SCALES[0].judged(LEAST_WATCHED) == 1  # fewer are refused when a sweep is planned
+
+
+def test_a_plan_refuses_what_could_never_alarm() -> None:
+    known, digits = FakeCatalogue(), Named(name="digits")
+    data, model = known.data(digits), known.model(Named(name="mlp"), digits)
+
+    def problems(steps: int, **measure: Any) -> list[str]:
+        t = trial(0, steps, on_event=True)
+        return list(misfits(t.model_copy(update={"measure": t.measure.model_copy(update=measure)}), data, model))
+
+    assert not problems(34) and any("18 measurements" in p and "17" in p for p in problems(33))
+    assert any("velocity" in p for p in problems(34, velocity=False))
 
 
 def test_logarithms() -> None:
@@ -284,6 +302,33 @@ def test_a_run_that_was_stopped_twice_catches_the_same(stops: tuple[int, int]) -
     assert whole.checkpoints.keys() == joined.checkpoints.keys()
     for key, tensors in whole.checkpoints.items():
         assert all(np.array_equal(v, joined.checkpoints[key][name]) for name, v in tensors.items())
+
+
+def through_a_store(folder: Path, trials: list[Trial], stops: Sequence[int]) -> tuple[list[Any], list[Any]]:
+    """Checkpoint files with their SHA-256, and triggers, of a run that commits and stops at each of `stops`."""
+    store = open_store(folder, create=True)
+    for stop in (*stops, None):
+        with PackWriter(store, "s", "p", trials=tuple(t.trial_id for t in trials)) as writer:
+
+            class Stopping(StoreSink):
+                def heartbeat(self, step: int, state: Any, progress: Any) -> bool:
+                    if step != stop:  # noqa: B023
+                        return False
+                    self.writer.commit(step, state())
+                    return True
+
+            sink = Stopping(writer, "p", lambda _: None, lambda: False)
+            assert train_pack(pack(trials), sink, writer.resume) == (stop is None)
+    files = store.arrow("SELECT trial_id, step, reason, sha256 FROM checkpoints ORDER BY ALL").to_pylist()
+    return files, store.arrow("SELECT * FROM triggers ORDER BY ALL").to_pylist()
+
+
+@pytest.mark.usefixtures("_changes")
+def test_files_of_a_stopped_run_are_those_of_the_undisturbed_one(tmp_path: Path) -> None:
+    trials = [trial(0, at=[0], on_event=WATCH), trial(1, at=[0], on_event=WATCH)]
+    files, triggers = through_a_store(tmp_path / "whole", trials, ())
+    assert len(triggers) == 2 and {f["reason"] for f in files} == {"planned", "event-before", "event", "event-after"}
+    assert through_a_store(tmp_path / "stopped", trials, (45, 50)) == (files, triggers)
 
 
 @pytest.mark.usefixtures("_changes")
