@@ -159,20 +159,26 @@ def _joined(
 def _groups(events: pd.DataFrame, series: pd.DataFrame | None) -> Iterator[tuple[str, str, pd.DataFrame, pd.DataFrame]]:
     """All, families, models, data sets: those with judged series (or rows), the events of each and its series."""
     judged = events if series is None else series
-    keys = {"all": lambda t: pd.Series("all", index=t.index)}
-    keys |= {"family": lambda t: t["model"].astype(str).str.split("_").str[0]}
-    keys |= {c: lambda t, c=c: t[c].astype(str) for c in ("model", "data")}
-    for grouping, of in keys.items():
-        names, own = of(judged), of(events)
+    for grouping in ("all", "family", "model", "data"):
+        names, own = _names(judged, grouping), _names(events, grouping)
         for name in sorted(names.unique()):
             yield grouping, str(name), events[own == name], judged[names == name]
+
+
+def _names(rows: pd.DataFrame, grouping: str) -> pd.Series:
+    """To which group of a grouping each row belongs."""
+    if grouping == "all":
+        return pd.Series("all", index=rows.index)
+    if grouping == "family":
+        return rows["model"].astype(str).str.split("_").str[0]
+    return rows[grouping].astype(str)
 
 
 def _counted(events: pd.DataFrame, series: pd.DataFrame) -> list[dict[str, Any]]:
     bins = events["phase_bin"].astype(object).where(events["phase_bin"].notna(), "dropped")
     names = (*BINS, "dropped") if (bins == "dropped").any() else BINS
     share = dict(zip(BINS, np.diff([0.0, *EDGES, 1.0]), strict=True))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in names:
         own = events[bins == name]
         change = own["loss_change"].to_numpy(np.float64, na_value=np.nan)
@@ -186,7 +192,8 @@ def _counted(events: pd.DataFrame, series: pd.DataFrame) -> list[dict[str, Any]]
             | {"n_loss": int(known.sum()), "loss_change": _mean(change), "loss_excess": _mean(change - expected)}
             | {"loss_improving": _mean(np.where(known, change < 0, np.nan)), "loss_improving_expected": _mean(fell)}
         )
-    assert sum(r["n"] for r in rows) == len(events), (names, len(events))
+    total = sum(int(r["n"]) for r in rows)
+    assert total == len(events), (names, total, len(events))
     return rows
 
 

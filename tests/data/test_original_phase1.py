@@ -4,44 +4,70 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
+from ndt_ray import registry
+from ndt_ray.analysis.api import AnalysisInput, Partition
 from ndt_ray.analysis.convergence import label, published_order, published_settled
 from ndt_ray.analysis.event_phases import loss_coupling_table
+from ndt_ray.analysis.investigation import agreement
 from ndt_ray.analysis.representatives import TYPE_3, eligible_type_3, founding_steps, select
-from ndt_ray.analysis.stored import analyze
-from ndt_ray.original import Published, import_published
-from ndt_ray.store.reader import Store, open_store
+from ndt_ray.original import Published, read_published
 
 pytestmark = pytest.mark.data
 
 
-@pytest.fixture(scope="module")
-def imported(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Published]:
-    made = open_store(tmp_path_factory.mktemp("phase1") / "store", create=True)
-    return made, import_published(data / "ndt_phase1" / "phase1_full.zip", made)
+class Tables:
+    """The published tables and what analyses make of them, in memory: `analyze` as the runner would, trial by trial."""
+
+    def __init__(self, published: Published) -> None:
+        self.frames = {name: table.to_pandas() for name, table in published.tables.items()}
+        self.trials = list(published.experiments["trial_id"])
+
+    def table(self, name: str) -> pd.DataFrame:
+        return self.frames.get(name, pd.DataFrame())
+
+    def analyze(self, name: str, **parameters: object) -> None:
+        found = registry.resolve("analysis", name)
+        keys = self.trials if found.per == "trial" else [None]
+        groups = {n: self._by_trial(n) for n in found.reads} if found.per == "trial" else {}
+        out: dict[str, list[pd.DataFrame]] = {t.name: [] for t in found.writes}
+        for key in keys:
+            read = {n: groups[n].get(key, pa.table({})) if key else self._arrow(self.table(n)) for n in found.reads}
+            made = found(AnalysisInput("original", Partition(key), read), **parameters)
+            for table, rows in made.items():
+                out[table].append(rows.to_pandas())
+        self.frames |= {n: pd.concat([p for p in parts if len(p)] or parts[:1]) for n, parts in out.items()}
+
+    def _by_trial(self, name: str) -> dict[str, pa.Table]:
+        table = self.table(name)
+        return {str(k): self._arrow(g) for k, g in table.groupby("trial_id")} if "trial_id" in table else {}
+
+    @staticmethod
+    def _arrow(table: pd.DataFrame) -> pa.Table:
+        return pa.Table.from_pandas(table, preserve_index=False) if len(table.columns) else pa.table({})
 
 
 @pytest.fixture(scope="module")
-def published(imported: tuple[Store, Published]) -> Published:
-    return imported[1]
+def published(data: Path) -> Published:
+    return read_published(data / "ndt_phase1" / "phase1_full.zip")
 
 
 @pytest.fixture(scope="module")
-def store(imported: tuple[Store, Published]) -> Store:
+def store(published: Published) -> Tables:
     """The published data with the analyses of this file, surrogates kept to a minimum."""
-    made = imported[0]
-    assert analyze(made, "original", "convergence").ok
-    assert analyze(made, "original", "convergence_tests", parameters={"permutations": 199}).ok
-    few = {"n_surrogates": 9, "lags": 2, "measures": ["participation_ratio_sv_uncentred"]}
-    assert analyze(made, "original", "critical_periods", parameters=few).ok
-    assert analyze(made, "original", "growth", parameters={"modes": ["original"]}).ok
-    assert analyze(made, "original", "growth_regression").ok
-    original = {"n_surrogates": 2, "modes": ["original"], "measures": []}
-    assert analyze(made, "original", "jumps", parameters=original).ok
-    assert analyze(made, "original", "taxonomy", parameters={"resamples": 5, "permutations": 199}).ok
-    assert analyze(made, "original", "event_windows").ok
-    assert analyze(made, "original", "event_phases").ok
+    made = Tables(published)
+    made.analyze("convergence")
+    made.analyze("convergence_tests", permutations=199)
+    made.analyze("critical_periods", n_surrogates=9, lags=2, measures=["participation_ratio_sv_uncentred"])
+    made.analyze("growth", modes=["original"])
+    made.analyze("growth_regression")
+    made.analyze("jumps", n_surrogates=2, modes=["original"], measures=[])
+    made.analyze("taxonomy", resamples=5, permutations=199)
+    made.analyze("event_windows")
+    made.analyze("event_phases")
+    made.analyze("investigation")
     return made
 
 
@@ -50,7 +76,7 @@ def of_mode(table: pd.DataFrame, published: Published, mode: str = "original") -
     return table[table["mode"] == mode].merge(names, on="trial_id")
 
 
-def test_every_published_layer_settles_at_once_and_no_run_has_an_order(store: Store, published: Published) -> None:
+def test_every_published_layer_settles_at_once_and_no_run_has_an_order(store: Tables, published: Published) -> None:
     settled = of_mode(store.table("convergence"), published)
     assert len(settled) == 400 and (settled["step"] == 0).all()
     orders = of_mode(store.table("convergence_order"), published)
@@ -76,7 +102,7 @@ def test_the_same_rule_on_true_measures_in_forward_order(
     assert pd.Series(words).value_counts().to_dict() == known
 
 
-def test_the_calibrated_rule_does_not_find_73_percent_bottom_up(store: Store, published: Published) -> None:
+def test_the_calibrated_rule_does_not_find_73_percent_bottom_up(store: Tables, published: Published) -> None:
     orders = of_mode(store.table("convergence_order"), published, "default")
     share = orders.groupby("measure")["label"].agg(lambda x: (x == "bottom_up").mean())
     assert set(share.index) == {"participation_ratio_sv_uncentred", "stable_rank_uncentred"} and share.max() < 0.3
@@ -84,7 +110,7 @@ def test_the_calibrated_rule_does_not_find_73_percent_bottom_up(store: Store, pu
     assert (cells["n_trials"] + cells["n_without"] == 1).all() and len(store.table("convergence_ranking")) > 0
 
 
-def test_critical_periods_are_the_published_ones(store: Store, published: Published) -> None:
+def test_critical_periods_are_the_published_ones(store: Tables, published: Published) -> None:
     runs = of_mode(store.table("coordination"), published)
     assert len(runs) == 55 and runs["strong"].sum() == 49 and (runs["share_max"] > 0.3).sum() == 53
     assert runs["critical"].mean() == pytest.approx(203.5, abs=0.05)
@@ -101,14 +127,14 @@ def test_critical_periods_are_the_published_ones(store: Store, published: Publis
 
 
 def test_in_default_mode_a_tenth_is_critical_by_construction_and_loss_is_not_compared_without_a_probe(
-    store: Store, published: Published
+    store: Tables, published: Published
 ) -> None:
     series = of_mode(store.table("critical_series"), published, "default")
     assert len(series) == 400 and series["n_critical"].sum() == 400 * 40
     assert series["p"].notna().all() and store.table("loss_coupling").empty
 
 
-def test_the_five_types_are_the_published_ones_label_for_label(store: Store, published: Published, data: Path) -> None:
+def test_the_five_types_are_the_published_ones_label_for_label(store: Tables, published: Published, data: Path) -> None:
     types = store.table("taxonomy_types").query("mode == 'original'").set_index("type")
     assert types["n"].tolist() == [2104, 13, 437, 6, 431]
     fits = store.table("taxonomy_fits").query("mode == 'original'").set_index("k")["silhouette"]
@@ -124,7 +150,7 @@ def test_the_five_types_are_the_published_ones_label_for_label(store: Store, pub
     assert len(both) == 2991 and (both["cluster"] == both["cluster_theirs"]).all()
 
 
-def jumps_with_types(store: Store, published: Published) -> pd.DataFrame:
+def jumps_with_types(store: Tables, published: Published) -> pd.DataFrame:
     """The 2,991 with their published cluster id, in published order."""
     key = ["trial_id", "layer", "measure", "step_before"]
     rule = store.table("jumps").query("mode == 'original' and detector == 'difference_z'")
@@ -134,7 +160,7 @@ def jumps_with_types(store: Store, published: Published) -> pd.DataFrame:
     return joined.assign(cluster=joined["type"] - 1).sort_values(["experiment", "layer_index", "index"])
 
 
-def test_published_names_of_types_contradict_their_phases(store: Store) -> None:
+def test_published_names_of_types_contradict_their_phases(store: Tables) -> None:
     types = store.table("taxonomy_types").query("mode == 'original'").set_index("type")
     assert types.loc[4, "phase"] < 0.01 < types.loc[3, "phase"] < types.loc[5, "phase"]  # "late" is the earliest
     assert types.loc[[2, 4], "n_trials"].max() <= 4 and types["label"].isna().all()
@@ -149,13 +175,13 @@ PLANS = {
 
 
 @pytest.mark.parametrize("experiment", PLANS)
-def test_the_published_checkpoint_plans_come_out(store: Store, published: Published, experiment: str) -> None:
+def test_the_published_checkpoint_plans_come_out(store: Tables, published: Published, experiment: str) -> None:
     jumps = jumps_with_types(store, published)
     chosen = select(jumps[jumps["experiment"] == experiment], rule="founding")
     assert founding_steps(chosen) == PLANS[experiment] and len(chosen) == 5
 
 
-def test_the_transformer_plan_comes_out_but_for_its_unseeded_draw(store: Store, published: Published) -> None:
+def test_the_transformer_plan_comes_out_but_for_its_unseeded_draw(store: Tables, published: Published) -> None:
     theirs = [101, 111, 121, 333, 343, 353, 357, 367, 377, 385, 386, 395, 396, 405, 406]
     jumps = jumps_with_types(store, published)
     own = jumps[jumps["experiment"] == "transformer_deep_mnist"]
@@ -169,13 +195,13 @@ def test_the_transformer_plan_comes_out_but_for_its_unseeded_draw(store: Store, 
     assert founding_steps(with_it) == theirs and len(chosen) == 5
 
 
-def test_alpha_from_depth_and_width_is_an_exact_fit_to_four_architectures(store: Store) -> None:
+def test_alpha_from_depth_and_width_is_an_exact_fit_to_four_architectures(store: Tables) -> None:
     row = store.table("growth_regression").query("mode == 'original'").iloc[0]
     assert row["r2"] == pytest.approx(1.0, abs=1e-9) and row["n"] == 4 and row["saturated"]
     assert np.isnan(row["r2_left_out"]) and row["predictors"] == "depth,width,connectivity"
 
 
-def test_the_founding_growth_model_is_seldom_the_best_curve(store: Store, published: Published) -> None:
+def test_the_founding_growth_model_is_seldom_the_best_curve(store: Tables, published: Published) -> None:
     models = of_mode(store.table("growth_models"), published)
     assert models.groupby("trial_id").size().eq(7).all() and models["trial_id"].nunique() == 55
     best = models[models["best"]]["model"].value_counts()
@@ -184,7 +210,7 @@ def test_the_founding_growth_model_is_seldom_the_best_curve(store: Store, publis
     assert logistic["r2"].mean() == pytest.approx(0.2402, abs=5e-5)
 
 
-def test_published_phases_lose_252_and_corrected_ones_sum(store: Store) -> None:
+def test_published_phases_lose_252_and_corrected_ones_sum(store: Tables) -> None:
     phases = store.table("event_phases")
     n = phases.pivot_table(index=["mode", "grouping", "group"], columns="phase_bin", values="n", aggfunc="sum")
     n = n.reindex(columns=["early", "mid", "late", "dropped"]).fillna(0).astype(int)
@@ -201,7 +227,7 @@ def test_published_phases_lose_252_and_corrected_ones_sum(store: Store) -> None:
     assert per_series[("original", "mlp")] == 224 and per_series[("original", "transformer")] == 140
 
 
-def test_no_late_jump_is_a_unit_error_and_verdicts_say_so(store: Store) -> None:
+def test_no_late_jump_is_a_unit_error_and_verdicts_say_so(store: Tables) -> None:
     verdicts = store.table("phase_verdicts").query("grouping != 'data'").set_index(["mode", "claim", "group"])
     assert verdicts.loc[("original", "late_capability", "all"), "verdict"] == "not_supported"
     assert verdicts.loc[("corrected", "late_capability", "all"), "verdict"] == "not_excluded"
@@ -210,7 +236,7 @@ def test_no_late_jump_is_a_unit_error_and_verdicts_say_so(store: Store) -> None:
     assert rank == [1, 2, 3]
 
 
-def test_the_loss_coupling_of_the_three_runs_is_the_published_one(store: Store, published: Published) -> None:
+def test_the_loss_coupling_of_the_three_runs_is_the_published_one(store: Tables, published: Published) -> None:
     names = published.experiments[["trial_id", "experiment"]]
     windows = store.table("event_windows").query("mode == 'original'").merge(names, on="trial_id")
     table = loss_coupling_table(windows, by=("experiment",)).set_index(["experiment", "timing"])
@@ -227,3 +253,12 @@ def test_the_loss_coupling_of_the_three_runs_is_the_published_one(store: Store, 
     ]
     assert np.mean(fractions) == pytest.approx(0.662, abs=5e-4)
     assert np.isnan(table.loc[("mlp_narrow_mnist", "early"), "loss_improving_fraction"])
+
+
+def test_the_three_stories_are_true_of_most_runs_of_each_kind_and_not_of_all(store: Tables) -> None:
+    own = store.table("investigations").query("mode == 'original'")
+    table = agreement(own, store.table("trials")).set_index(["family", "phenomenon"])["n"]
+    assert table["cnn"].to_dict() == {"cascade": 7, "discrete": 2}
+    assert table["transformer"].to_dict() == {"discrete": 8, "smooth": 6}  # 57 % show a jump, as published
+    assert table["mlp"].to_dict() == {"cascade": 1, "discrete": 1, "smooth": 30}  # 6 %, as published
+    assert own["n_events"].sum() == 9 * 14 + 43 + 16
