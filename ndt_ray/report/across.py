@@ -100,9 +100,8 @@ def _concordant(source: Source, rows: pd.DataFrame, sql: str) -> Iterator[Claim]
         yield Claim(f"{text}{number(judged['q_attainable'].min(), 2)} ({of}).", "caution", sql, headline=True)
     else:
         best = judged.sort_values("q", kind="stable").iloc[0]
-        text = (
-            f"Seeds do not agree on when events happen beyond their common rate: smallest q {level(best['q'])} ({of})."
-        )
+        text = "It is not shown that seeds agree on when events happen, beyond their common rate: smallest q "
+        text += f"{level(best['q'])} ({of})."
         yield Claim(text, "nothing", sql, headline=True)
 
 
@@ -129,7 +128,7 @@ def _comparisons(source: Source, section: Section) -> None:
     ]
     own = answer.rows[answer.rows["family"].isna() | answer.rows["family"].isin(family)]
     section.claims += list(_compared(own, answer.sql))
-    drawn = own.dropna(subset=["hedges_g", "g_lo", "g_hi"]).head(MOST)
+    drawn = own[own["outcome"].isin(spoken(own["outcome"]))].dropna(subset=["hedges_g", "g_lo", "g_hi"]).head(MOST)
     figures = []
     for name, group in drawn.groupby("outcome", sort=False):
         label = [f"{_between(r)}" for r in group.itertuples()]
@@ -157,42 +156,53 @@ def _comparisons(source: Source, section: Section) -> None:
 
 
 def _between(row: Any) -> str:
-    where = "" if row.stratum in ("*", "", None) else f" ({row.stratum})"
-    return f"{row.level_a} - {row.level_b}{where}"
+    return f"{row.level_a} - {row.level_b}{_stratum(row)}"
+
+
+def spoken(outcomes: pd.Series) -> set[str]:
+    """Outcomes that get sentences: of a measure at several phases only the last one; the table has the others."""
+    last: dict[str, str] = {}
+    for name in dict.fromkeys(outcomes):
+        measure, at, phase = str(name).partition("@")
+        known = last.get(measure, "").partition("@")[2]
+        if not at or not known or float(phase) > float(known):
+            last[measure] = str(name)
+    return set(last.values())
 
 
 def _compared(rows: pd.DataFrame, sql: str) -> Iterator[Claim]:
     judged = rows.dropna(subset=["p_adjusted"])
-    for name, group in judged.groupby("outcome", sort=False):
+    for name, group in judged[judged["outcome"].isin(spoken(judged["outcome"]))].groupby("outcome", sort=False):
+        what, top = outcome(str(name)), name == "events_per_series"
+        what = what[0].upper() + what[1:]
         clear = group[group["significant"].astype(bool)]
-        what = outcome(str(name))
-        for r in clear.itertuples():
-            word = "more" if name == "events_per_series" else "a higher" if r.difference > 0 else "a lower"
-            if name == "events_per_series" and r.difference < 0:
-                word = "fewer"
-            where = "" if r.stratum in ("*", "", None) else f" ({r.stratum})"
-            family = "Holm" if r.adjustment == "holm" else "Benjamini–Hochberg"
-            text = f"{r.level_a} has {word} {what} than {r.level_b}{where}: {number(r.mean_a)} against "
-            text += f"{number(r.mean_b)}, difference {number(r.difference)} {interval(r.lo, r.hi)}, Hedges' g = "
-            text += (
-                f"{number(r.hedges_g, 2)}; {r.design} permutation, {r.n_a} against {count(r.n_b, 'seed')}, adjusted p "
-            )
-            text += f"{level(r.p_adjusted)} ({family} over {count(r.n_comparisons, 'comparison')})."
-            yield Claim(text, "finding", sql, headline=name == "events_per_series")
+        families = {"holm": "Holm", "bh": "Benjamini–Hochberg"}
+        if len(clear):
+            said = [
+                f"{r.level_a} {number(r.mean_a)} against {r.level_b} {number(r.mean_b)}{_stratum(r)} (difference "
+                f"{number(r.difference)} {interval(r.lo, r.hi)}, Hedges' g = {number(r.hedges_g, 2)}, {r.n_a} against "
+                f"{count(r.n_b, 'seed')}, adjusted p {level(r.p_adjusted)})"
+                for r in clear.itertuples()
+            ]
+            how = " and ".join(sorted(set(clear["design"])))
+            family = families[str(clear["adjustment"].iloc[0])]
+            text = f"{what} differs: {listed(said, 4)}; {how} permutation of seeds, {family} over "
+            yield Claim(f"{text}{count(clear['n_comparisons'].iloc[0], 'comparison')}.", "finding", sql, headline=top)
         rest = group[~group["significant"].astype(bool)]
         if rest.empty:
             continue
         reach = float(rest["smallest_p_adjusted"].min())
         pairs = listed((f"{_between(r)} (adjusted p {level(r.p_adjusted)})" for r in rest.itertuples()), 4)
-        top = name == "events_per_series" and clear.empty
-        if reach == reach and reach > ALPHA:
-            text = (
-                f"{what[0].upper()}{what[1:]}: with these seeds no comparison could have survived (smallest adjusted p "
-            )
-            yield Claim(f"{text}attainable {number(reach, 2)}).", "caution", sql, headline=top)
+        if clear.empty and reach == reach and reach > ALPHA:
+            text = f"{what}: with these seeds no difference could have survived alone (smallest adjusted p attainable "
+            text += f"{number(reach, 2)}); not shown: {pairs}."
+            yield Claim(text, "caution", sql, headline=top)
         else:
-            text = f"{what[0].upper()}{what[1:]}: no difference is shown for {pairs}."
-            yield Claim(text, "nothing", sql, headline=top)
+            yield Claim(f"{what}: no difference is shown for {pairs}.", "nothing", sql, headline=top and clear.empty)
+
+
+def _stratum(row: Any) -> str:
+    return "" if row.stratum in ("*", "", None) else f" ({row.stratum})"
 
 
 # -- variance and robustness ---------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def noise(source: Source) -> Section:
         section.plates.append(Plate(title, tuple(figures), note, keys=keys))
     section.sheets.append(_sheet(counts, answer))
     if len(phases):
-        section.sheets.append(Sheet("Jumps by phase of the onset", phases.rename(columns=readable), {}, ""))
+        section.sheets.append(Sheet("Jumps by phase of the onset", phases.rename(columns=readable), folded=True))
     return section
 
 

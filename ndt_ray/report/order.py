@@ -11,7 +11,7 @@ from ndt_ray.report.events import layers_of
 from ndt_ray.report.maps import MEASURES
 from ndt_ray.report.parts import Claim, Figure, Plate, Section, Sheet
 from ndt_ray.report.source import NAME, Source, quoted
-from ndt_ray.report.words import count, level, listed, number, readable, share
+from ndt_ray.report.words import count, interval, level, listed, number, readable, share
 
 ALPHA = 0.05
 FLAGS = {
@@ -41,6 +41,7 @@ def order(source: Source) -> Section:
         ("convergence", "Whether layers settle in an order was not asked", "convergence convergence_tests", _settling),
         ("critical_series", "Critical periods were not sought", "critical_periods coordination_tests", _critical),
         ("taxonomy_fits", "Events were not sorted into types", "taxonomy", _types),
+        ("phase_verdicts", "The founding claims about timing were not judged", "event_phases", _timing),
         ("growth", "No growth curve was fitted", "growth", _growth),
     )
     for table, what, command, part in parts:
@@ -269,6 +270,30 @@ def _types(source: Source, section: Section) -> None:
     section.sheets += list(sheet(source, "taxonomy_types", "Types of events"))
 
 
+# -- the founding claims about timing ------------------------------------------------------------------------------
+
+
+def _timing(source: Source, section: Section) -> None:
+    answer = source.ask(
+        "SELECT * FROM phase_verdicts WHERE sweep = $sweep AND grouping = 'all' AND verdict IS NOT NULL "
+        "ORDER BY mode, claim"
+    )
+    for row in answer.rows.itertuples():
+        mode = "" if row.mode == "default" else ", as published"
+        rest = (
+            f"{count(row.n_events, 'event')} of {count(row.n_trials, 'trial')}"
+            if row.n_events
+            else count(row.n_trials, "trial")
+        )
+        value = f"{number(row.value)} {interval(row.lo, row.hi)}".strip()
+        text = (
+            f"Founding claim “{readable(row.claim)}”{mode}: {readable(row.verdict)} ({row.rule}; here {value}, {rest})."
+        )
+        section.claims.append(Claim(text, "described", answer.sql))
+    section.sheets += list(sheet(source, "event_phases", "Events by phase, beside their null"))
+    section.sheets += list(sheet(source, "phase_verdicts", "Claims about timing"))
+
+
 # -- growth --------------------------------------------------------------------------------------------------------
 
 
@@ -317,7 +342,7 @@ def sheet(source: Source, table: str, title: str, most: int = 100) -> Iterator[S
         answer = source.ask(f'SELECT * EXCLUDE (sweep) FROM "{table}" WHERE sweep = $sweep')
         docs = {readable(c): text for c, text in source.columns(table).items()}
         rows = answer.rows.head(most).rename(columns=readable)
-        yield Sheet(title, rows, docs, answer.sql, len(answer.rows), table)
+        yield Sheet(title, rows, docs, answer.sql, len(answer.rows), table, folded=True)
 
 
 def forest_figure(rows: pd.DataFrame, title: str, axis: str, reference: float | None = 0.0) -> Figure:

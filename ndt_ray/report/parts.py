@@ -75,6 +75,8 @@ class Sheet:
     """Rows that there are, where `rows` has not all of them."""
     table: str = ""
     """Table of the store that this is, where it is one."""
+    folded: bool = False
+    """Whether only its title is shown until it is asked for."""
 
     @property
     def count(self) -> int:

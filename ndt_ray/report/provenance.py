@@ -138,7 +138,7 @@ def _rules(source: Source) -> Sheet | None:
         return None
     answer = source.ask(" UNION ALL ".join(parts) + " ORDER BY ALL")
     docs = {"every": "distance of the measurements used, in steps", "null": "what the surrogates are"}
-    return Sheet("Detectors", answer.rows, docs, answer.sql)
+    return Sheet("Detectors", answer.rows, docs, answer.sql, folded=True)
 
 
 def _attempts(source: Source) -> Sheet | None:
@@ -147,7 +147,7 @@ def _attempts(source: Source) -> Sheet | None:
         "FROM attempts WHERE sweep = $sweep ORDER BY started, pack, generation"
     )
     return (
-        Sheet("Starts of packs", answer.rows, {"generation": "1 for the first start"}, answer.sql)
+        Sheet("Starts of packs", answer.rows, {"generation": "1 for the first start"}, answer.sql, folded=True)
         if len(answer.rows)
         else None
     )

@@ -1,5 +1,6 @@
 """Counts beside what chance gives: events, jumps, p-values, phases."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,7 +105,8 @@ def phases(rows: pd.DataFrame, names: Sequence[str], bins: int = 20) -> Spec:
     x: Spec = {"field": "from", "type": "quantitative", "title": "onset, share of the run", "scale": {"domain": [0, 1]}}
     x["axis"] = {"grid": False, "format": ".0%", "tickCount": 5}
     y: Spec = {"field": "low", "type": "quantitative", "title": "events"}
-    y["axis"] = {"tickCount": 4, "tickMinStep": 1}
+    highest = int(base.max())
+    y["axis"] = {"values": list(range(0, highest + 1, max(1, math.ceil(highest / 4)))), "format": "d"}
     tip = [{"field": "name", "title": "of"}, {"field": "events"}]
     tip += [{"field": "from", "format": ".0%"}, {"field": "to", "format": ".0%"}]
     colour = {"field": "name", "type": "nominal", "title": None, "scale": domain}

@@ -51,7 +51,7 @@ def _columns(measured: NDArray[np.int64], most: int) -> NDArray[np.int64]:
 def _edges(measured: NDArray[np.int64]) -> NDArray[np.float64]:
     """Borders midway between measurements; the last column ends at its measurement."""
     middles = (measured[1:] + measured[:-1]) / 2
-    return np.concatenate([[measured[0] - 0.5], middles, [max(float(measured[-1]), float(measured[-1]) + 0.5)]])
+    return np.concatenate([[measured[0] - 0.5], middles, [measured[-1] + 0.5]])
 
 
 def layer_map(
@@ -151,7 +151,7 @@ def _legend(title: str, scale: Scale) -> Spec:
 def _marks(events: pd.DataFrame, layers: Sequence[str], last: int, trials: int) -> Spec:
     top = max(trials, int(events["seeds"].max()), 1)
     size = (
-        {"domain": [1, top], "range": [26, 110], "type": "linear"} if top > 1 else {"domain": [0, 1], "range": [60, 60]}
+        {"domain": [1, top], "range": [42, 130], "type": "linear"} if top > 1 else {"domain": [0, 1], "range": [60, 60]}
     )
     shape = {"domain": ["increase", "decrease"], "range": ["triangle-up", "triangle-down"]}
     return {

@@ -20,7 +20,9 @@
     redraw();
   });
   dark.addEventListener("change", () => { showTheme(); redraw(); });
-  addEventListener("beforeprint", () => { if (isDark()) { root.dataset.theme = "light"; showTheme(); redraw(); } });
+  addEventListener("beforeprint", () => {
+    for (const fold of document.querySelectorAll(".fold")) fold.open = true;
+    if (isDark()) { root.dataset.theme = "light"; showTheme(); redraw(); } });
 
   // Charts: drawn when they come near the window, the others while nothing else is to be done.
   const holder = document.getElementById("charts");
