@@ -15,7 +15,7 @@ from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.blocks import uncontrolled
 from ndt_ray.analysis.detection import Floats
 from ndt_ray.analysis.phases import BINS, EDGES, phase_bin, published_phase_bin
-from ndt_ray.analysis.sweep_events import primary, with_names
+from ndt_ray.analysis.sweep_events import primary, primary_family, with_names
 from ndt_ray.store.schema import Column, Table
 
 _MODE = Column(
@@ -136,11 +136,11 @@ def _cases(data: AnalysisInput, trials: pd.DataFrame) -> Iterator[tuple[str, pd.
 
 def _primary_tests(tests: pd.DataFrame, families: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
     """The series among which the primary family's events were sought."""
-    named = families[families["primary"].astype(bool)] if "primary" in families else families
-    if len(named):
-        first = named.iloc[0]
-        own = tests[(tests["detector"] == first["detector"]) & (tests["null"] == first["null"])]
-        own = own[own["measure"] == first["measure"]] if "measure" in first else own
+    first = primary_family(families)
+    if first is not None:
+        own = tests
+        for column in ("detector", "null", "measure"):
+            own = own[own[column] == first[column]] if column in first else own
         return own[own["view"] == first["view"]] if first.get("view", "*") != "*" else own
     own = tests[tests["measure"].isin(events["measure"])] if len(events) else tests
     return own.drop_duplicates(["trial_id", "layer", "view", "measure"])

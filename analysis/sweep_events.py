@@ -9,15 +9,29 @@ NAMES = ("cell", "model", "data", "seed")
 
 
 def primary(events: pd.DataFrame, families: pd.DataFrame) -> pd.DataFrame:
-    """Significant events of the sweep's primary family; of the first family by name where none is declared."""
+    """Significant events of the declared primary family; where none is declared, of the family with most series."""
     if events.empty:
         return events
-    named = families[families["primary"].astype(bool)] if "primary" in families else families
-    first = str(named["family"].iloc[0]) if len(named) else str(sorted(events["family"].unique())[0])
-    own = events[(events["family"] == first) & events["significant"].astype(bool)]
-    if len(named) and {"detector", "null"} <= set(named):
-        own = own[(own["detector"] == named["detector"].iloc[0]) & (own["null"] == named["null"].iloc[0])]
+    chosen = primary_family(families)
+    if chosen is None:
+        own = events[events["family"] == sorted(events["family"].unique())[0]]
+    else:
+        own = events[events["family"] == chosen["family"]]
+        for column in ("detector", "null"):
+            own = own[own[column] == chosen[column]] if column in chosen else own
+    own = own[own["significant"].astype(bool)]
     return own.sort_values(["trial_id", "layer_index", "step_before"], ignore_index=True)
+
+
+def primary_family(families: pd.DataFrame) -> pd.Series | None:
+    """The row of the family that counts; None where there is none at all."""
+    if families.empty:
+        return None
+    named = families[families["primary"].astype(bool)] if "primary" in families else families.iloc[:0]
+    if len(named):
+        return named.iloc[0]
+    size = "n_series" if "n_series" in families else "family"
+    return families.sort_values([size, "family"], ascending=[False, True], kind="stable").iloc[0]
 
 
 def with_names(rows: pd.DataFrame, trials: pd.DataFrame, extra: Sequence[str] = ()) -> pd.DataFrame:
