@@ -109,6 +109,7 @@ _TABLE: dict[str, dict[str, str]] = {
         "concordance": "ndt_ray.analysis.inference.concordance:concordance",
         "compare": "ndt_ray.analysis.inference.compare:compare",
         "variance_sources": "ndt_ray.analysis.inference.variance_sources:variance_sources",
+        "multiverse": "ndt_ray.analysis.inference.multiverse:multiverse",
     },
 }
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ndt_ray.analysis.api import AnalysisInput, Partition, conform
-from ndt_ray.analysis.events.tables import EVENT_FAMILIES, EVENTS, SERIES_TESTS
+from ndt_ray.analysis.events.tables import EVENT_CANDIDATES, EVENT_FAMILIES, EVENTS, SERIES_TESTS
 from ndt_ray.spec import Trial
 from ndt_ray.spec.axes import make_sweep
 from ndt_ray.spec.sweepfile import dump_sweep
@@ -80,6 +80,7 @@ def evaluation_rows(trial_id: str, accuracy: Sequence[float], n: int = 500) -> d
 def given(reads: Sequence[str], **tables: Any) -> AnalysisInput:
     """An input of the sweep as a whole; tables that are not given do not exist yet."""
     known = {**TABLES, "series_tests": SERIES_TESTS, "events": EVENTS, "event_families": EVENT_FAMILIES}
+    known["event_candidates"] = EVENT_CANDIDATES
     made: dict[str, pa.Table] = {}
     for name in reads:
         rows = tables.get(name)
