@@ -121,8 +121,8 @@ def summary_json(rows: pd.DataFrame) -> str:
 
 
 def _panel(axes: Axes, found: LayerMatrix, inches: float) -> None:
+    axes.set_facecolor(SKIPPED)  # what is masked shows it
     colours = ListedColormap([RED, YELLOW, GREEN])
-    colours.set_bad(SKIPPED)
     limits = BoundaryNorm([-1e9, PARTIAL, UNIVERSAL, 1e9], 3)
     axes.imshow(np.ma.masked_invalid(found.values), cmap=colours, norm=limits, aspect="auto")
     for i, row in enumerate(found.values):

@@ -68,7 +68,7 @@ def grokking_timeline(
     """When a modular network memorised, generalised and specialised, and the open questions on scales.
 
     The second descent: `drop` of the held-out loss's peak gone; `width`: smoothing, as a share of the run; `good`: a
-    final loss above it is degraded.
+    final loss above it is partial.
     """
     empty = {table.name: pd.DataFrame() for table in (TIMELINE, ONSETS, QUESTIONS)}
     p = modulus(data)

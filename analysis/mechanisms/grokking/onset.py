@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ndt_ray.analysis.mechanisms.grokking.fourier import Floats
 
-Status = Literal["no_memorisation", "no_second_descent", "immediate", "grokked", "degraded", "rebound"]
+Status = Literal["no_memorisation", "no_second_descent", "immediate", "grokked", "partial", "rebound"]
 
 DROP = 0.8
 """Share of the peak that must be gone: the workbench's rule for the onset of the second descent."""
@@ -81,7 +81,7 @@ def second_descent(
 
     Peak: the largest loss from the memorisation on (from the start where that is not known). Onset: the first step
     after it at which `drop` of it is gone. Inflection: the steepest descent after the peak of the loss smoothed over
-    `width` of the run; turn: where, before it, the rate first reaches 10 % of that. Status: `degraded` ends above
+    `width` of the run; turn: where, before it, the rate first reaches 10 % of that. Status: `partial` ends above
     `good`, `rebound` .2 above its smallest loss; `immediate` where the peak is below half of the `uniform` loss.
     """
     t, y = np.asarray(steps, np.float64), np.asarray(test_loss, np.float64)
@@ -105,7 +105,7 @@ def second_descent(
     elif rebound >= 0.2:
         status = "rebound"
     else:
-        status = "degraded" if y[-1] > good else "grokked"
+        status = "partial" if y[-1] > good else "grokked"
     return Onset(status, memorised, peak_step, peak_loss, turn, inflection, reached, float(y[-1]), rebound, confidence)
 
 

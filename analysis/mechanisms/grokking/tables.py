@@ -114,7 +114,7 @@ ONSETS = Table(
     "When a trial memorised, when its second descent began and how it ended.",
     (
         _TRIAL,
-        Column("status", "string", "no_memorisation, no_second_descent, immediate, grokked, degraded or rebound"),
+        Column("status", "string", "no_memorisation, no_second_descent, immediate, grokked, partial or rebound"),
         Column(
             "memorised_step", "int32", "first update with a training loss below .01 x uniform; null: never", "steps"
         ),

@@ -25,7 +25,7 @@ from ndt_ray.analysis.mechanisms.sae.networks import (
     sampled,
     sides,
 )
-from ndt_ray.analysis.mechanisms.sae.relations import Pair, networks_of, pairs
+from ndt_ray.analysis.mechanisms.sae.relations import Pair, check, networks_of, pairs
 from ndt_ray.analysis.mechanisms.sae.tables import SAE, TRANSFER
 from ndt_ray.analysis.mechanisms.sae.transfer import Side, matching, normalised, through_target, transfer
 from ndt_ray.errors import NdtError
@@ -79,6 +79,7 @@ def sae_transfer(
     `trials` of each cell, by seed; `checkpoints` of the first of them, evenly chosen; `across`: layers of different
     networks matched by depth, or all with all. `config`, `changes`, `sampling` as in the analysis sae.
     """
+    check(relations, across)
     table = data.frame("trials")
     saved = data.frame("checkpoints")
     if not len(table) or not len(saved):

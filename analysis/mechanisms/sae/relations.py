@@ -63,6 +63,15 @@ def networks_of(trials: pd.DataFrame, saved: pd.DataFrame, per_cell: int, checkp
     )
 
 
+def check(relations: Sequence[str] | None, across: str) -> None:
+    """SpecError for an unknown relation or way to match layers."""
+    for name in relations or ():
+        if name not in RELATIONS:
+            raise SpecError(f"sae_transfer: no relation '{name}'{did_you_mean(name, RELATIONS)}")
+    if across not in ("matched", "all"):
+        raise SpecError(f"sae_transfer: across is matched or all, but got {across!r}")
+
+
 def pairs(
     networks: Networks,
     layers: Mapping[tuple[str, int], Sequence[Layer]],
@@ -70,13 +79,8 @@ def pairs(
     across: str = "matched",
 ) -> Iterator[Pair]:
     """Every pair to compare. A network that has no entry in `layers` could not be looked at: it gives one pair each
-    with layer *, so that the reason is told. SpecError for an unknown relation."""
+    with layer *, so that the reason is told."""
     wanted = RELATIONS if relations is None else tuple(relations)
-    for name in wanted:
-        if name not in RELATIONS:
-            raise SpecError(f"sae_transfer: no relation '{name}'{did_you_mean(name, RELATIONS)}")
-    if across not in ("matched", "all"):
-        raise SpecError(f"sae_transfer: across is matched or all, but got {across!r}")
     firsts = [trials[0] for trials in networks.trials.values()]
     last = {t: (t, networks.last[t]) for t in networks.last}
     if "layers" in wanted:

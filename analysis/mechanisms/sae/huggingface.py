@@ -1,0 +1,78 @@
+"""Activations of Hugging Face models, layer by layer, as rows for dictionaries (the extra `hf`)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ndt_ray.analysis.mechanisms.sae.activations import Rows, write_rows
+from ndt_ray.capture import evaluating
+from ndt_ray.errors import NdtError, SpecError
+
+BATCH = 8
+"""Sequences of one forward pass."""
+
+
+def load_model(name: str) -> tuple[nn.Module, Any]:
+    """(model, tokenizer) of a name on the hub or a local folder, in float32; NdtError without the extra `hf`."""
+    try:
+        from transformers import AutoModel, AutoTokenizer
+    except ImportError as error:
+        raise NdtError("models of Hugging Face need its package: pip install 'ndt-ray[hf]'") from error
+    try:
+        return AutoModel.from_pretrained(name, dtype=torch.float32), AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise NdtError(f"'{name}' cannot be loaded: {str(error).partition(chr(10))[0]}") from error
+
+
+def tokenized(tokenizer: Any, texts: Sequence[str], length: int = 128) -> tuple[Tensor, Tensor]:
+    """(ids, mask), int64 [n, up to `length`], padded on the right."""
+    if not texts:
+        raise SpecError("there are no texts to show the model")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    found = tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
+    return found["input_ids"], found["attention_mask"]
+
+
+def hidden_states(
+    model: nn.Module, ids: Tensor, mask: Tensor | None = None, layers: Sequence[int] | None = None
+) -> dict[int, Rows]:
+    """Residual stream behind each block, float32 [tokens, d] by layer number, padding left out.
+
+    `layers`: 0 is the embedding, n the n-th block's output; default: all. SpecError for one that is not there.
+    """
+    mask = torch.ones_like(ids) if mask is None else mask
+    parts: dict[int, list[Rows]] = {}
+    with torch.no_grad(), evaluating(model):
+        for start in range(0, len(ids), BATCH):
+            piece, kept = ids[start : start + BATCH], mask[start : start + BATCH]
+            output = model(input_ids=piece, attention_mask=kept, output_hidden_states=True)
+            states = output.hidden_states
+            wanted = range(len(states)) if layers is None else layers
+            for layer in wanted:
+                if not 0 <= layer < len(states):
+                    raise SpecError(f"the model has layers 0 to {len(states) - 1}, but got ({layer=})")
+                parts.setdefault(layer, []).append(states[layer][kept.bool()].float().cpu().numpy())
+    return {layer: np.concatenate(found) for layer, found in parts.items()}
+
+
+def capture(
+    folder: Path,
+    name: str,
+    model: nn.Module,
+    inputs: tuple[Tensor, Tensor],
+    *,
+    layers: Sequence[int] | None = None,
+    task: str = "",
+    metadata: Mapping[str, Any] | None = None,
+) -> list[Path]:
+    """Write one file of activations a layer (and task), each with its metadata: what `hidden_states` gives."""
+    found = hidden_states(model, *inputs, layers=layers)
+    label = f"{name}_{task}" if task else name
+    note = {"task": task, "sequences": len(inputs[0]), **(metadata or {})}
+    return [write_rows(folder, label, f"layer{layer}", rows, note) for layer, rows in found.items()]

@@ -1,0 +1,165 @@
+"""Figures of modular networks: the transition beside the dimensionality events, and units' maps as small multiples."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from ndt_ray.errors import SpecError
+from ndt_ray.figures.canvas import GREY, INK, NORMAL, SMALL, canvas, head, require, step_axis
+
+STRUCTURE = {"low_frequency": "#0072b2", "mixed": "#e69f00", "high_frequency": "#d55e00", "flat": "#9a9a9a"}
+"""Colour of a unit's badge by its structural type."""
+GRID = (16, 32)
+"""Rows and columns of a page: all 512 neurons."""
+MANY = 1024
+"""Maps on one page beyond which drawing takes over 10 s."""
+
+
+def transition(
+    measures: pd.DataFrame,
+    evaluations: pd.DataFrame,
+    measurements: pd.DataFrame,
+    *,
+    events: pd.DataFrame | None = None,
+    onset: pd.Series | None = None,
+    measure: str = "participation_ratio",
+) -> Figure:
+    """One trial: losses, restricted and excluded loss, Fourier sparsity, and the dimensionality of each layer over
+    training, with the events found in it and the steps of the second descent.
+
+    Rows of `grokking_measures`, `evaluations`, `measurements` and (optionally) significant `events` and the trial's
+    `grokking_onsets`. SpecError without rows.
+    """
+    require(measures, ("step", "train_loss", "test_loss", "restricted_loss", "gini_embedding"), "grokking_measures")
+    require(measurements, ("step", "layer", measure), "measurements")
+    rows = measures.sort_values("step")
+    title = ("Grokking: the Fourier transition and the dimensionality", _words(onset))
+    drawn = canvas((6.6, 6.4), (4, 1), 4, title, sharex=True)
+    losses, progress, sparsity, dimensions = drawn.axes
+    held = evaluations.sort_values("step") if len(evaluations) else rows.rename(columns={"test_loss": "loss"})
+    _lines(losses, [(held["step"], held["loss"], "held-out"), (rows["step"], rows["train_loss"], "training")], "loss")
+    _lines(progress, [(rows["step"], rows[f"{n}_loss"], n) for n in ("restricted", "excluded")], "loss")
+    for axes in (losses, progress):
+        axes.set_yscale("log")
+    names = {"gini_embedding": "Gini of W_E", "specialised_neurons": "neurons ≥ 85 % one frequency", "explained": "FVE"}
+    _lines(sparsity, [(rows["step"], rows[c], label) for c, label in names.items()], "share")
+    sparsity.set_ylim(-0.02, 1.02)
+    for layer, own in measurements.sort_values("step").groupby("layer", sort=False):
+        dimensions.plot(own["step"], own[measure], lw=1, label=str(layer))
+    dimensions.set_ylabel(measure.replace("_", " "), fontsize=NORMAL, color=INK)
+    dimensions.legend(fontsize=SMALL - 1, frameon=False, ncols=2)
+    for event in events.itertuples() if events is not None else ():
+        dimensions.axvspan(event.step_before, event.step_after, color="#cc79a7", alpha=0.25, lw=0)
+    for column in ("memorised_step", "inflection_step", "onset_step") if onset is not None else ():
+        if pd.notna(onset[column]):
+            for axes in drawn.axes:
+                axes.axvline(onset[column], color=GREY, lw=0.7, ls=(0, (4, 3)))
+    step_axis(dimensions, float(rows["step"].max()))
+    dimensions.set_xlabel("training step", fontsize=NORMAL, color=INK)
+    return drawn.figure
+
+
+def small_multiples(
+    maps: NDArray[np.floating[Any]],
+    *,
+    units: Sequence[int] | None = None,
+    page: int = 0,
+    grid: tuple[int, int] = GRID,
+    badges: Mapping[int, str] | None = None,
+) -> Figure:
+    """Maps [n, h, w] of the chosen units (default: all) as a grid, a page of rows × columns at a time.
+
+    `badges`: structural type by unit, as a coloured line below its map. Warns where a page is slow to draw; SpecError
+    for a page that is empty.
+    """
+    chosen = list(range(len(maps))) if units is None else list(units)
+    per_page = grid[0] * grid[1]
+    shown = chosen[page * per_page : (page + 1) * per_page]
+    if page < 0 or not shown:
+        pages = -(-len(chosen) // per_page)
+        raise SpecError(f"no page {page} of {len(chosen)} units: there are {pages} pages of {per_page}, from 0")
+    if len(shown) > MANY:
+        warnings.warn(f"{len(shown)} maps on one page take long to draw; under {MANY} do not", stacklevel=2)
+    columns = min(grid[1], len(shown))
+    rows = -(-len(shown) // columns)
+    side = maps.shape[-1]
+    sheet = np.full((rows * (side + 2), columns * (side + 2)), np.nan)
+    for place, unit in enumerate(shown):
+        top, left = (place // columns) * (side + 2), (place % columns) * (side + 2)
+        low, high = float(maps[unit].min()), float(maps[unit].max())
+        sheet[top : top + side, left : left + side] = (maps[unit] - low) / (high - low) if high > low else 0.0
+    first, last = page * per_page, page * per_page + len(shown) - 1
+    title = (f"Units {first} to {last} of {len(chosen)}", "activation over all pairs (a, b), each map scaled by itself")
+    drawn = canvas((0.32 * columns + 0.2, 0.32 * rows + 0.2), (1, 1), 1, title)
+    axes = drawn.axes[0]
+    axes.imshow(np.ma.masked_invalid(sheet), cmap="viridis", interpolation="nearest", aspect="equal")
+    axes.set_axis_off()
+    for place, unit in enumerate(shown) if badges else ():
+        colour = STRUCTURE.get((badges or {}).get(unit, ""), None)
+        if colour is not None:
+            y, x = (place // columns) * (side + 2) + side, (place % columns) * (side + 2)
+            axes.plot([x, x + side], [y, y], color=colour, lw=1.2, solid_capstyle="butt")
+    return drawn.figure
+
+
+def neuron_frequencies(timeline: pd.DataFrame, scales: pd.DataFrame) -> Figure:
+    """Share of each neuron's energy in its dominant frequency over checkpoints, neurons ordered by frequency: the
+    selector of the founding document. Rows of `specialisation_timeline` and `scale_metrics` of one trial."""
+    require(timeline, ("kind", "unit", "frequency", "fraction"), "specialisation_timeline")
+    own = timeline[timeline["kind"] == "neuron"].sort_values(["frequency", "fraction"])
+    table = scales[scales["kind"] == "neuron"].pivot(index="unit", columns="step", values="fraction")
+    values = table.loc[own["unit"]].to_numpy(np.float64)
+    title = (
+        "When neurons specialise",
+        "share of one frequency (colour); neurons ordered by the frequency they end with",
+    )
+    drawn = canvas((5.2, 4.2), (1, 1), 1, title)
+    axes = drawn.axes[0]
+    image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xticks(range(len(table.columns)), [f"{s:,}" for s in table.columns], rotation=60, ha="right")
+    edges = np.flatnonzero(np.diff(own["frequency"].to_numpy())) + 0.5
+    axes.hlines(edges, -0.5, len(table.columns) - 0.5, color="white", lw=0.6)
+    centres = own.reset_index().groupby("frequency").apply(lambda g: float(g.index.to_numpy().mean()))
+    axes.set_yticks(list(centres), [str(int(k)) for k in centres.index])
+    axes.set_ylabel("frequency at the end", fontsize=NORMAL, color=INK)
+    axes.set_xlabel("checkpoint", fontsize=NORMAL, color=INK)
+    drawn.figure.colorbar(image, ax=axes, shrink=0.8)
+    return drawn.figure
+
+
+def head_cards(maps: NDArray[np.floating[Any]], heads: pd.DataFrame) -> Figure:
+    """Attention of each head over all pairs, grouped by structural type and coloured by it; `heads`: rows of
+    `scale_metrics` of one checkpoint and kind."""
+    require(heads, ("unit", "fft_no_dc", "relative_gradient", "structure", "label"), "scale_metrics")
+    ordered = heads.sort_values(["structure", "fft_no_dc"], ascending=[True, False])
+    title = ("Heads by scale", "attention from = over all pairs; low-frequency share and relative gradient")
+    drawn = canvas((2.0 * len(ordered), 2.3), (1, len(ordered)), len(ordered), title)
+    for axes, row in zip(drawn.axes, ordered.itertuples(), strict=True):
+        axes.imshow(maps[row.unit], cmap="viridis", interpolation="nearest")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set(visible=True, linewidth=2.0, color=STRUCTURE.get(row.structure, GREY))
+        head(axes, f"{row.unit}: {row.label}", 1.8)
+        axes.set_xlabel(f"{row.fft_no_dc:.2f}, {row.relative_gradient:.2f}", fontsize=SMALL, color=GREY)
+    return drawn.figure
+
+
+def _lines(axes: Axes, series: Sequence[tuple[Any, Any, str]], label: str) -> None:
+    for x, y, name in series:
+        axes.plot(x, y, lw=1.1, label=name)
+    axes.set_ylabel(label, fontsize=NORMAL, color=INK)
+    axes.legend(fontsize=SMALL - 1, frameon=False)
+
+
+def _words(onset: pd.Series | None) -> str:
+    if onset is None:
+        return "one trial"
+    known = [(n, onset[f"{n}_step"]) for n in ("memorised", "inflection", "onset") if pd.notna(onset[f"{n}_step"])]
+    return f"{onset['status']}; dashed: " + ", ".join(f"{n} {int(v):,}" for n, v in known) if known else onset["status"]
