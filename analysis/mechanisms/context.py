@@ -199,6 +199,18 @@ class ProbeContext:
         finally:
             handle.remove()
 
+    def losses_without(self, path: str, instead: Tensor | float) -> Floats:
+        """Losses `[n]` where a module gives `instead` - one number, or what one stimulus would be given - for all."""
+
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Tensor:
+            return torch.zeros_like(first_tensor(output, path)) + instead
+
+        handle = self.model.get_submodule(path).register_forward_hook(hook)
+        try:
+            return _cross_entropy(torch.cat(self._pass()), self.labels)
+        finally:
+            handle.remove()
+
     def training(self) -> tuple[Tensor, Tensor]:
         """Inputs and labels that the trial is trained on: its own subset, noise and control."""
         batches = Batches([self.trial], self._data, torch.device("cpu"))

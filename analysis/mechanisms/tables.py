@@ -30,7 +30,7 @@ _ORDER = ("trial_id", "layer_index", "layer", "part", "metric", "step")
 
 
 def _metrics(name: str, doc: str) -> Table:
-    part = Column("part", "string", "head, filter, class or parameter; * for all of the layer")
+    part = Column("part", "string", "head, filter, class, parameter or earlier layer; * for all of the layer")
     return Table(name, doc, (*_KEY, part, *_VALUES), _ORDER)
 
 
@@ -41,6 +41,7 @@ UNITS = _metrics("unit_metrics", "Selectivity, sparsity and diversity of a layer
 COLLAPSE = _metrics("collapse_metrics", "Neural collapse NC1-NC4 and class clustering on the confirm probe.")
 PROBES = _metrics("linear_probe_metrics", "Cross-validated linear read-out of the classes from each layer.")
 DIMENSION = _metrics("intrinsic_dimension_metrics", "TwoNN intrinsic dimension of a layer; descriptive only.")
+COMPOSITION = _metrics("composition_metrics", "How a layer follows from the one before, and what is lost without it.")
 LLC = _metrics("llc_metrics", "Local learning coefficient by SGLD.")
 
 UNIT_VALUES = Table(
