@@ -29,9 +29,9 @@ LIMIT = 0.03
 NO_ALARM = 1e-100
 """False alarms per run: thresholds that nothing reaches."""
 PLANNED = 100_000
-"""Steps of the run that is begun: the ring is filled from its 10th on, and thresholds are those of a long run."""
-WARM = 200
-"""Steps before the clock starts: the ring has been filled once, its memory is there."""
+"""Steps of the run that is begun: a state is taken at every 40th of them, from the start."""
+WARM = 50
+"""Steps before the clock starts: the ring has held a first state."""
 
 
 class Watched(Runs):
