@@ -125,6 +125,6 @@ def main(arguments: list[str] | None = None) -> int:
             bars.append(Bar(f"{name}: share of planted changes found", found["power"], 0.8))
             continue
         limit = ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / options.calibrate)
-        for which in ("any_event", "any_test"):
+        for which in ("any_event", "any_test", "any_seed_event", "any_seed_test"):
             bars.append(Bar(f"{name}: P({which} q < {ALPHA})", found[which], limit, at_most=True))
     return finish("battery", options, rows, bars, load)

@@ -15,6 +15,7 @@ from ndt_ray.analysis.mechanisms.changes import (
     change_over,
     event_p,
     metric_test,
+    seed_test,
     spreads,
     with_q,
 )
@@ -53,6 +54,9 @@ def mechanisms(
     Events: the significant ones of the sweep's primary family; without any, the first `candidates` of each trial by
     p_event, called exploratory. Checkpoints around an event may lie `widest` of the run apart at most. `controls`:
     matched windows an event, whose ends have checkpoints too. An event without those is in the table, untested.
+
+    A window that matches in phase cannot lie beside an event that lasts over 5 % of the run: there the other seeds of
+    the cell in the very same window are what is left to compare with (`seed_…`; phase, rate and length are equal).
     """
     trials = data.frame("trials")
     events = selected(data.frame("events"), data.frame("event_families"), candidates)
@@ -68,7 +72,7 @@ def mechanisms(
     busy = occupied(data.frame("events"), around)
     windows = control_windows(around, busy, trials, data.frame("scalars"), steps, distances, controls)
     cells = dict(zip(trials["trial_id"], trials["cell"], strict=True))
-    found = list(_compared(around, windows, panel, distances))
+    found = list(_compared(around, windows, panel, distances, cells))
     if not found:
         return nothing
     return {CHANGES.name: change_rows(found, cells), TESTS.name: metric_rows(found, cells)}
@@ -247,15 +251,36 @@ class Compared:
     values: Mapping[int, float]
     change: Change
     displacement: float
+    seeds: Mapping[str, float]
+    """Change over the event's window in every trial of the cell, its own among them."""
+
+    @property
+    def others(self) -> Change:
+        """The same comparison with the window in the other trials as controls."""
+        changes = np.array([v for t, v in self.seeds.items() if t != self.event.trial_id], dtype=np.float64)
+        return Change(self.change.before, self.change.after, changes, changes)
 
 
-def _compared(around: pd.DataFrame, windows: list[Windows], panel: Panel, distances: Distances) -> Iterator[Compared]:
-    for event, own in zip(around.itertuples(index=False), windows, strict=True):
-        moved = distances(event.trial_id, event.layer, event.start, event.end)
-        for where, metric, values in concerned(panel, event.trial_id, event.layer):
-            change = change_over(values, own)
-            if change is not None:
-                yield Compared(event, where, metric, values, change, moved)
+def _compared(
+    around: pd.DataFrame, windows: list[Windows], panel: Panel, distances: Distances, cells: Mapping[str, str]
+) -> Iterator[Compared]:
+    trials = sorted({trial for trial, _, _ in panel})
+    for layer, group in around.assign(windows=windows).groupby("layer", sort=True):
+        by_trial = {t: {(w, m): values for w, m, values in concerned(panel, t, str(layer))} for t in trials}
+        for event in group.itertuples(index=False):
+            own, trial = event.windows, event.trial_id
+            moved = distances(trial, event.layer, event.start, event.end)
+            alike = [t for t in trials if cells.get(t) == cells.get(trial)]
+            for (where, metric), values in by_trial.get(trial, {}).items():
+                change = change_over(values, own)
+                if change is not None:
+                    seeds = {t: _change(by_trial[t].get((where, metric), {}), own.own) for t in alike}
+                    seeds = {t: value for t, value in seeds.items() if np.isfinite(value)}
+                    yield Compared(event, where, metric, values, change, moved, seeds)
+
+
+def _change(values: Mapping[int, float], window: tuple[int, int]) -> float:
+    return values.get(window[1], np.nan) - values.get(window[0], np.nan)
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
@@ -264,10 +289,11 @@ def _compared(around: pd.DataFrame, windows: list[Windows], panel: Panel, distan
 def change_rows(found: list[Compared], cells: Mapping[str, str]) -> pd.DataFrame:
     """`mechanism_changes`."""
     scale = spreads(_grouped(found, cells))
-    p = event_p([c.change for c in found])
+    p, seed_p = event_p([c.change for c in found]), event_p([c.others for c in found])
     rows = []
-    for c, value in zip(found, p, strict=True):
-        event, change = c.event, c.change
+    for c, value, seed_value in zip(found, p, seed_p, strict=True):
+        event, change, others = c.event, c.change, c.others
+        others_sd = float(others.controls.std(ddof=1)) if len(others.controls) > 1 else np.nan
         count, free = len(change.controls), change.unmatched
         sd = scale[_group(c, cells)]
         free_sd = float(free.std(ddof=1)) if len(free) > 1 else np.nan
@@ -296,12 +322,17 @@ def change_rows(found: list[Compared], cells: Mapping[str, str]) -> pd.DataFrame
                 "unmatched_difference": change.unmatched_difference,
                 "unmatched_effect": change.unmatched_difference / free_sd if free_sd > 0 else np.nan,
                 "displacement": c.displacement,
+                "n_seeds": len(others.controls),
+                "seed_mean": float(others.controls.mean()) if len(others.controls) else np.nan,
+                "seed_difference": others.difference,
+                "seed_effect": others.difference / others_sd if others_sd > 0 else np.nan,
+                "seed_p": seed_value,
                 "flag": flag,
             }
         )
     frame = pd.DataFrame(rows)
     frame["checkpoint_during"] = frame["checkpoint_during"].astype("Int32")
-    return with_q(frame)
+    return with_q(with_q(frame), "seed_")
 
 
 def metric_rows(found: list[Compared], cells: Mapping[str, str]) -> pd.DataFrame:
@@ -323,6 +354,7 @@ def metric_rows(found: list[Compared], cells: Mapping[str, str]) -> pd.DataFrame
                 if np.isfinite(value):
                     kept.setdefault(c.event.trial_id, []).append(value)
         test, beside = metric_test(matched), metric_test(unmatched)
+        seeds = seed_test([(c.event.trial_id, c.seeds) for c in group])
         controlled = any(len(c.change.controls) for c in group)
         flag = None if np.isfinite(test.p) else "no_controls" if not controlled else "few_trials"
         if flag == "few_trials" and not test.n_trials:
@@ -342,10 +374,13 @@ def metric_rows(found: list[Compared], cells: Mapping[str, str]) -> pd.DataFrame
                 "p_sign": test.p_sign,
                 "unmatched_difference": beside.mean,
                 "unmatched_p": beside.p,
+                "n_seeds": seeds.n_trials,
+                "seed_difference": seeds.difference,
+                "seed_p": seeds.p,
                 "flag": flag,
             }
         )
-    return with_q(pd.DataFrame(rows))
+    return with_q(with_q(pd.DataFrame(rows)), "seed_")
 
 
 def _group(c: Compared, cells: Mapping[str, str]) -> tuple[str, str]:

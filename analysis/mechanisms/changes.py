@@ -5,6 +5,7 @@ asks whether it lies outside what its controls predict; the test of a metric ask
 their controls do, with the trial as the unit.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,8 @@ Floats = NDArray[np.float64]
 FEWEST_CONTROLS = 3
 """For a spread of controls; under it there is a difference, and no test of the single event."""
 FEWEST_TRIALS = 3
+FEWEST_SEEDS = 4
+"""Of a cell, to compare one with the others: three others give a spread, and 24 permutations."""
 
 Series = Mapping[int, float]
 """step -> value of one metric of one layer of one trial."""
@@ -143,6 +146,48 @@ def metric_test(differences: Mapping[str, Sequence[float]]) -> MetricTest:
     return found
 
 
+@dataclass(frozen=True)
+class SeedTest:
+    """Do events change a metric more than the same windows do in the other seeds of the cell?"""
+
+    n_trials: int
+    n_events: int
+    difference: float = np.nan
+    """Mean over events of the change less the mean over trials, in SDs over trials."""
+    p: float = np.nan
+    """Share of the permutations of trials with at least this; at least 1 / trials!."""
+
+
+def seed_test(windows: Sequence[tuple[str, Mapping[str, float]]], most: int = 6, draws: int = 1999) -> SeedTest:
+    """From (trial of the event, change over its window in every trial): the trials' events are dealt to other trials.
+
+    Where events have nothing to do with the metric, trials are exchangeable, whatever depends on phase, learning rate
+    and length: these are equal by construction. All permutations of up to `most` trials, else `draws` (seeded).
+    Trials without a value in some window, and windows equal in all trials, are left out; null under 4 trials.
+    """
+    everywhere = set.intersection(*(set(changes) for _, changes in windows)) if windows else set()
+    trials = sorted(everywhere)
+    place = {trial: i for i, trial in enumerate(trials)}
+    kept = [(place[own], [changes[t] for t in trials]) for own, changes in windows if own in place]
+    table = np.array([row for _, row in kept], dtype=np.float64).reshape(len(kept), len(trials))
+    owners = np.array([own for own, _ in kept], dtype=np.int64)
+    spread = table.std(axis=1, ddof=1) if len(trials) > 1 else np.zeros(len(table))
+    varies = spread > 1e-12 * np.abs(table).max(axis=1, initial=0.0)
+    table, owners, spread = table[varies], owners[varies], spread[varies]
+    if len(trials) < FEWEST_SEEDS or not len(table):
+        return SeedTest(len(trials), len(table))
+    z = (table - table.mean(1, keepdims=True)) / spread[:, None]
+    if len(trials) <= most:
+        orders = np.array(list(itertools.permutations(range(len(trials)))))
+    else:
+        rng = np.random.Generator(np.random.Philox(key=len(trials)))
+        drawn = rng.permuted(np.tile(np.arange(len(trials)), (draws, 1)), axis=1)
+        orders = np.concatenate([np.arange(len(trials))[None], drawn])  # the first is what was observed
+    means = z[np.arange(len(z)), orders[:, owners]].mean(1)
+    at_least = np.abs(means) >= abs(means[0]) * (1 - 1e-9)
+    return SeedTest(len(trials), len(table), float(means[0]), float(at_least.mean()))
+
+
 def sign_flip_p(values: Floats, most: int = 14, draws: int = 9999) -> float:
     """Two-sided p of the mean under independent flips of sign: all of them up to 2^14, else drawn (seeded)."""
     n = len(values)
@@ -170,12 +215,7 @@ def spreads(changes: Mapping[tuple[str, str], Sequence[Change]]) -> dict[tuple[s
     return found
 
 
-def with_q(rows: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Rows with Benjamini-Hochberg q over all that have a p (or over each group of them)."""
-    if rows.empty:
-        return rows.assign(q=pd.Series(dtype=np.float64))
-    groups = [rows.index] if not by else [g.index for _, g in rows.groupby(list(by), sort=True)]
-    q = pd.Series(np.nan, index=rows.index)
-    for index in groups:
-        q[index] = bh(rows.loc[index, "p"].to_numpy(np.float64))
-    return rows.assign(q=q)
+def with_q(rows: pd.DataFrame, prefix: str = "") -> pd.DataFrame:
+    """Rows with Benjamini-Hochberg `q` of their `p` (both with a prefix), over all that have one."""
+    q = bh(rows[f"{prefix}p"].to_numpy(np.float64)) if len(rows) else np.zeros(0)
+    return rows.assign(**{f"{prefix}q": q})

@@ -140,16 +140,22 @@ def run(given: Mapping[str, pd.DataFrame], **parameters: Any) -> tuple[pd.DataFr
 
 def calibrate(design: Design, replicates: int, name: str) -> dict[str, float]:
     """Shares of simulated sweeps with any q < 0.05, by table; where changes are planted, shares of these found."""
-    any_event, any_test, power, small = [], [], [], []
+    found: dict[str, list[float]] = {}
     for i in range(replicates):
         rows, tests = run(tables(simulate(design, name, str(i))))
-        any_event.append(bool((rows["q"] < 0.05).any()))
-        any_test.append(bool((tests["q"] < 0.05).any()))
-        small.append(float((rows["p"].dropna() <= 0.05).mean()))
         planted = tests["metric"].isin([f"metric {m}" for m in range(design.planted_metrics)])
-        power.append(float((tests.loc[planted, "q"] < 0.05).mean()))
-    found = {"any_event": np.mean(any_event), "any_test": np.mean(any_test), "p_below_0.05": np.mean(small)}
-    return {k: float(v) for k, v in (found | {"power": np.mean(power)}).items()}
+        now = {
+            "any_event": (rows["q"] < 0.05).any(),
+            "any_test": (tests["q"] < 0.05).any(),
+            "any_seed_event": (rows["seed_q"] < 0.05).any(),
+            "any_seed_test": (tests["seed_q"] < 0.05).any(),
+            "p_below_0.05": (rows["p"].dropna() <= 0.05).mean(),
+            "power": (tests.loc[planted, "q"] < 0.05).mean(),
+            "seed_power": (tests.loc[planted, "seed_q"] < 0.05).mean(),
+        }
+        for what, value in now.items():
+            found.setdefault(what, []).append(float(value))
+    return {what: float(np.mean(values)) for what, values in found.items()}
 
 
 def _windows(rng: np.random.Generator, design: Design, grid: NDArray[np.int64]) -> list[tuple[int, int]]:

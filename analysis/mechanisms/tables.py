@@ -157,7 +157,13 @@ CHANGES = Table(
         Column("unmatched_difference", "float64", "change - unmatched_mean: what phase and speed explain is in it"),
         Column("unmatched_effect", "float64", "the same in SDs of these changes"),
         Column("displacement", "float64", "norm of the weights' change over the window / norm before"),
-        Column("flag", "string", "no_value, no_controls or few_controls where something is missing"),
+        Column("n_seeds", "int32", "other trials of the cell with the metric at these two checkpoints"),
+        Column("seed_mean", "float64", "mean change over the same window in them"),
+        Column("seed_difference", "float64", "change - seed_mean"),
+        Column("seed_effect", "float64", "the same in SDs of their changes"),
+        Column("seed_p", "float64", "whether the change lies outside what the other seeds predict; null for under 3"),
+        Column("seed_q", "float64", "Benjamini-Hochberg q of seed_p over all events and metrics of the sweep"),
+        Column("flag", "string", "no_controls or few_controls where no or too few windows of the trial match"),
     ),
     ("trial_id", "layer_index", "step_before", "step_after", "metric_layer", "metric"),
 )
@@ -180,6 +186,10 @@ TESTS = Table(
         Column("q", "float64", "Benjamini-Hochberg q of p over all metrics and cells of the sweep"),
         Column("unmatched_difference", "float64", "as `difference`, against windows of the same length alone"),
         Column("unmatched_p", "float64", "as `p`; no q: it is not the hypothesis"),
+        Column("n_seeds", "int32", "trials of the cell with the metric in all windows"),
+        Column("seed_difference", "float64", "mean over events of change - mean change of all seeds there, in SDs"),
+        Column("seed_p", "float64", "exact permutation of the trials among the events; null for under 4 trials"),
+        Column("seed_q", "float64", "Benjamini-Hochberg q of seed_p over all metrics and cells of the sweep"),
         Column("flag", "string", "few_trials, no_controls or constant where there is no p"),
     ),
     ("cell", "metric"),
@@ -193,17 +203,15 @@ class Metrics:
         self._key = key
         self._rows: list[dict[str, Any]] = []
 
-    def add(
-        self, layer: str, layer_index: int, metric: str, value: float, *, flag: str | None = None, **more: Any
-    ) -> None:
-        """A row; `more`: n, chance, chance_sd, p and columns of this table.
+    def add(self, layer: str, layer_index: int, metric: str, value: float, **more: Any) -> None:
+        """A row; `more`: n, chance, chance_sd, p, flag and columns of this table.
 
         A value that is not finite becomes null, and needs a flag: it gets `undefined` where none is given.
         """
         finite = bool(np.isfinite(value))
         row = {"layer": layer, "layer_index": layer_index, "metric": metric, "value": value if finite else np.nan}
-        row |= {"chance": np.nan, "chance_sd": np.nan, "p": np.nan}
-        self._rows.append({**self._key, **row, "flag": None if finite else flag or "undefined", **more})
+        row |= {"chance": np.nan, "chance_sd": np.nan, "p": np.nan, **self._key, **more}
+        self._rows.append({**row, "flag": None if finite else more.get("flag") or "undefined"})
 
     def nothing(self, layer: str, layer_index: int, metric: str, flag: str, **more: Any) -> None:
         """A row that says why there is no value."""

@@ -26,6 +26,7 @@ def test_planted_changes_are_found_with_their_size(planted: tuple[Any, pd.DataFr
     assert (by_metric.loc[["metric 0", "metric 1"], "q"] < 0.05).all()
     assert (by_metric.drop(index=["metric 0", "metric 1"])["q"] > 0.05).all()
     assert by_metric.loc["metric 0", "n_trials"] == 6 and by_metric.loc["metric 0", "p_sign"] == pytest.approx(2 / 64)
+    assert (by_metric.loc[["metric 0", "metric 1"], "seed_q"] < 0.05).all()
     mine = rows[rows["metric"] == "metric 0"]
     assert mine["difference"].mean() == pytest.approx(4, abs=0.8)  # in noise SDs, as planted
     np.testing.assert_allclose(mine["change"], mine["after"] - mine["before"])
@@ -57,9 +58,10 @@ def test_pseudo_events_find_nothing(design: str) -> None:
     hits, small = [], []
     for i in range(6):
         rows, tests = run(tables(simulate(Design(**{**vars(SMALL), "layers": 1, **extra}), design, str(i))))
-        hits.append(bool((rows["q"] < 0.05).any()) or bool((tests["q"] < 0.05).any()))
+        hits.append(bool((rows[["q", "seed_q"]] < 0.05).any(axis=None)))
+        hits.append(bool((tests[["q", "seed_q"]] < 0.05).any(axis=None)))
         small += (rows["p"].dropna() <= 0.05).tolist()
-    assert sum(hits) <= 2  # of 6 at 0.05: more than two has a chance of 0.002
+    assert sum(hits) <= 4  # of 12, each of two families at 0.05
     assert np.mean(small) < 0.1
 
 
@@ -173,3 +175,19 @@ def test_effects_are_in_pooled_control_spreads() -> None:
     two = Change(0.0, 1.0, np.array([10.0, 12.0, 14.0]), np.zeros(0))
     assert changes.spreads({("l", "m"): [one, two]})["l", "m"] == pytest.approx(np.sqrt((2 + 8) / 3))
     assert np.isnan(changes.spreads({("l", "m"): [Change(0.0, 1.0, np.ones(3), np.zeros(0))]})["l", "m"])
+
+
+def test_seeds_are_exchanged_among_the_events() -> None:
+    rng = np.random.default_rng(0)
+    trials = list("abcdef")
+    one = changes.seed_test([("a", {t: float(t == "a") * 9 + rng.normal() for t in trials})])
+    assert (one.n_trials, one.n_events) == (6, 1) and one.p == pytest.approx(1 / 6)  # its rank among six
+    all_ = changes.seed_test([(own, {t: 9.0 * (t == own) + rng.normal() for t in trials}) for own in trials])
+    assert all_.p == pytest.approx(1 / 720) and all_.difference > 1.5
+    null = [changes.seed_test([(own, {t: rng.standard_t(3) for t in trials}) for own in "aab"]).p for _ in range(400)]
+    assert np.mean(np.array(null) <= 0.05) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
+    assert np.isnan(changes.seed_test([("a", dict.fromkeys("abc", 1.0))]).p)
+    assert np.isnan(changes.seed_test([("a", dict.fromkeys("abcdef", 1.0))]).p)
+    assert changes.seed_test([]).n_trials == 0
+    many = changes.seed_test([("a", {str(i): float(rng.normal()) for i in range(9)} | {"a": 50.0})])
+    assert many.p == pytest.approx(0.1, abs=0.03)  # drawn: one of ten
