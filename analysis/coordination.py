@@ -18,8 +18,12 @@ from ndt_ray.analysis.convergence import MEASURES, one_view
 from ndt_ray.analysis.critical_tables import COORDINATION_CELLS
 from ndt_ray.analysis.detection import Floats
 from ndt_ray.analysis.nulls import generator
-from ndt_ray.analysis.rate_tests import SHORT, adjusted, upper_p
+from ndt_ray.analysis.rate_tests import adjusted, upper_p
 from ndt_ray.analysis.series import clock, layer_series
+
+
+FEWEST = 10
+"""Shared measurements under which correlations are not worth having."""
 
 
 @analysis(
@@ -69,7 +73,7 @@ def _cell(
     layers = [c for c in tables[0] if all(c in t and _varies(t[c]) for t in tables)]
     whole = [t[layers].dropna() for t in tables]
     steps = sorted(set.intersection(*(set(t.index) for t in whole))) if layers else []
-    if len(steps) <= SHORT:
+    if len(steps) <= FEWEST:
         return np.zeros((len(tables), 0, 0)), None
     speeds = np.array([_standard(rates.log_speed(t.loc[steps].to_numpy(np.float64).T)) for t in whole])
     levels = [loss.reindex(steps).to_numpy(np.float64) for loss in losses]

@@ -127,7 +127,7 @@ COORDINATION_CELLS = Table(
         Column("p", "float64", "upper tail, partners exchanged between seeds (keeps the common course exactly)"),
         Column("p_attainable", "float64", "smallest p any outcome could have had"),
         Column("q", "float64", "Benjamini-Hochberg over the cells of a measure and question"),
-        Column("flag", "string", "one_seed or no_loss: nothing was tested; null otherwise"),
+        Column("flag", "string", "one_seed, one_layer, no_layers (constant or short) or no_loss: not tested; else null"),
     ),
     ("measure", "what", "cell"),
 )

@@ -92,7 +92,7 @@ def _models(series: Series, fitted: Fit, gradient: pd.Series) -> Iterator[dict[s
         tau = np.concatenate([[0.0], np.cumsum(norms[1:] * np.diff(series.steps))])
         tau = tau / tau[-1] if tau[-1] > 0 else t
         stated = fit(tau, d)
-    others = {"logistic": (_curve(t, fitted), 4), "logistic_gradient": (_curve(tau, stated), 4)}
+    others = {"logistic": (_curve(t, fitted), 5), "logistic_gradient": (_curve(tau, stated), 5)}
     return compared(t, d, others)
 
 

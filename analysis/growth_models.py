@@ -2,8 +2,9 @@
 
 The founding model (TAP) is a logistic curve in time; as it was stated it is one in accumulated gradient norm, for
 D' = alpha |grad L| D (1 - D / D_max) has the solution D_max / (1 + exp(-alpha (tau - tau0))), tau the integral of
-|grad L|. Whether either describes anything shows only beside simpler curves. Residuals of a curve remember, so the
-criterion counts n (1 - phi) / (1 + phi) independent measurements, not n.
+|grad L|. Whether either describes anything shows only beside simpler curves. What a curve leaves remembers, so each is
+judged as curve + AR(1) noise: the criterion uses the residuals' innovations, and phi is one more parameter. Without
+that, a wave too small to matter decides between curves, for it is counted once a measurement.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,6 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from ndt_ray.analysis.detection import Floats
-from ndt_ray.analysis.nulls import robust_phi
 from ndt_ray.store.schema import Column, Table
 
 RELAXATION = (1e-3, 10.0)
@@ -35,10 +35,10 @@ GROWTH_MODELS = Table(
             "constant, linear, relaxation, power, sigmoid, logistic (TAP as fitted), logistic_gradient (TAP as stated)",
         ),
         Column("n", "int32", "measurements fitted"),
-        Column("n_effective", "float64", "n (1 - phi) / (1 + phi), phi of the best curve's residuals"),
-        Column("n_parameters", "int32", "fitted parameters, the noise's variance included"),
+        Column("phi", "float64", "lag-1 correlation of the residuals"),
+        Column("n_parameters", "int32", "fitted parameters, the noise's variance and phi included"),
         Column("r2", "float64", "1 - residual / total sum of squares"),
-        Column("aicc", "float64", "corrected Akaike criterion for n_effective measurements"),
+        Column("aicc", "float64", "corrected Akaike criterion of curve + AR(1) noise"),
         Column("delta", "float64", "aicc - that of the best curve"),
         Column("weight", "float64", "Akaike weight among these curves"),
         Column("best", "bool", "smallest aicc"),
@@ -146,13 +146,21 @@ def _rss(d: Floats, curve: Curve) -> float:
 
 
 SIMPLE: dict[str, tuple[Callable[[Floats, Floats], Curve], int]] = {
-    "constant": (constant, 2),
-    "linear": (linear, 3),
-    "relaxation": (relaxation, 4),
-    "power": (power, 4),
-    "sigmoid": (sigmoid, 5),
+    "constant": (constant, 3),
+    "linear": (linear, 4),
+    "relaxation": (relaxation, 5),
+    "power": (power, 5),
+    "sigmoid": (sigmoid, 6),
 }
-"""Curve and number of parameters, the variance included."""
+"""Curve and number of parameters, the variance and phi of the noise included."""
+
+
+def _whitened(left: Floats) -> tuple[float, float]:
+    """Lag-1 correlation of residuals, held to [0, .99], and the sum of squares of what it leaves of them."""
+    power = float(left @ left)
+    phi = float(np.clip(left[1:] @ left[:-1] / power, 0.0, 0.99)) if power > 0 else 0.0
+    rest = left[1:] - phi * left[:-1]
+    return phi, float(rest @ rest) + (1 - phi * phi) * float(left[0]) ** 2
 
 
 def compared(t: Floats, d: Floats, others: Mapping[str, tuple[Curve, int]]) -> Iterator[dict[str, Any]]:
@@ -163,19 +171,13 @@ def compared(t: Floats, d: Floats, others: Mapping[str, tuple[Curve, int]]) -> I
     blank = Curve(None, {}, flag=flag)
     fitted = {name: ((fit(t, d) if usable else blank), k) for name, (fit, k) in SIMPLE.items()} | dict(others)
     sums = {name: _rss(d, curve) for name, (curve, _) in fitted.items()}
-    best = min(sums, key=lambda name: sums[name])
-    phi = 0.0
-    if usable and (values := fitted[best][0].values) is not None:
-        phi = float(np.clip(np.nan_to_num(robust_phi(d - values)), 0.0, 0.99))
-    effective = n * (1 - phi) / (1 + phi)
     total = float((d - d.mean()) @ (d - d.mean())) if n else 0.0
     floor = 1e-12 * max(total, 1e-300)  # a curve that fits to rounding is not better than another that does
-    aicc = {}
+    aicc, phis = {}, {}
     for name, (curve, k) in fitted.items():
-        room = effective - k - 1
-        known = usable and curve.values is not None and room > 0
-        score = effective * np.log(max(sums[name], floor) / n) + 2 * k + 2 * k * (k + 1) / room if known else np.nan
-        aicc[name] = float(score)
+        known = usable and curve.values is not None and n > k + 2
+        phis[name], white = _whitened(d - curve.values) if known and curve.values is not None else (np.nan, np.nan)
+        aicc[name] = n * np.log(max(white, floor) / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1) if known else np.nan
     scores = np.array([x for x in aicc.values() if np.isfinite(x)])
     lowest = float(scores.min()) if scores.size else np.nan
     weights = float(np.exp(-(scores - lowest) / 2).sum()) if scores.size else np.nan
@@ -184,7 +186,7 @@ def compared(t: Floats, d: Floats, others: Mapping[str, tuple[Curve, int]]) -> I
         yield {
             "model": name,
             "n": n,
-            "n_effective": effective if usable else None,
+            "phi": phis[name],
             "n_parameters": k,
             "r2": 1 - sums[name] / total if usable and curve.values is not None else None,
             "aicc": aicc[name],

@@ -59,13 +59,16 @@ def test_growth_in_accumulated_gradient_is_told_from_growth_in_time() -> None:
     assert fitted(values).loc["logistic_gradient", "flag"] == "no_gradient"
 
 
-def test_noise_that_remembers_counts_for_less() -> None:
-    noise = np.random.default_rng(0).normal(size=len(T))
-    walk = noise.copy()
-    for i in range(1, len(walk)):
-        walk[i] += 0.9 * walk[i - 1]
-    white, slow = (pd.DataFrame(compared(T, 10 + x, {})) for x in (noise, walk))
-    assert white["n_effective"].iloc[0] > 100 > 60 > slow["n_effective"].iloc[0]
+def test_waves_of_noise_that_remembers_are_not_taken_for_curves() -> None:
+    rng, wrong = np.random.default_rng(0), 0
+    for _ in range(20):
+        noise = rng.normal(size=len(T))
+        for i in range(1, len(noise)):
+            noise[i] += 0.9 * noise[i - 1]
+        table = pd.DataFrame(compared(T, 10 + noise, {})).set_index("model")
+        assert table.loc["constant", "phi"] == pytest.approx(0.85, abs=0.12)
+        wrong += table.loc["constant", "delta"] > 10
+    assert wrong <= 2  # with independent residuals assumed, nearly all
 
 
 @pytest.mark.parametrize(
