@@ -56,10 +56,11 @@ def transition(
     dimensions.legend(fontsize=SMALL - 1, frameon=False, ncols=2)
     for event in events.itertuples() if events is not None else ():
         dimensions.axvspan(event.step_before, event.step_after, color="#cc79a7", alpha=0.25, lw=0)
-    for column in ("memorised_step", "inflection_step", "onset_step") if onset is not None else ():
-        if pd.notna(onset[column]):
+    steps = [] if onset is None else [onset[f"{name}_step"] for name in ("memorised", "inflection", "onset")]
+    for step in steps:
+        if pd.notna(step):
             for axes in drawn.axes:
-                axes.axvline(onset[column], color=GREY, lw=0.7, ls=(0, (4, 3)))
+                axes.axvline(step, color=GREY, lw=0.7, ls=(0, (4, 3)))
     step_axis(dimensions, float(rows["step"].max()))
     dimensions.set_xlabel("training step", fontsize=NORMAL, color=INK)
     return drawn.figure

@@ -49,12 +49,23 @@ def _context(text: str, step: int) -> ProbeContext:
     return ProbeContext(spec, step, model, data.test_x[:n], data.test_y[:n], data)
 
 
-def given(reads: tuple[str, ...], trials: list[Trial], broken: str | None = None, trial_id: str | None = None):
-    """The tables of these trials, each with checkpoints at 5 and 10; one of them cannot be loaded."""
+def given(
+    reads: tuple[str, ...],
+    trials: list[Trial],
+    broken: str | None = None,
+    trial_id: str | None = None,
+    names: tuple[str, ...] = (),
+) -> AnalysisInput:
+    """The tables of these trials, each with checkpoints at 5 and 10; one of them cannot be loaded.
+
+    `names`: what the data sets are called, for data sets that differ in a parameter alone.
+    """
     rows = [
         {"trial_id": t.trial_id, "spec": t.model_dump_json(), "cell": t.cell, "model": t.model.name, "control": "none",
          "data": t.data.name, "seed": t.seed.init} for t in trials
     ]  # fmt: skip
+    for row, name in zip(rows, names, strict=False):
+        row |= {"data": name, "cell": f"{row['cell']} {name}"}
     saved = pd.DataFrame([{"trial_id": t.trial_id, "step": s} for t in trials for s in (5, 10)])
     by_id = {t.trial_id: t for t in trials}
 
@@ -121,6 +132,17 @@ def test_data_sets_transfer_on_the_targets_stimuli_where_inputs_fit() -> None:
         sae_transfer(data, relations=["dat"])
     found = sae_transfer(data, **SMALL, relations=["data"])["sae_transfer"].to_pandas()
     assert (found["status"] == "skipped").all() and found["reason"].str.startswith("inputs_differ").all()
+
+
+def test_another_data_set_is_aligned_on_its_own_stimuli() -> None:
+    """Two splits of modular addition: the same inputs, so that the target's stimuli can be shown to both networks."""
+    both = [trial("mlp_narrow", 0, data={"name": "modular_addition", "p": 13, "split_seed": s}) for s in (1, 2)]
+    data = given(sae_transfer.reads, both, names=("one", "two"))
+    found = sae_transfer(data, **SMALL, relations=["data"])["sae_transfer"].to_pandas()
+    assert len(found) == 4 and (found["status"] == "ok").all()
+    # One initialisation, so that rows of the target's stimuli are the same in both: the map is the identity.
+    assert found["aligned"].to_numpy() == pytest.approx(found["raw"].to_numpy(), abs=0.05)
+    assert found["correlation"].isna().all() and found["ceiling"].notna().all()
 
 
 def test_nothing_gives_nothing_and_bad_parameters_are_refused() -> None:

@@ -41,7 +41,7 @@ def band_energy(values: Floats, axis: int = 0) -> NDArray[np.float64]:
     moved = np.moveaxis(np.asarray(values, dtype=np.float64), axis, 0)
     p = len(moved)
     rows = ((basis(p) @ moved.reshape(p, -1)) ** 2).sum(1)
-    return np.bincount(row_frequencies(p), weights=rows, minlength=p // 2 + 1)
+    return np.bincount(row_frequencies(p), weights=rows, minlength=p // 2 + 1).astype(np.float64)
 
 
 def shares(energy: Floats) -> NDArray[np.float64]:
@@ -73,7 +73,7 @@ def sum_table(logits_abc: Floats) -> NDArray[np.float64]:
     centred = logits - logits.mean(2, keepdims=True)
     a, b, c = np.ogrid[:p, :p, :p]
     d = ((a + b - c) % p).ravel()
-    return np.bincount(d, weights=centred.ravel(), minlength=p) / p**2
+    return np.bincount(d, weights=centred.ravel(), minlength=p).astype(np.float64) / p**2
 
 
 def sum_energy(logits_abc: Floats) -> NDArray[np.float64]:
@@ -118,7 +118,7 @@ def map_spectrum(maps: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]
 
 def dominant(fractions: Floats) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(frequency, its share) of the strongest frequency of each map [n, p//2]; 0 and NaN for constant maps."""
-    known = ~np.isnan(fractions).any(1)
+    known: NDArray[np.bool_] = ~np.asarray(np.isnan(fractions).any(1))
     filled = np.where(known[:, None], fractions, 0.0)
     best = filled.argmax(1)
     share = np.where(known, np.take_along_axis(filled, best[:, None], 1)[:, 0], np.nan)
@@ -142,7 +142,8 @@ def query_key_spectrum(queries: Floats, keys: Floats) -> NDArray[np.float64]:
     if not total > 0:
         return np.full(p // 2, np.nan)
     blocks = [power[np.ix_(of_row == k, of_row == k)].sum() for k in frequencies(p)]
-    return np.array(blocks) / total
+    found: NDArray[np.float64] = np.array(blocks) / total
+    return found
 
 
 def neuron_phases(inputs: Floats, outputs: Floats, frequency: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ndt_ray.analysis.mechanisms.grokking.fourier import Floats, map_spectrum
+from ndt_ray.analysis.mechanisms.grokking.fourier import map_spectrum
 from ndt_ray.analysis.mechanisms.grokking.progress import Mask, scores
 from ndt_ray.analysis.mechanisms.grokking.scale import downsampled
 from ndt_ray.capture import Capture, evaluating
@@ -69,7 +69,7 @@ def bundle(model: nn.Module, data: Dataset) -> ModularBundle:
     parts: dict[str, list[Tensor]] = {name: [] for name in layers}
     logits = []
     with torch.no_grad(), evaluating(model), Capture(model, layers) as seen:
-        for chunk in pairs.split(8 * CHUNK):
+        for chunk in torch.split(pairs, 8 * CHUNK):
             logits.append(model(chunk))
             for name, found in seen.take()[0].items():
                 parts[name].append(found[..., -1, :])
@@ -108,7 +108,12 @@ def head_ablation(model: nn.Module, data: Dataset) -> list[dict[str, float]]:
     size = attention.out_proj.in_features // attention.heads
     rows: list[dict[str, float]] = []
     mixed: list[Tensor] = []
-    with _before(attention.out_proj, lambda x: mixed.append(x) or x):
+
+    def keep(x: Tensor) -> Tensor:
+        mixed.append(x)
+        return x
+
+    with _before(attention.out_proj, keep):
         intact = scores(_grid(_forward(model, pairs), len(train)), ~train).loss
     mean = torch.cat(mixed).mean(0)
     for head in range(attention.heads):
@@ -178,7 +183,7 @@ def _weights(model: nn.Module, block: ModularBlock, p: int) -> dict[str, NDArray
 
 def _forward(model: nn.Module, pairs: Tensor) -> Tensor:
     with torch.no_grad(), evaluating(model):
-        return torch.cat([model(chunk) for chunk in pairs.split(8 * CHUNK)])
+        return torch.cat([model(chunk) for chunk in torch.split(pairs, 8 * CHUNK)])
 
 
 def _grid(logits: Tensor, p: int) -> NDArray[np.float64]:
@@ -191,8 +196,9 @@ def _maps(values: Tensor, p: int) -> NDArray[np.float32]:
     return found
 
 
-def _numpy(tensor: Tensor) -> Floats:
-    return tensor.detach().double().cpu().numpy()
+def _numpy(tensor: Tensor) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = tensor.detach().double().cpu().numpy()
+    return found
 
 
 def _replaced(x: Tensor, own: slice, value: Tensor) -> Tensor:

@@ -92,8 +92,8 @@ def second_descent(
         return Onset("no_second_descent", memorised)
     start = 0 if memorised is None else int(np.searchsorted(t, memorised))
     if train is not None and memorised is None:
-        onset = _descent(t, y, 0, drop, width)
-        return Onset("no_memorisation", None, *onset[:2], None, None, None, float(y[-1]))
+        peak_step, peak_loss = _descent(t, y, 0, drop, width)[:2]
+        return Onset("no_memorisation", peak_step=peak_step, peak_loss=peak_loss, final_loss=float(y[-1]))
     start = min(start, len(t) - 1)
     peak_step, peak_loss, turn, inflection, reached, confidence = _descent(t, y, start, drop, width)
     rebound = float(y[-1] - y.min())

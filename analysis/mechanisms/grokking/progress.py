@@ -64,7 +64,8 @@ def sum_directions(p: int, chosen: Iterable[int]) -> NDArray[np.float64]:
     if not columns:
         return np.zeros((p * p, 0))
     found: NDArray[np.float64] = np.stack(columns, 1)
-    return found / np.linalg.norm(found, axis=0)
+    found /= np.linalg.norm(found, axis=0)
+    return found
 
 
 def projected(logits_abc: Floats, chosen: Iterable[int]) -> NDArray[np.float64]:
@@ -79,7 +80,8 @@ def projected(logits_abc: Floats, chosen: Iterable[int]) -> NDArray[np.float64]:
 def restricted(logits_abc: Floats, chosen: Iterable[int]) -> NDArray[np.float64]:
     """Logits of which only the mean over pairs and the chosen frequencies' cos and sin of w_k(a + b) are left."""
     logits = np.asarray(logits_abc, dtype=np.float64)
-    return projected(logits, chosen) + logits.mean((0, 1), keepdims=True)
+    mean: NDArray[np.float64] = logits.mean((0, 1), keepdims=True)
+    return projected(logits, chosen) + mean
 
 
 def excluded(logits_abc: Floats, chosen: Iterable[int]) -> NDArray[np.float64]:

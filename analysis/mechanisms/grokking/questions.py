@@ -172,4 +172,5 @@ def _below(p: float | None, level: float = 0.05) -> bool:
 
 
 def _of(units: pd.DataFrame) -> Floats:
-    return units["fft_no_dc"].to_numpy(np.float64)
+    found: Floats = units["fft_no_dc"].to_numpy(np.float64)
+    return found

@@ -160,7 +160,7 @@ def _regions(mask: NDArray[np.bool_], wrap: bool) -> NDArray[np.int64]:
                 parent[root(int(one))] = root(int(other))
     merged = np.array([root(i) for i in range(count + 1)])[labels]
     areas = np.bincount(merged.ravel(), minlength=count + 1)[1:]
-    return cast(NDArray[np.int64], areas[areas > 0])
+    return areas[areas > 0]
 
 
 def _maps(maps: Floats) -> NDArray[np.float64]:

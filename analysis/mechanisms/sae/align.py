@@ -28,12 +28,11 @@ class Alignment:
 
     def to_source(self, target: Floats) -> Matrix:
         """[N, d_target] -> [N, d_source]"""
-        moved = (np.asarray(target, np.float64) - self.target_mean) @ self.forward
-        return cast(Matrix, moved + self.source_mean)
+        return (np.asarray(target, np.float64) - self.target_mean) @ self.forward + self.source_mean
 
     def to_target(self, source: Floats) -> Matrix:
         """[N, d_source] -> [N, d_target]"""
-        return cast(Matrix, (np.asarray(source, np.float64) - self.source_mean) @ self.back + self.target_mean)
+        return (np.asarray(source, np.float64) - self.source_mean) @ self.back + self.target_mean
 
 
 def procrustes(target: Floats, source: Floats) -> Alignment:

@@ -50,7 +50,7 @@ def sae(
     if not len(saved) or not len(data.frame("trials")):
         return {SAE.name: pd.DataFrame()}
     chosen, wanted = preset(config, **(changes or {})), sampled(**(sampling or {}))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for step in sorted({0, int(saved["step"].max())} if steps is None else set(steps)):
         context = data.context(step)
         layers = layers_of(context, wanted)

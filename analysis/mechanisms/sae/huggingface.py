@@ -19,7 +19,7 @@ BATCH = 8
 def load_model(name: str) -> tuple[nn.Module, Any]:
     """(model, tokenizer) of a name on the hub or a local folder, in float32; NdtError without the extra `hf`."""
     try:
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel, AutoTokenizer  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise NdtError("models of Hugging Face need its package: pip install 'ndt-ray[hf]'") from error
     try:

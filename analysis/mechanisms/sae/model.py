@@ -110,8 +110,16 @@ class Saes:
     def lanes(self, chosen: Sequence[int]) -> "Saes":
         """Some of them, in this order."""
         i = torch.tensor(list(chosen), dtype=torch.int64)
-        tensors = (self.encoder, self.encoder_bias, self.atoms, self.bias, self.mean, self.scale)
-        return Saes(self.config, *(t[i] for t in tensors), self.losses[:, list(chosen)])
+        return Saes(
+            self.config,
+            self.encoder[i],
+            self.encoder_bias[i],
+            self.atoms[i],
+            self.bias[i],
+            self.mean[i],
+            self.scale[i],
+            self.losses[:, list(chosen)],
+        )
 
     def normalised(self, rows: Tensor) -> Tensor:
         """Activations [S, N, d] as the dictionaries see them."""
@@ -170,7 +178,7 @@ def train(rows: Tensor, seeds: Sequence[str], config: Config, *, frozen: Sequenc
             chosen = x[lane, order[:, start : start + batch]]
             loss = _loss(found, chosen, silent)
             optimizer.zero_grad(set_to_none=True)
-            loss.sum().backward()
+            torch.autograd.backward(loss.sum())
             _hold(found, parameters, free, config.clip)
             optimizer.step()
             with torch.no_grad():
@@ -267,4 +275,5 @@ def _hold(found: Saes, parameters: Sequence[Tensor], free: Tensor, clip: float) 
 
 
 def _unit(atoms: Tensor) -> Tensor:
-    return atoms / atoms.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    norm: Tensor = torch.linalg.vector_norm(atoms, dim=-1, keepdim=True)
+    return atoms / norm.clamp_min(1e-12)
