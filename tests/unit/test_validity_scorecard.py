@@ -6,10 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from ndt_ray.analysis.events.families import judged as declared
+from ndt_ray.analysis.events.tables import KEY
 from ndt_ray.analysis.validity import battery, families, page
-from ndt_ray.analysis.validity.scorecard import exact, proportion, scorecard
+from ndt_ray.analysis.validity.scorecard import (
+    FALSE_DISCOVERY,
+    _discoveries,
+    _Judged,
+    exact,
+    proportion,
+    scorecard,
+)
 from ndt_ray.analysis.validity.subject import Found, Subject, subject
 from ndt_ray.analysis.validity.tasks import FULL, QUICK, Size, Task, compute, plan, run
 from ndt_ray.analysis.validity.validate import missed, validate
@@ -125,6 +135,28 @@ def test_false_discovery_proportions_of_a_detector_that_is_always_wrong_or_alway
     shares = {row["share"]: row for row in wrong["fdr"]}
     assert shares[0.0]["mean_fdp_events"] == shares[0.1]["mean_fdp_series"] == 1.0
     assert bars(wrong)["false-discovery proportion of series, 0% true"] is False
+
+
+def test_discoveries_are_those_that_the_analysis_events_declares() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        p = np.where(rng.random(40) < 0.4, 10.0 ** rng.uniform(-6, -2, 40), rng.random(40))
+        p[rng.random(40) < 0.1] = math.nan
+        said = [Found(np.arange(3.0), x, x * np.array([1.0, 3.0, 50.0]), "unit_root" if x != x else "") for x in p]
+        key = {name: "x" for name in KEY if name != "trial_id"}
+        tests = pd.DataFrame(
+            [
+                {**key, "trial_id": i, "p": f.p, "calibrated": not f.marked, "tail": "counted"}
+                for i, f in enumerate(said)
+            ]
+        ).assign(n_surrogates=500, null_candidates=0.0)
+        candidates = pd.DataFrame(
+            [{**key, "trial_id": i, "p_event": e} for i, f in enumerate(said) for e in f.p_event if not f.marked]
+        )
+        rows, family = declared(tests, candidates, FALSE_DISCOVERY)
+        found, _, selected, _ = _discoveries([_Judged(f, np.zeros(0), np.zeros(0)) for f in said], gives_p=True)
+        assert (found, selected) == (int(rows["significant"].sum()), family["n_selected"])
+        assert selected > 0
 
 
 def test_the_needle_is_judged_among_2400_series() -> None:
