@@ -1,0 +1,393 @@
+"""The founding plan's third phase: one table of events with their mechanisms, and its hypotheses as computed verdicts.
+
+A hypothesis is a metric with a prediction; its verdict follows from an estimate, its interval and its q over the family
+of all hypotheses of the sweep, by the rule of `verdict`, and no sentence is written in advance. The unit is the trial:
+events of one trial are averaged, for they share a seed. Criteria of the plan: |r| > 0.6, R² > 0.4 - here on trials that
+the regression has not seen, for in-sample R² of three numbers is no evidence.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from ndt_ray.analysis.api import AnalysisInput, analysis
+from ndt_ray.analysis.inference.multiplicity import bh
+from ndt_ray.analysis.inference.seeds import interval
+from ndt_ray.analysis.nulls import generator
+from ndt_ray.analysis.recovery import sign_flip_p
+from ndt_ray.store.schema import Column, Table
+
+Floats = NDArray[np.float64]
+CORRELATED, EXPLAINED = 0.6, 0.4
+FEWEST = 4
+"""Trials below which no verdict is given: four have 16 sign flips and 24 permutations."""
+PERMUTATIONS = 4999
+FAMILIES = {"mlp": "mlp", "cnn": "cnn", "resnet": "cnn", "transformer": "transformer", "vit": "transformer"}
+
+EVENT_MECHANISMS = Table(
+    "event_mechanisms",
+    "One row per significant event: what was measured of its layer before and after (the plan's results table).",
+    (
+        Column("trial_id", "string", "content hash of the trial (experiment_id)"),
+        Column("cell", "string", "architecture × data set"),
+        Column("arch_type", "string", "mlp, cnn, transformer or other"),
+        Column("layer", "string", "layer of the event"),
+        Column("jump_step", "int32", "onset of the event", "steps"),
+        Column("jump_magnitude", "float64", "|relative size|; from the confirm probe where it was measured"),
+        Column("num_jumps", "int32", "significant events of the trial"),
+        Column("new_feature_types_after", "int32", "kinds of features that were not there at the checkpoint before"),
+        Column("selectivity_before_jump", "float64", "mean class selectivity at the last checkpoint before"),
+        Column("selectivity_after_jump", "float64", "the same at the first checkpoint after"),
+        Column("selectivity_increase", "float64", "after - before"),
+        Column("compositional_depth", "float64", "longest chain of dependent units at the first checkpoint after"),
+    ),
+    ("trial_id", "layer", "jump_step"),
+)
+
+HYPOTHESES = Table(
+    "hypotheses",
+    "Hypotheses with what they predict and what the sweep says: every verdict computed.",
+    (
+        Column("hypothesis", "string", "its name"),
+        Column("scope", "string", "cell, or * for the whole sweep"),
+        Column("statement", "string", "what it says"),
+        Column("metric", "string", "what is compared"),
+        Column("prediction", "string", "increase, decrease, |r| > 0.6, or R² > 0.4 on trials left out"),
+        Column("n", "int32", "trials: the unit"),
+        Column("estimate", "float64", "mean difference, correlation or R²"),
+        Column("lo", "float64", "95 % interval; null where there is none"),
+        Column("hi", "float64", "upper end of it"),
+        Column("p", "float64", "two-sided; for R² of permutations"),
+        Column("q", "float64", "Benjamini-Hochberg over all hypotheses of the sweep that could be tested"),
+        Column("verdict", "string", "supported, weaker_than_predicted, contradicted, not_shown or no_data"),
+        Column("confidence", "string", "high (q <= .01, 6 trials), medium (q <= .05) or low"),
+        Column("why", "string", "in words made of these numbers"),
+    ),
+    ("hypothesis", "scope"),
+)
+
+PATTERNS = Table(
+    "mechanism_patterns",
+    "Which changes at events are the same in all architectures, and which belong to some.",
+    (
+        Column("metric", "string", "name of the metric"),
+        Column("n_cells", "int32", "cells in which it was tested"),
+        Column("up", "int32", "cells in which events raise it more than matched windows, q <= alpha"),
+        Column("down", "int32", "cells in which they lower it"),
+        Column("architectures", "string", "those with a significant change, comma-separated"),
+        Column("heterogeneity_p", "float64", "Cochran's Q: are the cells' differences one? null for one cell"),
+        Column("pattern", "string", "universal, specific, opposed or none"),
+    ),
+    ("metric",),
+)
+
+READS = (
+    "trials",
+    "events",
+    "features",
+    "unit_metrics",
+    "composition_metrics",
+    "mechanism_tests",
+    "recovery",
+)
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A hypothesis' numbers, before the family is known."""
+
+    hypothesis: str
+    scope: str
+    statement: str
+    metric: str
+    prediction: str
+    n: int
+    estimate: float
+    lo: float
+    hi: float
+    p: float
+
+
+@analysis(name="hypotheses", reads=READS, writes=(EVENT_MECHANISMS, HYPOTHESES, PATTERNS), per="sweep")
+def hypotheses(data: AnalysisInput, *, alpha: float = 0.05) -> dict[str, pd.DataFrame]:
+    """The events' table, the verdicts on what it and the mechanisms' tests were expected to show, and the patterns."""
+    trials = data.frame("trials")
+    if trials.empty:
+        return {t.name: pd.DataFrame() for t in (EVENT_MECHANISMS, HYPOTHESES, PATTERNS)}
+    table = event_table(
+        trials, data.frame("events"), *(data.frame(t) for t in ("features", "unit_metrics", "composition_metrics"))
+    )
+    tests = data.frame("mechanism_tests")
+    found = [*_from_events(table), *_from_tests(tests), *_from_recovery(data.frame("recovery"))]
+    q = bh([t.p if t.n >= FEWEST else math.nan for t in found]) if found else np.zeros(0)
+    rows = [_row(t, float(v), alpha) for t, v in zip(found, q, strict=True)]
+    return {
+        EVENT_MECHANISMS.name: table,
+        HYPOTHESES.name: pd.DataFrame(rows),
+        PATTERNS.name: pd.DataFrame(list(patterns(tests, trials, alpha))),
+    }
+
+
+def event_table(
+    trials: pd.DataFrame,
+    events: pd.DataFrame,
+    features: pd.DataFrame,
+    unit_metrics: pd.DataFrame,
+    composition: pd.DataFrame,
+) -> pd.DataFrame:
+    """Rows of `event_mechanisms`; values whose checkpoints are missing are null."""
+    if events.empty:
+        return pd.DataFrame()
+    kept = events[events["significant"].astype(bool)].drop_duplicates(["trial_id", "layer", "step_before"])
+    known = trials.set_index("trial_id")
+    kept = kept[kept["trial_id"].isin(known.index)]
+    selectivity = _series(unit_metrics, "class_selectivity")
+    depth = _series(composition, "compositional_depth")
+    words = _words(features)
+    counts = kept.groupby("trial_id").size()
+    rows = []
+    for e in kept.itertuples():
+        trial, layer, first, last = str(e.trial_id), str(e.layer), int(e.step_before), int(e.step_after)
+        before, after = _around(selectivity.get((trial, layer), {}), first, last)
+        confirmed = e.confirm_relative if pd.notna(e.confirm_relative) else e.relative_size
+        rows.append(
+            {
+                "trial_id": trial,
+                "cell": known.loc[trial, "cell"],
+                "arch_type": arch_type(str(known.loc[trial, "model"])),
+                "layer": layer,
+                "jump_step": first,
+                "jump_magnitude": abs(float(confirmed)) if pd.notna(confirmed) else math.nan,
+                "num_jumps": int(counts[trial]),
+                "new_feature_types_after": _new(words.get((trial, layer), {}), first, last),
+                "selectivity_before_jump": before,
+                "selectivity_after_jump": after,
+                "selectivity_increase": after - before,
+                "compositional_depth": _around(depth.get((trial, "*"), {}), first, last)[1],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def arch_type(model: str) -> str:
+    """mlp, cnn, transformer or other, from a model's name."""
+    return next((family for name, family in FAMILIES.items() if name in model), "other")
+
+
+def _series(rows: pd.DataFrame, metric: str) -> dict[tuple[str, str], dict[int, float]]:
+    """(trial, layer) -> {checkpoint: value} of a metric of the whole layer."""
+    if rows.empty:
+        return {}
+    own = rows[(rows["metric"] == metric) & (rows["part"] == "*")].dropna(subset=["value"])
+    return {
+        (str(t), str(layer)): dict(zip(g["step"].astype(int), g["value"].astype(float), strict=True))
+        for (t, layer), g in own.groupby(["trial_id", "layer"])
+    }
+
+
+def _words(features: pd.DataFrame) -> dict[tuple[str, str], dict[int, set[str]]]:
+    if features.empty:
+        return {}
+    own = features[features["flag"].isna()]
+    found: dict[tuple[str, str], dict[int, set[str]]] = {}
+    for (trial, layer, step), g in own.groupby(["trial_id", "layer", "step"]):
+        found.setdefault((str(trial), str(layer)), {})[int(step)] = set(g["feature_type"])
+    return found
+
+
+def _around(series: dict[int, float], first: int, last: int) -> tuple[float, float]:
+    """Values at the last checkpoint at or before `first` and the first at or after `last`."""
+    before = [s for s in series if s <= first]
+    after = [s for s in series if s >= last]
+    return (series[max(before)] if before else math.nan, series[min(after)] if after else math.nan)
+
+
+def _new(words: dict[int, set[str]], first: int, last: int) -> float:
+    before, after = [s for s in words if s <= first], [s for s in words if s >= last]
+    return float(len(words[min(after)] - words[max(before)])) if before and after else math.nan
+
+
+# -- what is tested --------------------------------------------------------------------------------------------------
+
+_CHANGES = (
+    ("attention_specialisation", "attention_entropy", "decrease", "Attention heads become more specific at events."),
+    ("filter_differentiation", "filter_welch_excess", "decrease", "Filters become more orthogonal at events."),
+    ("selectivity", "class_selectivity", "increase", "Units become more selective for classes at events."),
+    ("class_separation", "nc1", "decrease", "Classes draw together at events (within- over between-class spread)."),
+    ("readability", "linear_probe_accuracy", "increase", "Classes become easier to read out of a layer at events."),
+)
+"""Hypotheses on `mechanism_tests`: events change a metric more than matched windows do."""
+
+
+def _from_tests(tests: pd.DataFrame) -> Iterator[Tested]:
+    if tests.empty:
+        return
+    for name, metric, prediction, statement in _CHANGES:
+        for row in tests[tests["metric"] == metric].itertuples():
+            yield Tested(
+                name, str(row.cell), statement, f"{metric}: change at events - at matched windows, SDs", prediction,
+                int(row.n_trials), float(row.difference), float(row.lo), float(row.hi), float(row.p),
+            )  # fmt: skip
+
+
+def _from_events(table: pd.DataFrame) -> Iterator[Tested]:
+    if table.empty:
+        return
+    means = table.groupby("trial_id")[
+        ["jump_magnitude", "new_feature_types_after", "selectivity_increase", "compositional_depth", "num_jumps"]
+    ].mean()
+    increase = means["selectivity_increase"].dropna().to_numpy()
+    within = interval(increase)
+    yield Tested(
+        "selectivity_unmatched", "*", "Selectivity is higher after events than before (without matched windows).",
+        "selectivity_after_jump - selectivity_before_jump", "increase", len(increase),
+        float(increase.mean()) if len(increase) else math.nan, within.lo, within.hi, sign_flip_p(increase),
+    )  # fmt: skip
+    pair = means[["jump_magnitude", "new_feature_types_after"]].dropna().to_numpy()
+    r, lo, hi, p = correlation(pair[:, 0], pair[:, 1]) if len(pair) else (math.nan,) * 4
+    yield Tested(
+        "magnitude_and_new_features", "*", "Larger events bring more new kinds of features.",
+        "correlation of jump_magnitude and new_feature_types_after", "|r| > 0.6", len(pair), r, lo, hi, p,
+    )  # fmt: skip
+    known = means[["jump_magnitude", "num_jumps", "compositional_depth"]].dropna()
+    r2, p = regression(known[["jump_magnitude", "num_jumps"]].to_numpy(), known["compositional_depth"].to_numpy())
+    yield Tested(
+        "composition", "*", "Events' number and size say how deep the composition of features is.",
+        "R² of compositional_depth on jump_magnitude and num_jumps, trials left out", "R² > 0.4", len(known), r2,
+        math.nan, math.nan, p,
+    )  # fmt: skip
+
+
+def _from_recovery(rows: pd.DataFrame) -> Iterator[Tested]:
+    """Do the same interventions cost more at events than away from them, within an untouched trial?"""
+    if rows.empty or "near_event" not in rows:
+        return
+    own = rows[rows["flag"].isna() & rows["near_event"].notna()]
+    for cell, group in own.groupby("cell"):
+        differences = []
+        for _, same in group.groupby("untouched"):
+            for _, alike in same.groupby(["kind", "target", "dose"]):
+                near = alike["near_event"].astype(bool)
+                if near.any() and not near.all():
+                    differences.append(
+                        (alike["untouched"].iloc[0], alike.loc[near, "area"].mean() - alike.loc[~near, "area"].mean())
+                    )
+        if not differences:
+            continue
+        by_trial = pd.DataFrame(differences, columns=["trial", "difference"]).groupby("trial")["difference"].mean()
+        values = by_trial.to_numpy()
+        within = interval(values)
+        yield Tested(
+            "critical_periods", str(cell), "A disruption costs more at an event than away from it.",
+            "area of the accuracy deficit, near events - elsewhere", "increase", len(values), float(values.mean()),
+            within.lo, within.hi, sign_flip_p(values),
+        )  # fmt: skip
+
+
+def correlation(x: ArrayLike, y: ArrayLike) -> tuple[float, float, float, float]:
+    """Pearson r, Fisher's 95 % interval, a permutation p; NaN where one of them is constant or there are under 4."""
+    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if len(a) < FEWEST or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return (math.nan,) * 4
+    r = float(np.corrcoef(a, b)[0, 1])
+    half = 1.96 / math.sqrt(len(a) - 3)
+    z = math.atanh(float(np.clip(r, -0.999999, 0.999999)))
+    shuffled = generator("correlation", str(len(a))).permuted(np.tile(b, (PERMUTATIONS, 1)), axis=1)
+    null = (shuffled - b.mean()) @ (a - a.mean()) / (len(a) * a.std() * b.std())
+    p = (1 + int((np.abs(null) >= abs(r) - 1e-12).sum())) / (1 + PERMUTATIONS)
+    return r, math.tanh(z - half), math.tanh(z + half), p
+
+
+def regression(x: Floats, y: Floats) -> tuple[float, float]:
+    """R² of least squares on rows left out one by one, and its permutation p; NaN with too few rows or constant y."""
+    if len(y) < max(FEWEST, x.shape[1] + 3) or np.ptp(y) == 0:
+        return math.nan, math.nan
+    design = np.column_stack([np.ones(len(y)), x])
+    hat = design @ np.linalg.pinv(design)
+    left = 1 - np.clip(np.diag(hat), 0, 1 - 1e-9)
+
+    def r2(targets: Floats) -> Floats:
+        """Of each row of targets `[k, n]`; residuals and means of rows left out, without fitting again."""
+        residual = (targets - targets @ hat) / left
+        mean = (targets.sum(1, keepdims=True) - targets) / (targets.shape[1] - 1)
+        return np.asarray(1 - (residual**2).sum(1) / ((targets - mean) ** 2).sum(1))
+
+    observed = float(r2(y[None])[0])
+    shuffled = generator("regression", str(x.shape)).permuted(np.tile(y, (PERMUTATIONS, 1)), axis=1)
+    return observed, (1 + int((r2(shuffled) >= observed - 1e-12).sum())) / (1 + PERMUTATIONS)
+
+
+# -- verdicts --------------------------------------------------------------------------------------------------------
+
+
+def verdict(t: Tested, q: float, alpha: float = 0.05) -> str:
+    """What may be said. `supported`: q <= alpha, in the predicted direction and as strong as predicted."""
+    if t.n < FEWEST or not math.isfinite(t.p) or not math.isfinite(t.estimate):
+        return "no_data"
+    if q > alpha:
+        return "not_shown"
+    right: dict[str, Callable[[float], bool]] = {"increase": lambda e: e > 0, "decrease": lambda e: e < 0}
+    if t.prediction in right:
+        return "supported" if right[t.prediction](t.estimate) else "contradicted"
+    limit = CORRELATED if t.prediction.startswith("|r|") else EXPLAINED
+    size = abs(t.estimate) if t.prediction.startswith("|r|") else t.estimate
+    return "supported" if size > limit else "weaker_than_predicted"
+
+
+def _row(t: Tested, q: float, alpha: float) -> dict[str, Any]:
+    said = verdict(t, q, alpha)
+    confidence = "low"
+    if said not in ("no_data", "not_shown"):
+        confidence = "high" if q <= 0.01 and t.n >= 6 else "medium"
+    if said == "no_data":
+        why = f"{t.n} trials have what it needs; at least {FEWEST} are needed"
+    else:
+        within = f" [{t.lo:.3g}, {t.hi:.3g}]" if math.isfinite(t.lo) and math.isfinite(t.hi) else ""
+        why = f"{t.estimate:.3g}{within} over {t.n} trials, q = {q:.2g}; predicted: {t.prediction}"
+    return {**vars(t), "q": q, "verdict": said, "confidence": confidence, "why": why}
+
+
+def patterns(tests: pd.DataFrame, trials: pd.DataFrame, alpha: float) -> Iterator[dict[str, Any]]:
+    """Rows of `mechanism_patterns`: universal where all tested architectures change alike."""
+    if tests.empty:
+        return
+    families = trials.drop_duplicates("cell").set_index("cell")["model"].map(arch_type)
+    for metric, rows in tests.dropna(subset=["p"]).groupby("metric"):
+        clear = rows[rows["q"] <= alpha]
+        up, down = int((clear["difference"] > 0).sum()), int((clear["difference"] < 0).sum())
+        seen = sorted({str(families.get(c, "other")) for c in clear["cell"]})
+        tested = {str(families.get(c, "other")) for c in rows["cell"]}
+        if up and down:
+            pattern = "opposed"
+        elif up + down:
+            pattern = "universal" if set(seen) == tested and len(tested) > 1 and len(clear) == len(rows) else "specific"
+        else:
+            pattern = "none"
+        yield {
+            "metric": metric,
+            "n_cells": len(rows),
+            "up": up,
+            "down": down,
+            "architectures": ",".join(seen),
+            "heterogeneity_p": _heterogeneity(rows),
+            "pattern": pattern,
+        }
+
+
+def _heterogeneity(rows: pd.DataFrame) -> float:
+    """Cochran's Q over cells, standard errors from the intervals."""
+    known = rows.dropna(subset=["difference", "lo", "hi"])
+    half = (known["hi"] - known["lo"]).to_numpy(float) / 2
+    error = half / stats.t.ppf(0.975, np.maximum(known["n_trials"].to_numpy(float) - 1, 1))
+    if len(known) < 2 or not (error > 0).all():
+        return math.nan
+    weight = 1 / error**2
+    effect = known["difference"].to_numpy(float)
+    mean = (weight * effect).sum() / weight.sum()
+    return float(stats.chi2.sf((weight * (effect - mean) ** 2).sum(), len(known) - 1))

@@ -1,0 +1,148 @@
+"""Verdicts on the founding hypotheses: planted effects flip them, and where nothing is planted nothing is said."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from ndt_ray.analysis.api import AnalysisInput, Partition
+from ndt_ray.analysis.hypotheses import correlation, hypotheses, patterns, regression
+
+RNG = np.random.default_rng(3)
+
+
+def planted(n=8, slope=1.0, gain=0.2, noise=0.05, cell="cnn/mnist", model="cnn_deep"):
+    """One event a trial at step 100; new kinds of features follow its size, selectivity rises by `gain`."""
+    trials, events, features, units, composition = [], [], [], [], []
+    words = ["edge", "blob", "dots", "stripes", "corner", "noise"]
+    for i in range(n):
+        t, size = f"{cell}-{i}", 0.1 + 0.1 * i
+        trials.append({"trial_id": t, "cell": cell, "model": model})
+        row = {"trial_id": t, "layer": "a", "step_before": 100, "step_after": 110, "significant": True}
+        events.append({**row, "relative_size": size, "confirm_relative": np.nan})
+        many = int(np.clip(round(slope * i + 0.3 * RNG.normal()), 0, 6))
+        features += [{"trial_id": t, "layer": "a", "step": 90, "feature_type": "flat", "flag": None}]
+        features += [
+            {"trial_id": t, "layer": "a", "step": 120, "feature_type": w, "flag": None} for w in ["flat", *words[:many]]
+        ]
+        metric = {"trial_id": t, "layer": "a", "metric": "class_selectivity", "part": "*"}
+        units += [
+            {**metric, "step": 90, "value": 0.3},
+            {**metric, "step": 120, "value": 0.3 + gain + noise * RNG.normal()},
+        ]
+        depth = {"trial_id": t, "layer": "*", "metric": "compositional_depth", "part": "*", "step": 120}
+        composition.append({**depth, "value": 2 + 3 * size + noise * RNG.normal()})
+    names = ("trials", "events", "features", "unit_metrics", "composition_metrics")
+    return {k: pd.DataFrame(v) for k, v in zip(names, (trials, events, features, units, composition), strict=True)}
+
+
+def mechanism_rows(rows):
+    known = {"n_trials": 6, "lo": 0.5, "hi": 1.5, "p": 0.001, "q": 0.01, "difference": 1.0}
+    return pd.DataFrame([{**known, **row} for row in rows])
+
+
+def run(tables, **parameters):
+    given = {k: pa.Table.from_pandas(v, preserve_index=False) for k, v in tables.items()}
+    empty = {name: pa.table({}) for name in hypotheses.reads if name not in given}
+    found = hypotheses(AnalysisInput("s", Partition(), {**given, **empty}), **parameters)
+    return {k: v.to_pandas() for k, v in found.items()}
+
+
+def verdicts(found):
+    return found["hypotheses"].set_index("hypothesis")["verdict"].to_dict()
+
+
+def test_planted_relations_are_supported():
+    found = run(planted())
+    said = verdicts(found)
+    assert said["magnitude_and_new_features"] == "supported"
+    assert said["selectivity_unmatched"] == "supported" and said["composition"] == "supported"
+    table = found["event_mechanisms"]
+    assert len(table) == 8 and set(table["arch_type"]) == {"cnn"} and (table["num_jumps"] == 1).all()
+    np.testing.assert_allclose(
+        table["selectivity_increase"], table["selectivity_after_jump"] - table["selectivity_before_jump"]
+    )
+
+
+def test_the_opposite_is_said_of_the_opposite():
+    said = verdicts(run(planted(gain=-0.2, slope=0.0)))
+    assert said["selectivity_unmatched"] == "contradicted"
+    assert said["magnitude_and_new_features"] in ("no_data", "not_shown")
+
+
+def test_mechanisms_are_judged_against_matched_windows_in_their_direction():
+    tables = planted()
+    tables["mechanism_tests"] = mechanism_rows(
+        [
+            {"cell": "cnn/mnist", "metric": "filter_welch_excess", "difference": -1.0},
+            {"cell": "cnn/mnist", "metric": "class_selectivity", "difference": -1.0},
+            {"cell": "mlp/mnist", "metric": "class_selectivity", "p": 0.4},
+            {"cell": "t/mnist", "metric": "attention_entropy", "n_trials": 3, "difference": -1.0},
+        ]
+    )
+    rows = run(tables)["hypotheses"].set_index(["hypothesis", "scope"])["verdict"]
+    assert rows["filter_differentiation", "cnn/mnist"] == "supported"
+    assert rows["selectivity", "cnn/mnist"] == "contradicted" and rows["selectivity", "mlp/mnist"] == "not_shown"
+    assert rows["attention_specialisation", "t/mnist"] == "no_data"
+
+
+def test_disruption_at_events_against_elsewhere():
+    arms = [
+        {
+            "cell": "c", "untouched": f"t{i}", "kind": "ablate", "target": "a", "dose": 1.0, "flag": None,
+            "near_event": near, "area": 0.1 + 0.1 * near + 0.01 * RNG.normal(),
+        }
+        for i in range(7)
+        for near in (True, False, False)
+    ]  # fmt: skip
+    tables = {"trials": planted()["trials"], "recovery": pd.DataFrame(arms)}
+    row = run(tables)["hypotheses"].iloc[0]
+    assert row["hypothesis"] == "critical_periods" and row["verdict"] == "supported" and row["n"] == 7
+    tables["recovery"]["area"] = 0.1 + 0.01 * RNG.normal(size=21)
+    assert run(tables)["hypotheses"].iloc[0]["verdict"] == "not_shown"
+
+
+def test_correlations_and_regressions_keep_their_level():
+    p = [correlation(*RNG.normal(size=(2, 8)))[3] for _ in range(60)]
+    assert np.mean(np.array(p) <= 0.05) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 60)
+    p = [regression(RNG.normal(size=(9, 2)), RNG.normal(size=9))[1] for _ in range(40)]
+    assert np.mean(np.array(p) <= 0.05) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 40)
+    x = RNG.normal(size=(12, 2))
+    assert regression(x, x @ [1, 2] + 0.1 * RNG.normal(size=12))[0] > 0.9
+    assert np.isnan(regression(x[:4], x[:4, 0])[0]) and np.isnan(correlation([1, 1, 1, 1], [1, 2, 3, 4])[0])
+
+
+def test_r2_of_left_out_rows_is_that_of_fitting_without_them():
+    x, y = RNG.normal(size=(9, 2)), RNG.normal(size=9)
+    residual, total = 0.0, 0.0
+    for i in range(9):
+        rest = np.arange(9) != i
+        fit = np.linalg.lstsq(np.column_stack([np.ones(8), x[rest]]), y[rest], rcond=None)[0]
+        residual += (y[i] - fit @ [1, *x[i]]) ** 2
+        total += (y[i] - y[rest].mean()) ** 2
+    assert regression(x, y)[0] == pytest.approx(1 - residual / total)
+
+
+def test_patterns_are_universal_specific_opposed_or_none():
+    trials = pd.DataFrame({"cell": ["a", "b"], "model": ["mlp_narrow", "cnn_deep"]})
+    pairs = {
+        "both": (1.0, 0.01, 1.2, 0.01, "universal"),
+        "one": (1.0, 0.01, 0.1, 0.8, "specific"),
+        "against": (1.0, 0.01, -1.0, 0.01, "opposed"),
+        "neither": (0.1, 0.8, 0.2, 0.7, "none"),
+    }
+    rows = []
+    for metric, (d1, q1, d2, q2, _) in pairs.items():
+        for cell, d, q in (("a", d1, q1), ("b", d2, q2)):
+            rows.append({"cell": cell, "metric": metric, "difference": d, "lo": d - 0.5, "hi": d + 0.5, "q": q, "p": q})
+    found = {r["metric"]: r for r in patterns(mechanism_rows(rows), trials, 0.05)}
+    assert {m: r["pattern"] for m, r in found.items()} == {m: v[-1] for m, v in pairs.items()}
+    assert found["against"]["heterogeneity_p"] < 0.01 < found["neither"]["heterogeneity_p"]
+
+
+def test_with_nothing_to_judge_there_is_no_verdict():
+    assert all(t.empty for t in run({}).values())
+    found = run({"trials": planted()["trials"]})
+    assert found["hypotheses"].empty and found["event_mechanisms"].empty
+    few = run(planted(n=2))["hypotheses"]
+    assert set(few["verdict"]) == {"no_data"} and few["q"].isna().all()
