@@ -95,7 +95,10 @@ def compared(pair: Pair, outcome: Outcome, excluded: set[str], rules: Rules, com
         row["reason"] = "no unit has both levels"
         return row
     left, right = (np.array([group[unit] for unit in (both if pairing else sorted(group))]) for group in (a, b))
-    return row | _numbers(left, right, pairing) | _tests(a, b, both, pairing, shared, pair)
+    row |= _numbers(left, right, pairing) | _tests(a, b, both, pairing, shared, pair)
+    if row["lo"] is None and row["reason"] is None:
+        row["reason"] = "no interval: all seeds are equal"
+    return row
 
 
 def _share_batches(pair: Pair) -> bool:

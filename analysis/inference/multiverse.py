@@ -172,17 +172,17 @@ def _events(
 
 def _row(claim: Claim, spec: Specified, found: Judged, alpha: float) -> dict[str, Any]:
     row: dict[str, Any] = {"claim": claim.text, "kind": claim.kind, "specification": spec.choices.name}
-    row |= {"primary": spec.primary, **{name: getattr(spec.choices, name) for name in _CHOICES}}
+    row |= {"declared": spec.primary, **{name: getattr(spec.choices, name) for name in _CHOICES}}
     known = not math.isnan(found.p)
     row |= {"n": found.n, "estimate": number(found.estimate), "sign": found.sign, "p": number(found.p)}
     return row | {"significant": bool(found.p <= alpha) if known else None, "reason": found.reason}
 
 
 def _summary(claim: Claim, rows: list[dict[str, Any]], judged: Sequence[Judged], alpha: float) -> dict[str, Any]:
-    primary = next(row for row in rows if row["primary"])
+    primary = next(row for row in rows if row["declared"])
     known = [row for row in rows if row["estimate"] is not None]
     found: dict[str, Any] = dict.fromkeys(c.name for c in ROBUSTNESS.columns)
-    found |= {"claim": claim.text, "kind": claim.kind, "primary": primary["specification"]}
+    found |= {"claim": claim.text, "kind": claim.kind, "declared": primary["specification"]}
     found |= {"estimate": primary["estimate"], "significant": primary["significant"], "n_specifications": len(known)}
     if primary["estimate"] is None:
         return found | {"reason": f"primary specification: {primary['reason']}"}
@@ -191,7 +191,8 @@ def _summary(claim: Claim, rows: list[dict[str, Any]], judged: Sequence[Judged],
     same = [a and row["significant"] == primary["significant"] for a, row in zip(alike, known, strict=True)]
     found |= {"same_sign": float(np.mean(alike)), "same_verdict": float(np.mean(same))}
     found |= {"lowest": min(values), "median": float(np.median(values)), "highest": max(values)}
-    return found | {"most_divisive": _divisive(known, same), "p_curve": claim.curve(judged, alpha, primary["sign"])}
+    joint = claim.curve(judged, alpha, primary["sign"]) if primary["sign"] else None  # of no direction, no curve
+    return found | {"most_divisive": _divisive(known, same), "p_curve": joint}
 
 
 def _divisive(rows: list[dict[str, Any]], same: list[bool]) -> str | None:

@@ -201,7 +201,7 @@ def _quantile(values: Floats, weights: Floats, share: float | Floats) -> Floats:
 def _acceleration(without: Floats) -> Floats:
     gap = without.mean(axis=1, keepdims=True) - without
     power = (gap**2).sum(axis=1) ** 1.5
-    return np.divide((gap**3).sum(axis=1), 6 * power, out=np.zeros(len(gap)), where=power > 0)
+    return cast(Floats, np.divide((gap**3).sum(axis=1), 6 * power, out=np.zeros(len(gap)), where=power > 0))
 
 
 def _accelerated(means: Floats, weights: Floats, below: Floats, a: Floats, confidence: float) -> Ends:

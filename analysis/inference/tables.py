@@ -205,7 +205,7 @@ SPECIFICATION_CURVE = Table(
         Column("claim", "string", "what is claimed"),
         Column("kind", "string", "more_events, concentrated_early or event_near"),
         Column("specification", "string", "the choices, short; unique"),
-        Column("primary", "bool", "the specification that the claim is stated under"),
+        Column("declared", "bool", "the specification that the claim is stated under: the primary one"),
         Column("measure", "string", "without its centring"),
         Column("centring", "string", "centred, uncentred or kernel"),
         Column("view", "string", "how activations became a matrix; * for each layer's own"),
@@ -229,7 +229,7 @@ ROBUSTNESS = Table(
     (
         Column("claim", "string", "what is claimed"),
         Column("kind", "string", "more_events, concentrated_early or event_near"),
-        Column("primary", "string", "the primary specification"),
+        Column("declared", "string", "the primary specification"),
         Column("estimate", "float64", "under it"),
         Column("significant", "bool", "under it"),
         Column("n_specifications", "int32", "specifications with an estimate"),

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import nct
 
 from ndt_ray.analysis.inference import effects
 
@@ -54,3 +55,12 @@ def test_what_cannot_be_said_is_nan() -> None:
         effects.g_interval([1], [2])[0],
     ):
         assert math.isnan(found)
+
+
+def test_the_interval_of_g_is_scipys_and_exists_for_any_t() -> None:
+    for t, df in ((-3.0, 2), (0.5, 10), (20.0, 5)):
+        for share in (0.025, 0.975):
+            assert nct.cdf(t, df, effects._noncentrality(t, df, share)) == pytest.approx(share, abs=5e-4)
+    low, high = effects.g_interval([5, 5.0001, 5], [1, 1, 1.0001])
+    turned = effects.g_interval([1, 1, 1.0001], [5, 5.0001, 5])
+    assert 0 < low < high and turned == pytest.approx((-high, -low), rel=1e-4)

@@ -62,7 +62,7 @@ def test_planted_claims_survive_every_choice() -> None:
         and np.isnan(near.p_curve)
     )
     assert not any(claim.startswith("seeds of quiet") for claim in found.index)
-    assert len(curve) == PER_FAMILY * len(robustness) and curve.groupby("claim").primary.sum().eq(1).all()
+    assert len(curve) == PER_FAMILY * len(robustness) and curve.groupby("claim").declared.sum().eq(1).all()
     assert set(curve.centring) == {"centred", "uncentred"} and set(curve.threshold) == {3, 4, 8}
     assert not curve.duplicated(["claim", "specification"]).any()
 
@@ -88,7 +88,7 @@ def test_calibrated_families_are_specifications_and_the_declared_one_is_primary(
     curve, robustness = run(tables, alphas=(0.01, 0.2), alpha=0.05)
     own = curve[curve.detector == "calibrated"]
     assert set(own.threshold) == {0.01, 0.05, 0.2} and set(own.null) == {"ar_sieve"}
-    assert robustness.primary.unique().tolist() == ["participation_ratio centred calibrated >0.05 ar_sieve"]
+    assert robustness.declared.unique().tolist() == ["participation_ratio centred calibrated >0.05 ar_sieve"]
     more = robustness.set_index("claim").loc["m has more events per layer-series than quiet"]
     assert more.estimate == pytest.approx(0.5)  # one event in two series; the quiet model's series were not selected
     assert "seeds of m/digits have an event of a near step 304" in set(robustness.claim)
