@@ -3,8 +3,8 @@
 The founding model (TAP) is a logistic curve in time; as it was stated it is one in accumulated gradient norm, for
 D' = alpha |grad L| D (1 - D / D_max) has the solution D_max / (1 + exp(-alpha (tau - tau0))), tau the integral of
 |grad L|. Whether either describes anything shows only beside simpler curves. What a curve leaves remembers, so each is
-judged as curve + AR(1) noise: the criterion uses the residuals' innovations, and phi is one more parameter. Without
-that, a wave too small to matter decides between curves, for it is counted once a measurement.
+judged as curve + AR(1) noise, with the smallest phi that any of the curves leaves: with one of its own, a constant
+with phi = .99 would pass for any trend; with none, any wave would decide, for it is counted once a measurement.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +35,7 @@ GROWTH_MODELS = Table(
             "constant, linear, relaxation, power, sigmoid, logistic (TAP as fitted), logistic_gradient (TAP as stated)",
         ),
         Column("n", "int32", "measurements fitted"),
-        Column("phi", "float64", "lag-1 correlation of the residuals"),
+        Column("phi", "float64", "of the noise: smallest lag-1 correlation of the residuals of any curve"),
         Column("n_parameters", "int32", "fitted parameters, the noise's variance and phi included"),
         Column("r2", "float64", "1 - residual / total sum of squares"),
         Column("aicc", "float64", "corrected Akaike criterion of curve + AR(1) noise"),
@@ -155,12 +155,16 @@ SIMPLE: dict[str, tuple[Callable[[Floats, Floats], Curve], int]] = {
 """Curve and number of parameters, the variance and phi of the noise included."""
 
 
-def _whitened(left: Floats) -> tuple[float, float]:
-    """Lag-1 correlation of residuals, held to [0, .99], and the sum of squares of what it leaves of them."""
+def _remembers(left: Floats) -> float:
+    """Lag-1 correlation of residuals, held to [0, .99]."""
     power = float(left @ left)
-    phi = float(np.clip(left[1:] @ left[:-1] / power, 0.0, 0.99)) if power > 0 else 0.0
+    return float(np.clip(left[1:] @ left[:-1] / power, 0.0, 0.99)) if power > 0 else 0.0
+
+
+def _innovations(left: Floats, phi: float) -> float:
+    """Sum of squares of what AR(1) noise of this phi leaves of residuals."""
     rest = left[1:] - phi * left[:-1]
-    return phi, float(rest @ rest) + (1 - phi * phi) * float(left[0]) ** 2
+    return float(rest @ rest) + (1 - phi * phi) * float(left[0]) ** 2
 
 
 def compared(t: Floats, d: Floats, others: Mapping[str, tuple[Curve, int]]) -> Iterator[dict[str, Any]]:
@@ -173,11 +177,13 @@ def compared(t: Floats, d: Floats, others: Mapping[str, tuple[Curve, int]]) -> I
     sums = {name: _rss(d, curve) for name, (curve, _) in fitted.items()}
     total = float((d - d.mean()) @ (d - d.mean())) if n else 0.0
     floor = 1e-12 * max(total, 1e-300)  # a curve that fits to rounding is not better than another that does
-    aicc, phis = {}, {}
-    for name, (curve, k) in fitted.items():
-        known = usable and curve.values is not None and n > k + 2
-        phis[name], white = _whitened(d - curve.values) if known and curve.values is not None else (np.nan, np.nan)
-        aicc[name] = n * np.log(max(white, floor) / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1) if known else np.nan
+    left = {name: d - curve.values for name, (curve, _) in fitted.items() if usable and curve.values is not None}
+    phi = min((_remembers(x) for x in left.values()), default=0.0)
+    aicc = dict.fromkeys(fitted, np.nan)
+    for name, (_, k) in fitted.items():
+        if name in left and n > k + 2:
+            white = max(_innovations(left[name], phi), floor)
+            aicc[name] = float(n * np.log(white / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1))
     scores = np.array([x for x in aicc.values() if np.isfinite(x)])
     lowest = float(scores.min()) if scores.size else np.nan
     weights = float(np.exp(-(scores - lowest) / 2).sum()) if scores.size else np.nan
@@ -186,7 +192,7 @@ def compared(t: Floats, d: Floats, others: Mapping[str, tuple[Curve, int]]) -> I
         yield {
             "model": name,
             "n": n,
-            "phi": phis[name],
+            "phi": phi if left else None,
             "n_parameters": k,
             "r2": 1 - sums[name] / total if usable and curve.values is not None else None,
             "aicc": aicc[name],
