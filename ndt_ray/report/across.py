@@ -123,10 +123,9 @@ def _comparisons(source: Source, section: Section) -> None:
     answer = source.ask(
         "SELECT * FROM comparisons WHERE sweep = $sweep ORDER BY outcome, axis, stratum, level_a, level_b"
     )
-    family = source.ask(f"SELECT DISTINCT family FROM event_families WHERE sweep = $sweep{_family(source)}").rows[
-        "family"
-    ]
-    own = answer.rows[answer.rows["family"].isna() | answer.rows["family"].isin(family)]
+    own = answer.rows
+    if source.family is not None:
+        own = own[own["family"].isna() | (own["family"] == source.family["family"])]
     section.claims += list(_compared(own, answer.sql))
     drawn = own[own["outcome"].isin(spoken(own["outcome"]))].dropna(subset=["hedges_g", "g_lo", "g_hi"]).head(MOST)
     figures = []
@@ -232,11 +231,12 @@ def _robustness(source: Source, section: Section) -> None:
         text += f"{share(r.same_sign, 1)} the same sign"
         divisive = f"; most depends on the {readable(r.most_divisive)}" if isinstance(r.most_divisive, str) else ""
         section.claims.append(Claim(f"{text}{divisive}.", "described", answer.sql, headline=True))
-    if source.has("specification_curve", "estimate", "significant", "primary", "specification", "claim"):
+    if source.has("specification_curve", "estimate", "significant", "declared", "specification", "claim"):
         found = source.ask("SELECT * FROM specification_curve WHERE sweep = $sweep ORDER BY claim, specification").rows
         figures = []
         for claim, group in found.groupby("claim", sort=False):
-            rows = group.assign(text=group["specification"])[["estimate", "significant", "primary", "text"]]
+            rows = group.rename(columns={"declared": "primary", "specification": "text"})
+            rows = rows[["estimate", "significant", "primary", "text"]]
             rows = rows.assign(significant=rows["significant"].fillna(False).astype(bool)).dropna(subset=["estimate"])
             if len(rows):
                 low, high = rows["estimate"].min(), rows["estimate"].max()

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from ndt_ray.analysis.taxonomy import FEWEST
 from ndt_ray.errors import StoreError
 from ndt_ray.figures.charts import by_layer, forest
 from ndt_ray.figures.heatmap import layer_names
@@ -247,7 +248,10 @@ def _types(source: Source, section: Section) -> None:
         k, p = int(fit["k"]), fit["p_silhouette"]
         sizes = listed(f"{t.label if isinstance(t.label, str) else f'type {t.type} (not stable)'} {t.n:,}"
                        for t in own.itertuples())  # fmt: skip
-        if k == 1:
+        if fit["mode"] == "default" and int(fit["n"]) < FEWEST:
+            text = f"{count(int(fit['n']), 'event')} are too few to be sorted into types ({FEWEST} are needed)."
+            section.claims.append(Claim(text, "nothing", answer.sql))
+        elif k == 1:
             text = f"{count(int(fit['n']), 'event')}{mode} form no distinct types: the gap statistic sees one cloud."
             section.claims.append(Claim(text, "nothing", answer.sql))
         elif p is not None and p == p and p <= ALPHA:

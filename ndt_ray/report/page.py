@@ -87,7 +87,7 @@ def render(page: Page) -> str:
     Tables show fewer rows, and say so, where the page would else be larger than `LIMIT`.
     """
     most = MOST_ROWS
-    while len(text := _rendered(page, most)) > LIMIT and most > 10:
+    while len(text := _rendered(page, most)) > LIMIT and most > 4:
         most //= 2
     return text
 
