@@ -32,6 +32,8 @@ COMMIT_ROWS = 8_192
 COMMIT_BYTES = 64 << 20
 COMMIT_SECONDS = 30.0
 """Between commits, where NDT_COMMIT_SECONDS does not say otherwise when a writer is opened."""
+COMMIT_SHARE = 0.02
+"""Of the time, at most, that commits may take, where nobody says how often they are to be: large states come rarely."""
 MERGE_PARTS = 16
 """Parts of one level that are merged into one of the next, so that a long run keeps few files."""
 
@@ -67,7 +69,10 @@ class PackWriter:
         self._fingerprint = fingerprint
         self._declared = tuple(sorted(trials))
         self._clock = clock
-        self._seconds = float(os.environ.get("NDT_COMMIT_SECONDS") or COMMIT_SECONDS)
+        given = os.environ.get("NDT_COMMIT_SECONDS")
+        self._seconds = float(given or COMMIT_SECONDS)
+        self._share = 0.0 if given else COMMIT_SHARE
+        self._pause = 0.0
         self._buffers: dict[str, Batches] = {}
         self._saved: set[tuple[str, int]] | None = None
         self._closed = False
@@ -136,13 +141,14 @@ class PackWriter:
         self._saved.add((trial_id, step))
 
     def should_commit(self) -> bool:
-        """True at 8,192 rows of one table, at 64 MB, or 30 s after the last commit."""
+        """True at 64 MB of rows, at 8,192 of one table, or 30 s after the last commit; later after one that took long."""
         buffers = self._buffers.values()
-        return (
-            any(b.rows >= COMMIT_ROWS for b in buffers)
-            or sum(b.bytes for b in buffers) >= COMMIT_BYTES
-            or self._clock() - self._last >= self._seconds
-        )
+        if sum(b.bytes for b in buffers) >= COMMIT_BYTES:
+            return True
+        since = self._clock() - self._last
+        if since < self._pause:
+            return False
+        return since >= self._seconds or any(b.rows >= COMMIT_ROWS for b in buffers)
 
     def commit(self, step: int, state: Mapping[str, Any] | None, finished: bool = False) -> None:
         """Make all that is buffered visible, with the state to resume from at `step`, or (finished) for good.
@@ -152,7 +158,7 @@ class PackWriter:
         again. When finished, the parts are compacted to one sorted file a table.
         """
         self._check_open()
-        manifest = self._manifest
+        began, manifest = self._clock(), self._manifest
         if step < manifest.step:
             raise SpecError(f"commit at step {step} after one at {manifest.step}")
         sequence = manifest.sequence + 1 if step == manifest.step else 0
@@ -173,6 +179,7 @@ class PackWriter:
         self._manifest = target
         self._buffers.clear()
         self._last = self._clock()
+        self._pause = (self._last - began) / self._share if self._share else 0.0
         self._check_current()
         self._tidy(set(written), keep=1 if finished else 2)
         self._closed = finished

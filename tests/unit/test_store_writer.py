@@ -1,6 +1,7 @@
 """The commit protocol: what is committed is visible, what is not is not, and nobody but the newest writer commits."""
 
 import errno
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from ndt_ray.store import filesystem, manifests
 from ndt_ray.store import writer as writer_module
 from ndt_ray.store.manifests import Superseded
 from ndt_ray.store.reader import Store, open_store
-from ndt_ray.store.writer import COMMIT_ROWS, PackWriter
+from ndt_ray.store.writer import COMMIT_ROWS, COMMIT_SHARE, PackWriter
 
 STATE = {"weights": np.ones(3)}
 
@@ -201,6 +202,21 @@ def test_commits_are_due_by_rows_and_by_time(tmp_path: Path) -> None:
     assert not writer.should_commit()
     writer.rows("losses", {"trial_id": "a", "step": steps[-1:], "loss": 0.5})
     assert writer.should_commit()
+
+
+def test_commits_that_take_long_come_rarely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NDT_COMMIT_SECONDS", raising=False)
+    ticks = itertools.count()  # every look at the clock is a second later: a commit takes one
+    writer = PackWriter(local(tmp_path), "s", "p0", clock=lambda: float(next(ticks)))
+    writer.commit(0, STATE)
+    writer.rows("losses", {"trial_id": "a", "step": np.arange(COMMIT_ROWS), "loss": 0.5})
+    due = next(i for i in range(1, 200) if writer.should_commit())
+    assert due == pytest.approx(1 / COMMIT_SHARE, abs=2)
+    monkeypatch.setenv("NDT_COMMIT_SECONDS", "30")
+    asked = PackWriter(local(tmp_path), "s", "p1", clock=lambda: float(next(ticks)))
+    asked.commit(0, STATE)
+    asked.rows("losses", {"trial_id": "a", "step": np.arange(COMMIT_ROWS), "loss": 0.5})
+    assert asked.should_commit()
 
 
 def test_the_caller_may_reuse_its_arrays(tmp_path: Path) -> None:
