@@ -2,7 +2,7 @@
 
 - more_events: a level has more events per layer-series than another. Difference of means over seeds; regrouping.
 - concentrated_early: events crowd into the first tenth of training. Share of a trial's events there minus the share of
-  its measurements there, over trials; sign flips.
+  its measurements there, over trials; every trial's events turned round the run, all layers together.
 - event_near: seeds of a cell have an event in a layer near a step. Share of seeds with one minus the share expected of
   as many events at random places; exact Poisson-binomial tail. A rule that fires everywhere thus proves nothing. Such
   claims are made of what the primary specification shows: what counts is whether the others agree, not its own p.
@@ -11,7 +11,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ Floats = NDArray[np.float64]
 EARLY = 0.1
 """Phase before which training is early."""
 PERMUTATIONS = 999
+TURNS = 399
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Judged:
     p: float = math.nan
     reason: str | None = None
     values: Mapping[Any, float] = field(default_factory=dict)
+    draws: Floats | None = None
+    """The estimate, observed and under its null, where the claim draws that itself."""
 
     @property
     def sign(self) -> int | None:
@@ -104,33 +107,39 @@ class ConcentratedEarly:
         return f"events of {self.where} concentrate in the first {EARLY:.0%} of training"
 
     def judge(self, spec: Specified) -> Judged:
-        hits: dict[str, list[float]] = {}
+        times: dict[str, list[float]] = {}
         for (trial, _), events in spec.events.items():
             if trial in self.steps:
-                early = [float(time < EARLY * self.steps[trial]) for time, _ in events]
-                hits.setdefault(trial, []).extend(early)
-        if not hits:
+                times.setdefault(trial, []).extend(time for time, _ in events)
+        known = {trial: self._shares(spec, trial, own) for trial, own in sorted(times.items()) if own}
+        known = {trial: shares for trial, shares in known.items() if shares is not None}
+        if not known:
             return Judged(0, reason="no events")
-        values = {trial: float(np.mean(own)) - self._measured(spec, trial) for trial, own in hits.items()}
-        found = list(values.values())
-        p = permutation.paired(found, np.zeros(len(found)), self.text).p
-        return Judged(len(found), float(np.mean(found)), p, "one seed" if math.isnan(p) else None, values)
+        draws = np.mean(list(known.values()), axis=0)
+        more, less = (int((side * draws[1:] >= side * draws[0] - 1e-12).sum()) for side in (1, -1))
+        p = min(1.0, 2 * (1 + min(more, less)) / len(draws))
+        return Judged(len(known), float(draws[0]), p, None, draws=draws)
 
-    def _measured(self, spec: Specified, trial: str) -> float:
-        """Share of what was judged of a trial that lies in the early part."""
-        limit = EARLY * self.steps[trial]
-        spans = spec.spans[trial].values()
-        return float(np.mean([min(1.0, max(0.0, (limit - a) / (b - a))) if b > a else 0.0 for a, b in spans]))
+    def _shares(self, spec: Specified, trial: str, times: list[float]) -> Floats | None:
+        """Share of the events that are early minus that of the measurements: observed, and turned round the run.
+
+        All events of a trial move together, so that layers that jump at once stay at once; every specification is
+        turned by the same shares of the run.
+        """
+        spans = list(spec.spans[trial].values())
+        first, last = min(a for a, _ in spans), max(b for _, b in spans)
+        if last <= first:
+            return None
+        early = min(1.0, max(0.0, (EARLY * self.steps[trial] - first) / (last - first)))
+        turns = generator("turned", trial).random(TURNS)
+        places = (np.array(times) - first) / (last - first)
+        turned = np.mod(places[None, :] + np.concatenate([[0.0], turns])[:, None], 1.0)
+        return cast(Floats, (turned < early).mean(axis=1) - early)
 
     def curve(self, judged: Sequence[Judged], alpha: float, sign: int) -> float | None:
-        """p of as many significant specifications of one sign when trials change sign in all of them at once."""
-        keys = sorted({key for j in judged for key in j.values})
-        if len(keys) < 2:
-            return None
-        values = np.array([[j.values.get(key, 0.0) for key in keys] for j in judged if j.values])
-        flips = 1.0 - 2.0 * generator("curve", self.text).integers(0, 2, (PERMUTATIONS, len(keys)))
-        flips = np.concatenate([np.ones((1, len(keys))), flips])
-        return _curve(flips @ values.T, alpha, sign)
+        """p of as many significant specifications of one sign when every trial is turned in all of them at once."""
+        draws = [j.draws for j in judged if j.draws is not None]
+        return _curve(np.stack(draws, axis=1), alpha, sign) if draws else None
 
 
 @dataclass(frozen=True)

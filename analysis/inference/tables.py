@@ -216,7 +216,7 @@ SPECIFICATION_CURVE = Table(
         Column("n", "int32", "units behind the estimate"),
         Column("estimate", "float64", "in units of the claim's kind"),
         Column("sign", "int16", "of the estimate: 1 speaks for the claim, -1 against it"),
-        Column("p", "float64", "two-sided permutation p over seeds; null where the kind has none"),
+        Column("p", "float64", "two-sided: regrouped seeds (more_events), turned runs (early), chance places (near)"),
         Column("significant", "bool", "p <= alpha; for event_near: in most seeds"),
         _REASON,
     ),

@@ -105,7 +105,7 @@ def specified(events: list[Found], trials: int = 6) -> Specified:
 def test_claims_by_hand() -> None:
     steps = {f"t{k}": 1000 for k in range(6)}
     early = ConcentratedEarly("x", steps).judge(specified([Found(f"t{k}", "a", 50.0, 5.0) for k in range(6)]))
-    assert early.estimate == pytest.approx(1 - 90 / 990) and early.p == pytest.approx(2 / 64)
+    assert early.estimate == pytest.approx(1 - 90 / 990) and early.p == pytest.approx(2 / 400)
     more = MoreEvents("a", "b", {"0": ["t0"], "1": ["t1"]}, {"0": ["t2"], "1": ["t3"]})
     found = more.judge(specified([Found("t0", "a", 5.0, 1.0), Found("t1", "a", 5.0, 1.0)]))
     assert found.estimate == 1 and found.p == pytest.approx(2 / 6) and more.turned().judge(specified([])).sign == 0
@@ -115,6 +115,26 @@ def test_claims_by_hand() -> None:
     flooded = near.judge(specified(everywhere))
     assert flooded.estimate == pytest.approx(0.25, abs=0.05) and flooded.p > 0.1
     assert _tail([0.5, 0.5], 1) == pytest.approx(0.75) and _tail([], 0) == 1
+
+
+def test_claims_hold_their_level_where_there_is_nothing() -> None:
+    """300 sweeps of 6 + 6 trials with one or two events anywhere: 5 % + 3 SE at most, single and joint."""
+    rng = np.random.default_rng(2)
+    steps = {f"t{k}": 1000 for k in range(12)}
+    early = ConcentratedEarly("x", steps)
+    more = MoreEvents("a", "b", *({str(k): [f"t{k + 6 * side}"] for k in range(6)} for side in (0, 1)))
+    single, joint = [], []
+    for _ in range(300):
+        events = [
+            Found(f"t{k}", "a", float(t), 5.0) for k in range(12) for t in rng.uniform(10, 1000, rng.integers(1, 3))
+        ]
+        specs = [specified(events, 12), specified([e for e in events if rng.random() < 0.7], 12)]
+        for claim in (early, more):
+            judged = [claim.judge(spec) for spec in specs]
+            single.append(judged[0].p <= 0.05)
+            joint.append((claim.curve(judged, 0.05, judged[0].sign or 1) or 1.0) <= 0.05)
+    assert np.mean(single) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 600)
+    assert np.mean(joint) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 600)
 
 
 def test_bad_input() -> None:
