@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("lanes", "workers", "measuring", "everything", "triggers", "tracker", "orchestration", "store")
+NAMES = ("lanes", "workers", "measuring", "everything", "triggers", "tracker", "orchestration", "store", "battery")
 
 
 def main(arguments: list[str]) -> int:
