@@ -141,7 +141,7 @@ class PackWriter:
         self._saved.add((trial_id, step))
 
     def should_commit(self) -> bool:
-        """True at 64 MB of rows, at 8,192 of one table, or 30 s after the last commit; later after one that took long."""
+        """True at 64 MB of rows, at 8,192 of one table, or 30 s after a commit; later where that took long."""
         buffers = self._buffers.values()
         if sum(b.bytes for b in buffers) >= COMMIT_BYTES:
             return True
