@@ -1,0 +1,161 @@
+"""The report in a browser: Chromium opens it from disk, and a reader works with it by mouse and by keyboard."""
+
+import csv
+import io
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+
+import report_store as planted
+from report_store import SEEDS, SWEEP, event
+
+from ndt_ray.report import write_report
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
+CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+pytestmark = [
+    pytest.mark.ui,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH: apt-get install chromium"),
+]
+ARGUMENTS = [
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+DRAWN = "document.documentElement.dataset.drawn !== undefined"
+EVENTS = [*(event("cnn", seed, 2, 100) for seed in range(SEEDS)), event("mlp", 0, 1, 10, direction="decrease")]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a written report."""
+    store = planted.planted(tmp_path_factory.mktemp("ui"))
+    planted.put_events(store, EVENTS)
+    return Path(write_report(store, SWEEP).path).as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield started
+        started.close()
+
+
+class Opened:
+    """A page with what it asked for and what went wrong in it."""
+
+    def __init__(self, browser: Any, address: str, **context: Any) -> None:
+        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | context)
+        self.page = self.context.new_page()
+        self.asked: list[str] = []
+        self.wrong: list[str] = []
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("console", lambda m: self.wrong.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.goto(address)
+        self.page.wait_for_function(DRAWN, timeout=60_000)
+
+    def ground(self) -> str:
+        return str(self.page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    def column(self, title: str, index: int) -> list[str]:
+        rows = self.page.locator(f'.scroll[aria-label="{title}"] tbody tr:visible')
+        return [str(t) for t in rows.locator(f"td:nth-child({index})").all_inner_texts()]
+
+
+@pytest.fixture
+def opened(browser: Any, report: str) -> Iterator[Opened]:
+    found = Opened(browser, report)
+    yield found
+    found.context.close()
+
+
+def test_it_draws_every_chart_asks_for_nothing_and_has_no_errors(opened: Opened, report: str) -> None:
+    charts = opened.page.locator("[data-chart]")
+    assert charts.count() >= 9
+    assert opened.page.locator("[data-chart] canvas").count() == charts.count()
+    assert opened.page.locator(".chart.failed").count() == 0
+    assert [url for url in opened.asked if not url.startswith(("data:", "blob:"))] == [report]
+    assert opened.wrong == []
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 800), (1280, 900)])
+def test_nothing_sticks_out_sideways(browser: Any, report: str, width: int, height: int) -> None:
+    found = Opened(browser, report, viewport={"width": width, "height": height})
+    assert found.page.evaluate("document.documentElement.scrollWidth") <= width
+    found.context.close()
+
+
+def test_it_follows_the_system_s_theme_until_the_reader_chooses(browser: Any, report: str) -> None:
+    found = Opened(browser, report, color_scheme="dark")
+    assert found.ground() == "rgb(20, 24, 28)"
+    button = found.page.get_by_role("button", name="Dark")
+    assert button.get_attribute("aria-pressed") == "true"
+    button.click()
+    assert found.ground() == "rgb(252, 252, 250)" and button.get_attribute("aria-pressed") == "false"
+    found.page.wait_for_function(f"{DRAWN} && document.documentElement.dataset.drawn === '2'", timeout=60_000)
+    assert found.wrong == []
+    found.context.close()
+
+
+def test_steps_become_logarithmic_and_back(opened: Opened) -> None:
+    scale = "document.querySelector('#maps [data-chart]').view.view.scale('x').type"
+    assert opened.page.evaluate(scale) == "linear"
+    opened.page.get_by_role("button", name="Log steps").click()
+    opened.page.wait_for_function("document.documentElement.dataset.drawn === '2'", timeout=60_000)
+    assert opened.page.evaluate(scale) == "symlog"
+    assert opened.wrong == []
+
+
+def test_tables_are_sorted_by_mouse_and_by_keyboard(opened: Opened) -> None:
+    title, column = "Accuracy by cell", 1
+    unsorted = opened.column(title, column)
+    head = opened.page.locator(f'.scroll[aria-label="{title}"] th').nth(column - 1)
+    head.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert opened.column(title, column) == sorted(unsorted)
+    head.get_by_role("button").focus()
+    opened.page.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "descending"
+    assert opened.column(title, column) == sorted(unsorted, reverse=True)
+    opened.page.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "none" and opened.column(title, column) == unsorted
+
+
+def test_numbers_are_sorted_as_numbers(opened: Opened) -> None:
+    heads = opened.page.locator('.scroll[aria-label="Events"] th').all_inner_texts()
+    index = heads.index("step before") + 1
+    opened.page.locator(f'.scroll[aria-label="Events"] th:nth-child({index}) button').click()
+    assert opened.column("Events", index) == ["100", "100", "100", "100", "10"]
+
+
+def test_a_table_is_saved_with_all_digits(opened: Opened) -> None:
+    sheet = opened.page.locator(".sheet", has=opened.page.locator('.scroll[aria-label="Accuracy by cell"]'))
+    with opened.page.expect_download() as waiting:
+        sheet.get_by_role("button", name="CSV").click()
+    assert waiting.value.suggested_filename == "planted-accuracy-by-cell.csv"
+    rows = list(csv.DictReader(io.StringIO(Path(waiting.value.path()).read_text())))
+    assert [row["cell"] for row in rows] == ["cnn", "mlp"]
+    assert float(rows[0]["accuracy"]) == pytest.approx(0.9, abs=1e-12) and rows[0]["learned"] == "yes"
+
+
+def test_the_keyboard_reaches_what_was_found_first(opened: Opened) -> None:
+    opened.page.keyboard.press("Tab")
+    assert opened.page.evaluate("document.activeElement.textContent") == "Skip to what was found"
+    opened.page.keyboard.press("Enter")
+    assert opened.page.evaluate("location.hash") == "#found"
+    opened.page.keyboard.press("Tab")
+    outline = opened.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid", "what has the focus is seen"
+
+
+def test_the_printed_page_is_light_and_whole(opened: Opened) -> None:
+    opened.page.emulate_media(media="print")
+    assert opened.page.locator("nav").is_hidden()
+    assert opened.page.evaluate("getComputedStyle(document.querySelector('.scroll')).maxHeight") == "none"
