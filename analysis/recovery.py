@@ -77,6 +77,8 @@ CONTRASTS = Table(
     ("cell", "kind", "target", "at", "until", "dose", "against", "measure"),
 )
 
+PRIMARY = "primary"
+"""The declared family of series; the others are its multiverse."""
 COMPARED = ("impact", "area", "final")
 SHARE_LEFT = 0.2
 """Part of the horizon, at its end, over which `final` is taken."""
@@ -145,6 +147,8 @@ def _near_events(events: pd.DataFrame) -> dict[str, Floats]:
     if events.empty:
         return {}
     kept = events[events["significant"].astype(bool)]
+    if (kept["family"] == PRIMARY).any():
+        kept = kept[kept["family"] == PRIMARY]
     return {str(t): rows[["step_before", "step_after"]].to_numpy(float) for t, rows in kept.groupby("trial_id")}
 
 

@@ -20,6 +20,8 @@ from ndt_ray.store.reader import Store
 from ndt_ray.store.sweep import open_sweep
 
 WINDOWED = ("frozen", "damage")
+PRIMARY = "primary"
+"""The declared family of series; the others are its multiverse."""
 FILLED_IN = ("seed", "control", "width", "source")
 EVALUATIONS = 20
 """Least number of held-out evaluations after an intervention that a recovery curve is drawn from."""
@@ -129,6 +131,8 @@ def _at_events(store: Store, sweep: str, trials: pd.DataFrame, question: Questio
         raise SpecError(f"sweep '{sweep}' has no events yet: `ndt analyze {sweep} events` looks for them")
     events = store.sql("SELECT * FROM events WHERE sweep = ? AND significant", [sweep])
     events = events[events["trial_id"].isin(trials["trial_id"])]
+    if (events["family"] == PRIMARY).any():
+        events = events[events["family"] == PRIMARY]
     layers = set(targets) if question.kind != "damage" else set()
     if layers:
         events = events[events["layer"].isin(layers)]

@@ -101,7 +101,7 @@ def test_windows_of_different_length_are_not_compared():
 
 def test_events_of_the_untouched_lane_mark_the_step():
     tables = sweep({"ablate:a@100": heals, "ablate:a@150": heals}, seeds=2)
-    event = {"trial_id": "none-0", "step_before": 95, "step_after": 105, "significant": True}
+    event = {"trial_id": "none-0", "step_before": 95, "step_after": 105, "significant": True, "family": "primary"}
     tables["events"] = pd.DataFrame([event, {**event, "trial_id": "none-1", "significant": False}])
     rows = analysed(tables)["recovery"].set_index("trial_id")["near_event"]
     assert rows["ablate:a@100-0"] and not rows["ablate:a@150-0"] and not rows["ablate:a@100-1"]
