@@ -1,5 +1,8 @@
 """Figures and sentences of the mechanistic analyses: what is drawn follows the rows, and bad requests say so."""
 
+import hashlib
+import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +10,13 @@ import pandas as pd
 import pytest
 
 from ndt_ray.analysis.mechanisms.grokking import observations
+from ndt_ray.cli import main
 from ndt_ray.errors import SpecError
 from ndt_ray.figures import grokking as figures
+from ndt_ray.figures.bundle import archive
 from ndt_ray.figures.canvas import save
+from ndt_ray.store.reader import open_store
+from ndt_ray.store.sweep import create_sweep
 
 STEPS = np.arange(0, 1001, 100)
 MEASURES = pd.DataFrame(
@@ -112,3 +119,38 @@ def test_neurons_by_frequency_and_heads_by_scale() -> None:
     heads = scales(2).iloc[:2].assign(structure=["high_frequency", "low_frequency"])
     cards = figures.head_cards(np.random.default_rng(0).random((2, 5, 5)), heads)
     assert [a.get_title() for a in cards.axes] == ["0: Mixed", "1: Mixed"]
+
+
+def test_the_files_of_a_sweep_are_written_and_packed(tmp_path: Path) -> None:
+    tables = {
+        "grokking_measures": MEASURES, "grokking_onsets": pd.DataFrame([ONSET]), "scale_metrics": scales(),
+        "specialisation_timeline": timeline(), "scale_questions": QUESTIONS, "evaluations": MEASURES.iloc[:0],
+        "measurements": pd.DataFrame({"step": STEPS, "layer": "linear1", "participation_ratio": 5.0}),
+    }  # fmt: skip
+    tables = {name: rows.assign(trial_id="abcdef0123") for name, rows in tables.items()}
+    written = figures.write(tables | {"events": pd.DataFrame()}, tmp_path)
+    assert [p.name for p in written] == [
+        f"grokking_abcdef{end}" for end in (".png", "_neurons.png", "_summary.csv", ".md")
+    ]
+    assert (tmp_path / "grokking_abcdef.md").read_text().startswith("# Trial abcdef0123\n\n- Grokking detected")
+    packed = [archive(written, tmp_path / name) for name in ("a.zip", "more/b.zip")]
+    assert packed[0].read_bytes() == packed[1].read_bytes()
+    with zipfile.ZipFile(packed[0]) as opened:
+        manifest = json.loads(opened.read("manifest.json"))
+        for name, note in manifest.items():
+            data = opened.read(name)
+            assert note == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    assert set(manifest) == {p.name for p in written}
+
+
+def test_the_command_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_store(str(tmp_path / "store"), create=True) as store:
+        create_sweep(store, "empty", "name: empty\n", {})
+    for arguments, code in ((["mechanisms", "empty"], 0), (["mechanisms", "other"], 2)):
+        with pytest.raises(SystemExit) as end:
+            main([*arguments, "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")])
+        shown = capsys.readouterr()
+        if not code:
+            assert end.value.code == 0 and "nothing yet: ndt analyze empty sae" in shown.err
+        else:
+            assert end.value.code not in (0, None) and "other" in shown.err
