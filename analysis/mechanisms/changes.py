@@ -6,13 +6,14 @@ their controls do, with the trial as the unit.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from scipy.special import stdtr
 
 from ndt_ray.analysis.inference.multiplicity import bh
 
@@ -72,18 +73,22 @@ def _changes(series: Series, windows: Sequence[tuple[int, int]]) -> Floats:
     return found[np.isfinite(found)]
 
 
-def outside(value: float, others: Floats) -> float:
-    """Two-sided p of a value against the Gaussian prediction of `others`: t of (value - mean) / (s sqrt(1 + 1/k)).
+def outside(value: ArrayLike, others: ArrayLike) -> Floats:
+    """Two-sided p of values `[...]` against the Gaussian prediction of `others` [..., k]: Student's t with k - 1
+    degrees of freedom of (value - mean) / (s sqrt(1 + 1/k)).
 
     NaN for under two others; 1 where the value equals constant others, NaN where these give no scale to differ on.
     """
-    k = len(others)
-    if k < 2 or not np.isfinite(value):
-        return float("nan")
-    off, spread = abs(value - others.mean()), float(others.std(ddof=1))
-    if spread <= 1e-12 * max(abs(float(others.mean())), abs(value)):
-        return 1.0 if off <= 1e-12 * max(abs(float(others.mean())), abs(value)) else float("nan")
-    return float(2 * stats.t.sf(off / (spread * np.sqrt(1 + 1 / k)), k - 1))
+    x, y = np.asarray(value, dtype=np.float64), np.asarray(others, dtype=np.float64)
+    k = y.shape[-1]
+    if k < 2:
+        return np.full(x.shape, np.nan)
+    mean, spread = y.mean(-1), y.std(-1, ddof=1)
+    off, noise = np.abs(x - mean), 1e-12 * np.maximum(np.abs(mean), np.abs(x))
+    flat = spread <= noise
+    t = off / np.where(flat, 1.0, spread * np.sqrt(1 + 1 / k))
+    p = 2 * stdtr(k - 1, -t)
+    return np.asarray(np.where(flat, np.where(off <= noise, 1.0, np.nan), p))
 
 
 def event_p(changes: Sequence[Change]) -> Floats:
@@ -92,18 +97,21 @@ def event_p(changes: Sequence[Change]) -> Floats:
     Each control is predicted from the other controls of its event as the event is from all: where that fails as often
     for controls as for events - heavy tails, unequal spreads - the rank says so, and the p is no smaller than that.
     """
-    own = np.array([outside(c.change, c.controls) if len(c.controls) >= FEWEST_CONTROLS else np.nan for c in changes])
-    null = np.array([p for c in changes if len(c.controls) >= FEWEST_CONTROLS for p in _leave_one_out(c.controls)])
-    null = np.sort(null[np.isfinite(null)])
-    if not len(null):
+    own = np.full(len(changes), np.nan)
+    null: list[Floats] = []
+    counts = np.array([len(c.controls) for c in changes])
+    for k in np.unique(counts[counts >= FEWEST_CONTROLS]):
+        places = np.flatnonzero(counts == k)
+        controls = np.stack([changes[i].controls for i in places])
+        own[places] = outside([changes[i].change for i in places], controls)
+        rest = np.array([np.delete(np.arange(k), i) for i in range(k)])
+        null.append(outside(controls, controls[:, rest]).ravel())
+    drawn = np.sort(np.concatenate(null)) if null else np.zeros(0)
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
         return np.full(len(changes), np.nan)
-    rank = (1 + np.searchsorted(null, own, side="right")) / (1 + len(null))
+    rank = (1 + np.searchsorted(drawn, own, side="right")) / (1 + len(drawn))
     return np.where(np.isfinite(own), np.maximum(own, rank), np.nan)
-
-
-def _leave_one_out(controls: Floats) -> Iterator[float]:
-    for i in range(len(controls)):
-        yield outside(float(controls[i]), np.delete(controls, i))
 
 
 @dataclass
@@ -141,7 +149,7 @@ def metric_test(differences: Mapping[str, Sequence[float]]) -> MetricTest:
     error = spread / np.sqrt(len(values))
     margin = float(stats.t.ppf(0.975, len(values) - 1)) * error
     found.lo, found.hi, found.effect = found.mean - margin, found.mean + margin, found.mean / spread
-    found.p = float(2 * stats.t.sf(abs(found.mean) / error, len(values) - 1))
+    found.p = float(2 * stdtr(len(values) - 1, -abs(found.mean) / error))
     found.p_sign = sign_flip_p(values)
     return found
 
