@@ -74,6 +74,8 @@ _TABLE: dict[str, dict[str, str]] = {
     "analysis": {
         "jumps": "ndt_ray.analysis.jumps:jumps",
         "growth": "ndt_ray.analysis.growth:growth",
+        "event_layers": "ndt_ray.analysis.event_layers:event_layers",
+        "capabilities": "ndt_ray.analysis.capabilities:capabilities",
         "investigation": "ndt_ray.analysis.investigation:investigation",
         "timing": "ndt_ray.analysis.timing:timing",
         "event_windows": "ndt_ray.analysis.event_windows:event_windows",
