@@ -126,8 +126,18 @@ def _plate(
         of_grid = None if marks is None else marked(grid, marks.rows, horizon, trials, most)
         where = None if settled is None else _settled(grid, settled)
         values = grid.rows[["row", "step", "value", "n"]]
-        how = {"events": of_grid, "settled": where, "trials": trials, "most": most}
-        spec = layer_map(values, grid.titles, horizon, scale=scale, domain=domain, title=title, **how)
+        spec = layer_map(
+            values,
+            grid.titles,
+            horizon,
+            scale=scale,
+            domain=domain,
+            title=title,
+            events=of_grid,
+            settled=where,
+            trials=trials,
+            most=most,
+        )
         label = source.label(grid.name)
         figures.append(Figure(label, spec, _alt(grid, label, measure, scale, of_grid)))
     heading = f"{readable(measure).capitalize()} relative to {first}" if scale == "ratio" else "Representation velocity"

@@ -67,8 +67,8 @@ def forest(rows: pd.DataFrame, title: str, *, reference: float | None = 0.0) -> 
     for clear, style in ((True, "observed"), (False, "seed")):
         own = kept[kept["clear"].astype(bool) == clear]
         if len(own):
-            mark = {"type": "point", "filled": True, "style": style, "size": 58, "opacity": 1}
-            layers.append({"data": data(own), "mark": mark, "encoding": {"x": x, "y": y, "tooltip": tip}})
+            point: Spec = {"type": "point", "filled": True, "style": style, "size": 58, "opacity": 1}
+            layers.append({"data": data(own), "mark": point, "encoding": {"x": x, "y": y, "tooltip": tip}})
     return chart(max(60.0, 21.0 * len(kept)), layers)
 
 
