@@ -14,9 +14,8 @@ from ndt_ray.analysis.inference.multiplicity import attainable_q, bh, holm
 from ndt_ray.analysis.inference.outcomes import ABOUT_LEARNING, READS, Outcome, all_outcomes, estimate
 from ndt_ray.analysis.inference.tables import CELL_ESTIMATES, CELL_STATUS, COMPARISONS, INTERVAL_COVERAGE
 from ndt_ray.errors import SpecError, did_you_mean
-from ndt_ray.plan.power import ALPHA, CONFIRMATORY, EFFECT
+from ndt_ray.plan.power import ALPHA, CONFIRMATORY, EFFECT, PAIRINGS
 
-PAIRINGS = ("auto", "paired", "unpaired")
 MEASURES = ("participation_ratio", "stable_rank")
 PHASES = (0.0, 0.1, 0.5, 1.0)
 _SIMULATED = ("normal", "exponential")
@@ -45,7 +44,8 @@ def compare(
 
     Groups of seeds are unpaired unless batches are shared and pairs can reach alpha (`pairing`: auto, paired,
     unpaired). Holm over the `confirmatory` outcomes of all contrasts over all strata, Benjamini-Hochberg over the
-    rest. `against`: one level that the others are compared with; `group`: pattern to name, levels taken together.
+    rest. `against`: one level that the others are compared with; `group`: pattern to name, levels taken together;
+    `effect`: in SDs between seeds, what the power in each row (and in `ndt plan`) is for.
     """
     if pairing not in PAIRINGS:
         raise SpecError(f"compare: unknown pairing '{pairing}'{did_you_mean(pairing, PAIRINGS)}")

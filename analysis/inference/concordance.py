@@ -52,6 +52,7 @@ def concordance(
         found = sample.events_of(family, events)
         judged = [_judged(family, *case, n_surrogates) for case in _cases(series, found, tolerance)]
         rows += _adjusted([row for row, _ in judged])
+        rows += [_untested(family, str(cell)) for cell in sorted(set(trials["cell"]) - set(series["cell"]))]
         shared += [row for _, own in judged for row in own]
     return {"concordance": pd.DataFrame(rows), "replicated_events": pd.DataFrame(shared)}
 
@@ -67,8 +68,7 @@ def _cases(
             identity = {"cell": cell, **dict(zip(_SERIES, name, strict=True))}
             here = mine[(mine[_SERIES] == list(name)).all(axis=1)] if len(mine) else mine
             yield identity, group, here, _tolerance(group, here, tolerance)
-        detector, null, measure = (own[c].iloc[0] for c in ("detector", "null", "measure"))
-        whole = {"layer": "*", "layer_index": -1, "view": "*", "measure": measure, "detector": detector, "null": null}
+        whole = _whole(*(str(own[c].iloc[0]) for c in ("measure", "detector", "null")))
         steps = _tolerance(own, mine, tolerance)
         yield {"cell": cell, **whole}, own.drop_duplicates("trial_id"), _merged(mine, steps), steps
 
@@ -118,6 +118,18 @@ def _judged(
     row |= {"n_surrogates": n_surrogates, "largest": found.largest, "p_largest": found.p_of_size(found.largest)}
     common = {"family": family.name, **identity, "n_seeds": n_seeds}
     return row, [common | shared for shared in _replicated(ordered, times, codes, tolerance, end, n_seeds, found)]
+
+
+def _untested(family: sample.Family, cell: str) -> dict[str, Any]:
+    """The row of a cell none of whose series the family's detector can judge."""
+    row: dict[str, Any] = {column.name: None for column in CONCORDANCE.columns}
+    row |= {"family": family.name, "cell": cell, **_whole(family.measure, family.detector, family.null)}
+    return row | {"n_seeds": 0, "seeds_with": 0, "n_events": 0, "reason": "no series could be tested"}
+
+
+def _whole(measure: str, detector: str, null: str) -> dict[str, Any]:
+    """Identity of the row for all layers together."""
+    return {"layer": "*", "layer_index": -1, "view": "*", "measure": measure, "detector": detector, "null": null}
 
 
 def _replicated(

@@ -16,6 +16,8 @@ from ndt_ray.plan.power import choose_pairing, contrasts, group_of, power, small
 
 Floats = NDArray[np.float64]
 WHOLE = "*"
+NOTHING = {"events_per_series": "no series could be tested", "event_phase": "no events"}
+"""Why a level has no value of these."""
 
 
 class Member(NamedTuple):
@@ -89,7 +91,8 @@ def compared(pair: Pair, outcome: Outcome, excluded: set[str], rules: Rules, com
     row |= {"batches_shared": shared, "design": "paired" if pairing else "unpaired", "design_reason": why}
     if not len(a) or not len(b):
         gone = excluded & {m.cell for m in (*pair.a, *pair.b)}
-        row["reason"] = f"never trained: {', '.join(sorted(gone))}" if gone else "no values"
+        nothing = NOTHING.get(outcome.name, "no values")
+        row["reason"] = f"never trained: {', '.join(sorted(gone))}" if gone else nothing
         return row
     if pairing and not both:
         row["reason"] = "no unit has both levels"

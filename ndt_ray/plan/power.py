@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any
 
-from ndt_ray.errors import SpecError
+from ndt_ray.errors import SpecError, did_you_mean
 
-Pairing = Literal["auto", "paired", "unpaired"]
+PAIRINGS = ("auto", "paired", "unpaired")
 ALPHA = 0.05
 EFFECT = 1.5
 """Declared effect where the sweep file names none: difference of means in SDs between seeds."""
@@ -145,10 +145,8 @@ def declared(
     `parameters`: of the analysis `compare`, as the sweep file gives them.
     """
     given = dict(parameters or {})
-    alpha, effect = float(given.get("alpha", ALPHA)), float(given.get("effect", EFFECT))
-    pairing = given.get("pairing", "auto")
-    outcomes = len(tuple(given.get("confirmatory", CONFIRMATORY)))
-    named = {axis: grouped(levels, given.get("group") or {}) for axis, levels in axes.items()}
+    alpha, effect, pairing, outcomes, groups = _checked(given)
+    named = {axis: grouped(levels, groups) for axis, levels in axes.items()}
     pairs = {axis: contrasts(list(levels), given.get("against")) for axis, levels in named.items()}
     comparisons = outcomes * sum(map(len, pairs.values()))
     found = []
@@ -182,6 +180,23 @@ def declared(
             )
         )
     return found
+
+
+def _checked(given: Mapping[str, Any]) -> tuple[float, float, str, int, dict[str, str]]:
+    """Alpha, effect, pairing, number of confirmatory outcomes and groups; SpecError for what makes no sense."""
+    alpha, effect = given.get("alpha", ALPHA), given.get("effect", EFFECT)
+    pairing, outcomes = given.get("pairing", "auto"), given.get("confirmatory", CONFIRMATORY)
+    groups = given.get("group") or {}
+    for name, value, low, high in (("alpha", alpha, 0, 1), ("effect", effect, 0, 1000)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
+            raise SpecError(f"analyses: compare: {low} < {name} < {high} must hold, but got {value!r}")
+    if pairing not in PAIRINGS:
+        raise SpecError(f"analyses: compare: unknown pairing {pairing!r}{did_you_mean(str(pairing), PAIRINGS)}")
+    if isinstance(outcomes, str) or not isinstance(outcomes, Sequence):
+        raise SpecError(f"analyses: compare: confirmatory is a list of outcomes, but got {outcomes!r}")
+    if not isinstance(groups, Mapping):
+        raise SpecError(f"analyses: compare: group maps patterns to names, but got {groups!r}")
+    return float(alpha), float(effect), pairing, len(outcomes), dict(groups)
 
 
 def detectable(n: int, alpha: float, paired: bool, wanted: float = 0.8) -> float | None:

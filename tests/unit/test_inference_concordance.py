@@ -79,6 +79,14 @@ def test_what_cannot_be_tested_says_why() -> None:
         assert shared.empty and (rows.p.isna().all() if len(rows) else True)
 
 
+def test_a_cell_without_a_tested_series_has_a_row_that_says_so() -> None:
+    tables = sweep({"m": [(0, "a", 100.0)]}, seeds=2)
+    for row in tables["series_tests"]:
+        row["calibrated"] = False
+    rows, _ = run(tables)
+    assert rows[["layer", "n_seeds", "reason"]].to_numpy().tolist() == [["*", 0, "no series could be tested"]]
+
+
 def test_controls_diverged_trials_and_uncalibrated_series_do_not_count() -> None:
     tables = sweep({"m": [(s, "a", 200.0) for s in range(6)]})
     control = trial_row("m", 9, control="lr0")

@@ -112,3 +112,13 @@ def test_what_is_declared_in_the_sweep_counts() -> None:
     assert (found.levels, found.contrasts, found.comparisons, found.paired) == (2, 1, 1, True)
     axes = planned_power(make_plan(sweep(THREE[:2], 6, data=["digits", "mnist"]), Catalogue()))
     assert [(f.axis, f.comparisons, f.why) for f in axes][1] == ("data", 2, "batches are not shared")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"alpha": 5}, {"effect": "big"}, {"pairing": "pared"}, {"confirmatory": "events_per_series"}, {"group": ["a"]}],
+)
+def test_declarations_that_make_no_sense_are_refused(wrong: dict) -> None:
+    made = make_plan(sweep(THREE, 3, [{"name": "compare", **wrong}]), Catalogue())
+    with pytest.raises(SpecError, match="analyses: compare: .*"):
+        planned_power(made)
