@@ -15,12 +15,11 @@ from ndt_ray.analysis import rates
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.blocks import uncontrolled
 from ndt_ray.analysis.convergence import MEASURES, one_view
-from ndt_ray.analysis.critical_tables import COORDINATION_CELLS
+from ndt_ray.analysis.critical_tables import COORDINATION_CELLS, CRITICAL_RANKING
 from ndt_ray.analysis.detection import Floats
 from ndt_ray.analysis.nulls import generator
 from ndt_ray.analysis.rate_tests import adjusted, upper_p
 from ndt_ray.analysis.series import clock, layer_series
-
 
 FEWEST = 10
 """Shared measurements under which correlations are not worth having."""
@@ -28,17 +27,17 @@ FEWEST = 10
 
 @analysis(
     name="coordination_tests",
-    reads=("trials", "measurements", "scalars"),
-    writes=(COORDINATION_CELLS,),
+    reads=("trials", "measurements", "scalars", "critical_series"),
+    writes=(COORDINATION_CELLS, CRITICAL_RANKING),
     per="sweep",
 )
 def coordination_tests(
-    data: AnalysisInput, *, measures: Sequence[str] = MEASURES, permutations: int = 999
+    data: AnalysisInput, *, measures: Sequence[str] = MEASURES, permutations: int = 999, clearest: int = 3
 ) -> dict[str, pd.DataFrame]:
-    """Coordination of layers and coupling to the loss per cell, against partners from the cell's other seeds."""
+    """Coordination of layers and coupling to the loss per cell, against other seeds; the clearest critical periods."""
     trials, rows, scalars = uncontrolled(data.frame("trials")), data.frame("measurements"), data.frame("scalars")
     if trials.empty or rows.empty:
-        return {"coordination_cells": pd.DataFrame()}
+        return {"coordination_cells": pd.DataFrame(), "critical_ranking": pd.DataFrame()}
     rows_of = dict(tuple(rows.groupby("trial_id")))
     loss_of = dict(tuple(scalars.groupby("trial_id"))) if "probe_loss" in scalars else {}
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -49,7 +48,28 @@ def coordination_tests(
             speeds, losses = _cell(own, rows_of, loss_of, measure)
             for row in _tests(speeds, losses, permutations, data.sweep, str(cell), measure):
                 found.setdefault((measure, row["what"]), []).append(names | {"measure": measure} | row)
-    return {"coordination_cells": pd.DataFrame([row for rows in found.values() for row in adjusted(rows)])}
+    return {
+        "coordination_cells": pd.DataFrame([row for group in found.values() for row in adjusted(group)]),
+        "critical_ranking": _ranking(data.frame("critical_series"), trials, clearest),
+    }
+
+
+def _ranking(series: pd.DataFrame, trials: pd.DataFrame, clearest: int) -> pd.DataFrame:
+    """The trials with most layers that have a critical period, of those with any; first by p among equals."""
+    tested = series[(series["mode"] == "default") & series["p"].notna()] if len(series) else series
+    if tested.empty:
+        return pd.DataFrame()
+    tested = tested.assign(significant=tested["q"] < 0.05).merge(trials[["trial_id", "cell"]], on="trial_id")
+    parts = []
+    for measure, group in tested.groupby("measure", sort=True):
+        by = group.groupby(["trial_id", "cell"], sort=True)
+        table = by.agg(
+            n_layers=("p", "size"), n_significant=("significant", "sum"), smallest_p=("p", "min")
+        ).reset_index()
+        ordered = table.sort_values(["n_significant", "smallest_p", "trial_id"], ascending=[False, True, True])
+        best = ordered[ordered["n_significant"] > 0].head(clearest)
+        parts.append(best.assign(measure=measure, rank=np.arange(1, len(best) + 1), n_tried=len(table)))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _cell(

@@ -127,7 +127,25 @@ COORDINATION_CELLS = Table(
         Column("p", "float64", "upper tail, partners exchanged between seeds (keeps the common course exactly)"),
         Column("p_attainable", "float64", "smallest p any outcome could have had"),
         Column("q", "float64", "Benjamini-Hochberg over the cells of a measure and question"),
-        Column("flag", "string", "one_seed, one_layer, no_layers (constant or short) or no_loss: not tested; else null"),
+        Column(
+            "flag", "string", "one_seed, one_layer, no_layers (constant or short) or no_loss: not tested; else null"
+        ),
     ),
     ("measure", "what", "cell"),
+)
+
+CRITICAL_RANKING = Table(
+    "critical_ranking",
+    "The trials with the best defined critical periods: most layers with one at q < .05, then smallest p.",
+    (
+        Column("measure", "string", "column of the table that was read"),
+        Column("rank", "int32", "1 is the best defined"),
+        Column("trial_id", "string", "content hash of the trial"),
+        Column("cell", "string", "everything but seeds"),
+        Column("n_layers", "int32", "layers tested"),
+        Column("n_significant", "int32", "of these, layers that move faster than their slow-down allows (q < .05)"),
+        Column("smallest_p", "float64", "of its layers"),
+        Column("n_tried", "int32", "trials it was picked from"),
+    ),
+    ("measure", "rank"),
 )

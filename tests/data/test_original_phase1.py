@@ -10,6 +10,7 @@ import pytest
 from ndt_ray import registry
 from ndt_ray.analysis.api import AnalysisInput, Partition
 from ndt_ray.analysis.convergence import label, published_order, published_settled
+from ndt_ray.analysis.event_layers import kinds
 from ndt_ray.analysis.event_phases import loss_coupling_table
 from ndt_ray.analysis.investigation import agreement
 from ndt_ray.analysis.representatives import TYPE_3, eligible_type_3, founding_steps, select
@@ -67,6 +68,7 @@ def store(published: Published) -> Tables:
     made.analyze("taxonomy", resamples=5, permutations=199)
     made.analyze("event_windows")
     made.analyze("event_phases")
+    made.analyze("event_layers")
     made.analyze("investigation")
     return made
 
@@ -262,3 +264,45 @@ def test_the_three_stories_are_true_of_most_runs_of_each_kind_and_not_of_all(sto
     assert table["transformer"].to_dict() == {"discrete": 8, "smooth": 6}  # 57 % show a jump, as published
     assert table["mlp"].to_dict() == {"cascade": 1, "discrete": 1, "smooth": 30}  # 6 %, as published
     assert own["n_events"].sum() == 9 * 14 + 43 + 16
+
+
+def test_the_comparison_of_cnn_and_mlp_is_the_published_one(store: Tables) -> None:
+    summary = store.table("event_summary").query("mode == 'original' and data == 'mnist'").set_index("model")
+    cnn, mlp, transformer = (summary.loc[m] for m in ("cnn_deep", "mlp_narrow", "transformer_deep"))
+    assert (cnn["n_events"], mlp["n_events"], transformer["n_events"]) == (45, 18, 174)
+    assert cnn["n_events"] / mlp["n_events"] == 2.5
+    assert (cnn["covered"], cnn["n_layers"], mlp["covered"], mlp["n_layers"]) == (5, 5, 5, 5)
+    assert cnn["phase"] == pytest.approx(0.014, abs=5e-4) and mlp["phase"] == pytest.approx(0.001, abs=5e-4)
+    assert transformer["phase"] == pytest.approx(0.102, abs=5e-4)  # the published .098 belongs to no run or family
+    assert cnn["size"] == pytest.approx(2.28e-13, rel=0.01) and mlp["size"] == pytest.approx(1.95e-13, rel=0.01)
+    # under white noise both would have more: a jump a hundredth of a rounding error is no jump
+    assert cnn["null_events"] > cnn["n_events"] and mlp["null_events"] > mlp["n_events"]
+
+
+def test_jumps_by_layer_are_the_published_ones(store: Tables) -> None:
+    layers = (
+        store.table("event_layers").query("mode == 'original' and data == 'mnist'").set_index(["model", "layer"])["n"]
+    )
+    assert layers["cnn_deep"].to_dict() == {
+        "conv_layers.0": 23, "conv_layers.3": 14, "conv_layers.6": 3, "conv_layers.9": 3, "fc": 2
+    }  # fmt: skip
+    mlp = layers["mlp_narrow"]
+    assert (mlp["network.8"], mlp["network.6"], mlp[["network.0", "network.2", "network.4"]].sum()) == (5, 4, 9)
+    of_kind = kinds(store.table("event_layers").query("mode == 'original' and cell == 'transformer_deep/mnist'"))
+    assert of_kind.set_index("layer_kind")["n"].to_dict() == {"linear2": 130, "input_proj": 22, "linear1": 19, "fc": 3}
+    everywhere = kinds(store.table("event_layers").query("mode == 'original' and model.str.startswith('transformer')"))
+    total = everywhere.groupby("layer_kind")["n"].sum().to_dict()
+    assert total == {"linear2": 1054, "linear1": 237, "input_proj": 217, "fc": 90}
+
+
+def test_the_representatives_of_the_transformer_are_rounding_at_the_published_phases(
+    store: Tables, published: Published
+) -> None:
+    jumps = jumps_with_types(store, published)
+    own = jumps[jumps["experiment"] == "transformer_deep_mnist"]
+    fixed = select(own, rule="founding").query("cluster != @TYPE_3")
+    assert fixed["phase"].round(4).tolist() == [0.1715, 0.1835, 0.1975, 0.198]
+    assert fixed["layer"].str.contains("layers.5.linear2").sum() == 3
+    early, late = fixed["phase"].iloc[:2].mean(), fixed["phase"].iloc[2:].mean()
+    assert early == pytest.approx(0.1775) and late == pytest.approx(0.19775)
+    assert fixed["relative_magnitude"].max() < 1e-9

@@ -192,3 +192,18 @@ def test_one_seed_and_no_loss_are_said() -> None:
     found = coordination_tests(given(quiet, coordination_tests.reads), measures=["participation_ratio"])
     assert found["coordination_cells"].to_pandas().set_index("what")["flag"]["loss"] == "no_loss"
     assert coordination_tests(given({}, coordination_tests.reads))["coordination_cells"].num_rows == 0
+
+
+def test_the_clearest_trials_are_those_with_most_layers_and_none_are_made_up() -> None:
+    names = trials(("m",), 4)
+    rows = pd.DataFrame(
+        [
+            {"trial_id": t, "mode": "default", "measure": "participation_ratio", "p": p, "q": p}
+            for t, ps in zip(names["trial_id"], ((0.01, 0.5), (0.01, 0.02), (0.5, 0.9), (0.001, 0.5)), strict=True)
+            for p in ps
+        ]
+    )
+    tables = {"trials": names, "critical_series": rows, "measurements": _rows({"a": np.ones(N)})}
+    ranking = coordination_tests(given(tables, coordination_tests.reads))["critical_ranking"].to_pandas()
+    assert ranking["trial_id"].str[-1].tolist() == ["1", "3", "0"] and ranking["n_tried"].tolist() == [4, 4, 4]
+    assert ranking["n_significant"].tolist() == [2, 1, 1]
