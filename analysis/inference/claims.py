@@ -111,11 +111,11 @@ class ConcentratedEarly:
         for (trial, _), events in spec.events.items():
             if trial in self.steps:
                 times.setdefault(trial, []).extend(time for time, _ in events)
-        known = {trial: self._shares(spec, trial, own) for trial, own in sorted(times.items()) if own}
-        known = {trial: shares for trial, shares in known.items() if shares is not None}
+        drawn = [self._shares(spec, trial, own) for trial, own in sorted(times.items()) if own]
+        known = [shares for shares in drawn if shares is not None]
         if not known:
             return Judged(0, reason="no events")
-        draws = np.mean(list(known.values()), axis=0)
+        draws = np.mean(np.array(known), axis=0)
         more, less = (int((side * draws[1:] >= side * draws[0] - 1e-12).sum()) for side in (1, -1))
         p = min(1.0, 2 * (1 + min(more, less)) / len(draws))
         return Judged(len(known), float(draws[0]), p, None, draws=draws)
