@@ -139,11 +139,24 @@ class Job:
         hashes = self.tables.input_hashes(self.analysis.reads, partitions)
         return [self.analysis.output_key(self.parameters, self.code, inputs) for inputs in hashes]
 
-    def attempt(self, partition: Partition, contexts: "Contexts | None" = None) -> Outcome:
-        """Read, compute, write; what goes wrong is returned, never raised."""
+    def attempt(
+        self,
+        partition: Partition,
+        contexts: "Contexts | None" = None,
+        key: str | None = None,
+        known: dict[str, pa.Table] | None = None,
+    ) -> Outcome:
+        """Read, compute, write; what goes wrong is returned, never raised.
+
+        `known`: tables that were read for another analysis; `key` is then the output's name from before they were.
+        """
+        known = {} if known is None else known
         try:
-            (key,) = self.keys([partition])
-            read = {name: self.tables.read(name, partition) for name in self.analysis.reads}
+            key = key or self.keys([partition])[0]
+            for name in self.analysis.reads:
+                if name not in known:
+                    known[name] = self.tables.read(name, partition)
+            read = {name: known[name] for name in self.analysis.reads}
             found = self.analysis(AnalysisInput(self.tables.sweep, partition, read, contexts), **self.parameters)
             written = self.tables.write(self.analysis.name, partition, key, found)
         except Exception as error:
@@ -362,7 +375,18 @@ class _Worker:
 
     def attempt(self, task: Task) -> list[Outcome]:
         chosen = [self._jobs[number] for number in task.jobs]
-        return [job.attempt(task.partition, None if job.analysis.context is None else self._contexts) for job in chosen]
+        if len(chosen) == 1:
+            return [chosen[0].attempt(task.partition, self._of(chosen[0]))]
+        try:  # before anything is read: rows that arrive meanwhile must make the output stale, not part of its name
+            keys = [job.keys([task.partition])[0] for job in chosen]
+        except Exception:
+            return [job.attempt(task.partition, self._of(job)) for job in chosen]
+        known: dict[str, pa.Table] = {}
+        pairs = zip(chosen, keys, strict=True)
+        return [job.attempt(task.partition, self._of(job), key, known) for job, key in pairs]
+
+    def _of(self, job: Job) -> "Contexts | None":
+        return None if job.analysis.context is None else self._contexts
 
 
 def _contexts(jobs: Sequence[Job]) -> "Contexts | None":

@@ -101,7 +101,7 @@ def event_p(changes: Sequence[Change]) -> Floats:
     null: list[Floats] = []
     counts = np.array([len(c.controls) for c in changes])
     for k in np.unique(counts[counts >= FEWEST_CONTROLS]):
-        places = np.flatnonzero(counts == k)
+        places = np.flatnonzero(counts == k).tolist()
         controls = np.stack([changes[i].controls for i in places])
         own[places] = outside([changes[i].change for i in places], controls)
         rest = np.array([np.delete(np.arange(k), i) for i in range(k)])
