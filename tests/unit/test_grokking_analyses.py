@@ -1,5 +1,6 @@
 """A planted grokking run: a network that moves from its initialisation to a solution with known frequencies."""
 
+import dataclasses
 import json
 from functools import cache
 
@@ -153,6 +154,21 @@ def test_another_architecture_has_losses_but_no_neurons() -> None:
     out = {n: t.to_pandas() for n, t in grokking(data).items()}
     assert set(out["grokking_measures"]["flag"]) == {"no_block"}
     assert out["grokking_measures"]["gini_embedding"].isna().all() and not len(out["scale_metrics"])
+
+
+def test_a_network_that_diverged_has_nulls_and_stops_nothing() -> None:
+    spec = trial()
+    data = load("modular_addition", {"p": P})
+    broken = build(registry.resolve("model", "modular_transformer"), data.inputs, {"width": 32, "hidden": 48}, 0)
+    with torch.no_grad():
+        next(iter(broken.parameters())).fill_(torch.nan)
+    one = given(grokking.reads, {}, spec)
+    context = ProbeContext(spec, 0, broken, data.test_x[:46], data.test_y[:46], data)
+    out = {n: t.to_pandas() for n, t in grokking(dataclasses.replace(one, contexts=lambda *_: context)).items()}
+    assert out["grokking_measures"]["test_loss"].isna().all() and out["scale_metrics"]["structure"].isna().all()
+    tables = {n: out[n] for n in ("grokking_measures", "scale_metrics")}
+    later = {n: t.to_pandas() for n, t in grokking_timeline(given(grokking_timeline.reads, tables)).items()}
+    assert later["grokking_onsets"]["status"].tolist() == ["no_memorisation"] and len(later["scale_questions"])
 
 
 def test_other_data_and_trials_without_checkpoints_have_no_rows() -> None:

@@ -180,6 +180,18 @@ def test_unrelated_layers_have_no_transfer() -> None:
     assert shared["correlation"] < shared["correlation_null_hi"] + 0.03 and "mcc" not in shared
 
 
+def test_matched_correlations_of_unrelated_features_hold_their_null() -> None:
+    """At the 95 % quantile, of 60 null pairs: the binomial 99.9 % quantile is 10."""
+    rng = np.random.default_rng(0)
+    above = 0
+    for i in range(60):
+        found = quality.matched_correlation(rng.random((60, 12)), rng.random((60, 10)), (str(i),))
+        above += found[0] > found[2]
+    assert above <= 10
+    constant = quality.matched_correlation(np.ones((60, 3)), rng.random((60, 3)), ("c",))
+    assert np.isnan(constant).all()
+
+
 def test_there_is_no_score_where_controls_reach_the_ceiling() -> None:
     rng = np.random.default_rng(0)
     low = (rng.standard_normal((1500, 3)) @ rng.standard_normal((3, 16))).astype(np.float32)

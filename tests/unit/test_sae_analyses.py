@@ -125,6 +125,13 @@ def test_a_network_that_cannot_be_loaded_costs_only_its_pairs() -> None:
     assert (found[found["relation"] == "layers"]["status"] == "ok").all()
 
 
+def test_networks_over_the_limit_are_skipped_and_say_so() -> None:
+    found = sae_transfer(given(sae_transfer.reads, TRIALS), **SMALL, networks=1, relations=["layers", "seeds"])
+    rows = found["sae_transfer"].to_pandas()
+    assert rows[rows["status"] == "skipped"]["reason"].str.startswith("over the limit of 1 networks of ").all()
+    assert (rows["status"] == "ok").sum() == 2
+
+
 def test_data_sets_transfer_on_the_targets_stimuli_where_inputs_fit() -> None:
     modular = [trial("mlp_narrow", 0, data={"name": "modular_addition", "p": p}) for p in (11, 13)]
     data = given(sae_transfer.reads, [TRIALS[0], *modular])

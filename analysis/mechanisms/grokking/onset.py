@@ -89,7 +89,7 @@ def second_descent(
     t, y = t[known], y[known]
     memorised = None if train is None else first_below(train[0], train[1], MEMORISED * uniform)
     if len(t) < 3:
-        return Onset("no_second_descent", memorised)
+        return Onset("no_memorisation" if train is not None and memorised is None else "no_second_descent", memorised)
     start = 0 if memorised is None else int(np.searchsorted(t, memorised))
     if train is not None and memorised is None:
         peak_step, peak_loss = _descent(t, y, 0, drop, width)[:2]

@@ -108,6 +108,8 @@ def clusters(units: pd.DataFrame, key: tuple[str, ...]) -> tuple[dict[str, Any],
     marginals without any grouping. Cluster -1, and none represents, where units are too few or all alike.
     """
     profile = units[list(PROFILE)].to_numpy(np.float64)
+    if not np.isfinite(profile).all():
+        profile = np.zeros_like(profile)
     spread = profile.std(0)
     none = (np.full(len(profile), -1, dtype=np.int64), np.zeros(len(profile), dtype=bool))
     distinct = len(np.unique(profile.round(9), axis=0))

@@ -106,7 +106,7 @@ def head_labels(fft: Floats, gradient: Floats) -> list[str]:
     """Labels of a network's heads; the high-frequency head with the largest gradient of all has the most edges."""
     kinds = [structure(float(f), float(g)) for f, g in zip(fft, gradient, strict=True)]
     labels = ["Unknown" if kind is None else WORDS[kind] for kind in kinds]
-    if len(kinds) > 1 and kinds[most := int(np.nanargmax(gradient))] == "high_frequency":
+    if len(kinds) > 1 and kinds[most := int(np.nan_to_num(gradient).argmax())] == "high_frequency":
         labels[most] = "High-freq, most edge variation"
     return labels
 

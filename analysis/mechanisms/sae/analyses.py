@@ -73,11 +73,13 @@ def sae_transfer(
     trials: int = 2,
     checkpoints: int = 4,
     across: str = "matched",
+    networks: int = 24,
 ) -> dict[str, pd.DataFrame]:
     """Transfer of features between the layers, seeds, architectures, data sets and checkpoints of a sweep.
 
     `trials` of each cell, by seed; `checkpoints` of the first of them, evenly chosen; `across`: layers of different
-    networks matched by depth, or all with all. `config`, `changes`, `sampling` as in the analysis sae.
+    networks matched by depth, or all with all; `networks`: at most so many are looked at, pairs with others are
+    skipped with that reason. `config`, `changes`, `sampling` as in the analysis sae.
     """
     check(relations, across)
     table = data.frame("trials")
@@ -85,24 +87,26 @@ def sae_transfer(
     if not len(table) or not len(saved):
         return {TRANSFER.name: pd.DataFrame()}
     chosen, wanted = preset(config, **(changes or {})), sampled(**(sampling or {}))
-    networks = networks_of(table, saved, trials, checkpoints)
-    rows, layers, broken = _collected(data, networks.nodes, wanted)
+    known = networks_of(table, saved, trials, checkpoints)
+    rows, layers, broken = _collected(data, known.nodes, wanted, networks)
     made = sides(rows, chosen, wanted)
     found = []
-    for pair in pairs(networks, layers, relations, across):
-        found.append(_identity(pair, networks.cells, rows) | _transfer(data, pair, rows, made, broken, wanted))
+    for pair in pairs(known, layers, relations, across):
+        found.append(_identity(pair, known.cells, rows) | _transfer(data, pair, rows, made, broken, wanted))
     note = json.dumps(asdict(chosen), sort_keys=True)
     return {TRANSFER.name: pd.DataFrame(found).assign(config=note) if found else pd.DataFrame()}
 
 
 def _collected(
-    data: AnalysisInput, networks: list[tuple[str, int]], sampling: Sampling
+    data: AnalysisInput, networks: list[tuple[str, int]], sampling: Sampling, limit: int
 ) -> tuple[dict[Node, Activations], dict[tuple[str, int], list[Any]], dict[tuple[str, int], str]]:
     """(rows by layer, layers by network, why a network could not be looked at)."""
     rows: dict[Node, Activations] = {}
     layers: dict[tuple[str, int], list[Any]] = {}
     broken: dict[tuple[str, int], str] = {}
-    for trial_id, step in networks:
+    for trial_id, step in networks[limit:]:
+        broken[trial_id, step] = f"over the limit of {limit} networks of {len(networks)}: raise the parameter networks"
+    for trial_id, step in networks[:limit]:
         try:
             context = data.context(step, trial_id)
             chosen = layers_of(context, sampling)
