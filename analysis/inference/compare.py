@@ -18,7 +18,7 @@ from ndt_ray.plan.power import ALPHA, CONFIRMATORY, EFFECT, PAIRINGS
 
 MEASURES = ("participation_ratio", "stable_rank")
 PHASES = (0.0, 0.1, 0.5, 1.0)
-_SIMULATED = ("normal", "exponential")
+_SIMULATED = ("normal", "exponential", "poisson_1")
 
 
 @analysis(
@@ -38,7 +38,7 @@ def compare(
     pairing: str = "auto",
     effect: float = EFFECT,
     alpha: float = ALPHA,
-    simulations: int = 1000,
+    simulations: int = 500,
 ) -> dict[str, pd.DataFrame]:
     """Architectures, data sets and other compared levels by events, event times, measures and accuracy over seeds.
 

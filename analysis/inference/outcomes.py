@@ -72,15 +72,13 @@ def final_accuracy(outcomes: pd.DataFrame, evaluations: pd.DataFrame) -> pd.Seri
     return last
 
 
-def ends(prefix_free: ArrayLike, other: ArrayLike | None = None, paired: bool = False) -> dict[str, Any]:
-    """Interval of a mean, or of a difference of two: the recommended one (t where that is unbounded) and t's."""
-    x = np.asarray(prefix_free, np.float64)
+def ends(values: ArrayLike, other: ArrayLike | None = None, paired: bool = False) -> dict[str, Any]:
+    """Interval of a mean, or of a difference of two: the recommended one and t's."""
+    x = np.asarray(values, np.float64)
     y = None if other is None else np.asarray(other, np.float64)
     n = len(x) if y is None else min(len(x), len(y))
     method = seeds.recommended(n)
     found, student = _interval(x, y, paired, method), _interval(x, y, paired, "t")
-    if not (math.isfinite(found.lo) and math.isfinite(found.hi)):
-        method, found = "t", student
     known = math.isfinite(found.lo)
     row: dict[str, Any] = {"interval": method if known else None, "lo": number(found.lo), "hi": number(found.hi)}
     return row | {"t_lo": number(student.lo), "t_hi": number(student.hi)}

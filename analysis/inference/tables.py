@@ -96,7 +96,7 @@ CELL_ESTIMATES = Table(
         Column("mean", "float64", "over them"),
         Column("sd", "float64", "between them"),
         Column("iqm", "float64", "interquartile mean"),
-        Column("interval", "string", "method of lo and hi: studentised, or t"),
+        Column("interval", "string", "method of lo and hi: t, or its hull with the studentised bootstrap"),
         Column("lo", "float64", "95 % interval of the mean by the recommended method"),
         Column("hi", "float64", "upper end of it"),
         Column("t_lo", "float64", "by Student's t"),

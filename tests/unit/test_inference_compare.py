@@ -64,9 +64,7 @@ def test_a_planted_difference_is_found_with_its_size_and_its_design() -> None:
     cnn = estimates.loc["cnn/digits"]
     assert cnn.n == 6 and cnn["mean"] == pytest.approx(np.mean(MANY) / 3) and cnn.lo < cnn["mean"] < cnn.hi
     coverage = found["interval_coverage"]
-    assert set(coverage.n) == {4, 6} and coverage.query("recommended and n == 6").interval.unique().tolist() == [
-        "studentised"
-    ]
+    assert set(coverage.n) == {4, 6} and coverage.query("recommended and n == 6").interval.unique().tolist() == ["hull"]
 
 
 def test_pairs_are_used_where_they_can_reach_alpha_and_say_so() -> None:
