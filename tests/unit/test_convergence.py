@@ -142,15 +142,14 @@ def test_opposite_orders_differ_by_architecture_and_every_cell_has_one() -> None
 
 
 def test_random_orders_are_rejected_at_the_nominal_rate() -> None:
-    rng, hits, tests = np.random.default_rng(5), [0, 0], 0
-    for k in range(60):
+    rng, hits = np.random.default_rng(5), [0, 0]
+    for k in range(30):
         tables = _sweep(lambda model, r: rng.permutation(5).astype(float))
         tables["trials"]["data"] = f"d{k}"  # another key, other permutations
         out = convergence_tests(given(tables, convergence_tests.reads), permutations=199)
         hits[0] += int((out["convergence_cells"].to_pandas()["p"] <= 0.05).sum())
         hits[1] += int((out["convergence_architectures"].to_pandas()["p"] <= 0.05).sum())
-        tests += 2
-    assert hits[0] / tests <= 0.11 and hits[1] / tests <= 0.11, hits  # 120 at .05: 99.8 % below 13
+    assert hits[0] <= 9 and hits[1] <= 9, hits  # 60 at .05: 99.9 % below 10
 
 
 def test_one_seed_one_model_and_nothing_are_survived() -> None:

@@ -14,11 +14,12 @@ NAMES = (
     "event_phases", "event_windows", "growth", "growth_regression", "investigation", "taxonomy", "timing",
 )  # fmt: skip
 QUICK = {
-    "critical_periods": {"n_surrogates": 9, "lags": 2},
+    "critical_periods": {"n_surrogates": 9, "lags": 1, "measures": ["participation_ratio"]},
     "taxonomy": {"resamples": 3, "null_draws": 2, "permutations": 19, "largest_k": 3},
     "timing": {"permutations": 5},
     "convergence_tests": {"permutations": 49},
-    "coordination_tests": {"permutations": 49},
+    "coordination_tests": {"permutations": 19, "measures": ["participation_ratio"]},
+    "convergence": {"measures": ["participation_ratio"]},
 }
 GRID = np.arange(0, STEPS + 1, 20)
 
