@@ -2,10 +2,10 @@
 
 Layers and steps of a trial are no replicates. With as few seeds as people have, the percentile bootstrap is far too
 narrow (86.7 % instead of 95 at six Gaussian seeds), and BCa (Efron & Tibshirani 1993) hardly better. t (for two groups
-Welch's) is right for Gaussian seeds and covers 89 % of exponential ones; the studentised bootstrap covers 93 % of those,
-but has often no end where seeds are tied, as small counts are. Recommended from five seeds on is the hull of the two:
-at six it covers 94 % or more of Gaussian, uniform, exponential, t(3) and Poisson(1) seeds, for a fifth more width than
-t's on Gaussian ones. `coverage` simulates any of them.
+Welch's) is right for Gaussian seeds and covers 89 % of exponential ones; the studentised bootstrap covers 93 % of
+those, but has often no end where seeds are tied, as small counts are. Recommended from five seeds on is the hull of the
+two: at six it covers 94 % or more of Gaussian, uniform, exponential, t(3) and Poisson(1) seeds, for a fifth more width
+than t's on Gaussian ones. `coverage` simulates any of them.
 
 The bootstrap is deterministic: up to seven seeds all resamples are enumerated with their probabilities, beyond that
 a fixed set of draws that depends on nothing but the number of seeds.
@@ -56,7 +56,8 @@ def recommended(n: int) -> str:
 def interval(values: ArrayLike, method: str | None = None, confidence: float = 0.95) -> Interval:
     """Of the mean over seeds, by the recommended method unless one is given.
 
-    Infinite where the studentised bootstrap has no end, as few of the seeds differ. NaN under two seeds, and where all seeds are equal: no spread, no interval.
+    Infinite where the studentised bootstrap has no end, as few of the seeds differ. NaN under two seeds, and where all
+    are equal: no spread, no interval.
     """
     x = np.asarray(values, dtype=np.float64).ravel()
     x = x[np.isfinite(x)]
