@@ -36,9 +36,11 @@ LIMIT = 0.03
 NO_ALARM = 1e-100
 """False alarms per run: thresholds that nothing reaches."""
 PLANNED = 100_000
-"""Steps of the run that is begun: a state is taken at every 40th of them, from the start."""
+"""Steps of the run that is begun: so long that states are taken from its start."""
+KEPT = 2
+"""States held in the runs that are timed: the ring has been filled once when their clock starts."""
 WARM = 50
-"""Steps before the clock starts: the ring has held a first state."""
+"""Steps before the clock starts; a state is taken at step 0 and at every 40th."""
 
 
 class Watched(Runs):
@@ -49,14 +51,16 @@ class Watched(Runs):
         self.shares: list[float] = []
         """Of each watched run: seconds of watching over those of its updates."""
 
-    def pack_of(self, side: str) -> train.Pack:
+    def pack_of(self, side: str, **watching: Any) -> train.Pack:
+        """A fresh one; `watching`: fields of its on_event."""
+        on_event = {"false_alarms_per_run": NO_ALARM, **watching}
         spec = {
             "model": self.model,
             "data": "digits",
             "train": {"steps": PLANNED, "batch": 64},
             "measure": {"every": NEVER if side == "unmeasured" else EVERY, "probe": self.probe},
             "evaluate": {"every": NEVER, "size": 10},
-            "checkpoint": {"on_event": {"false_alarms_per_run": NO_ALARM} if side == "watched" else False},
+            "checkpoint": {"on_event": on_event if side == "watched" else False},
             "engine": self.engine,
         }
         trials = [Trial.model_validate({**spec, "seed": seed}) for seed in range(self.lanes)]
@@ -64,9 +68,9 @@ class Watched(Runs):
 
     def timed(self, side: str, steps: int) -> Timed:
         """One run of `steps` steps once it is warm."""
-        sink = _Late(steps)
         with accounted() as spent:
-            train.train_pack(self.pack_of(side), sink)
+            sink = _Late(steps, spent)
+            train.train_pack(self.pack_of(side, keep=KEPT), sink)
         if side == "watched":
             self.shares.append(spent["watching"] / spent["training"])
         return Timed(steps * self.lanes, *sink.took)
@@ -79,7 +83,7 @@ class Watched(Runs):
 
     def rounds(self, rounds: int, seconds: float) -> Rounds:
         """Sides in turn, each for about `seconds` unmeasured, in whole tens of steps."""
-        tens = max(1, round(seconds / self.timed("unmeasured", EVERY).wall))
+        tens = max(4, round(seconds / self.timed("unmeasured", EVERY).wall))
         sides = ["unmeasured", "measured", "watched"]
         out: Rounds = []
         for r in range(rounds):
@@ -120,11 +124,16 @@ def accounted() -> Iterator[dict[str, float]]:
 
 
 class _Late(Clock):
-    """Starts its clock once the run is warm."""
+    """Starts its clock, and the account, once the run is warm."""
+
+    def __init__(self, steps: int, spent: dict[str, float]) -> None:
+        super().__init__(steps)
+        self.spent = spent
 
     def heartbeat(self, step: int, state: Callable[[], Any], progress: Any) -> bool:
         if step == WARM:
             self.began = time.process_time(), time.perf_counter()
+            self.spent.update(dict.fromkeys(self.spent, 0.0))
         if step < WARM + self.steps:
             return False
         self.took = time.process_time() - self.began[0], time.perf_counter() - self.began[1]

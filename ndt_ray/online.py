@@ -80,19 +80,17 @@ def threshold(scale: Scale, rate: float) -> float:
 class Cusums:
     """N series at one time scale: local lines, their errors, and the two sums of each.
 
-    A value that is not finite is left out: its series stands still. `up` and `down` are the sums `[N]`; where one
-    stands at zero, `onset` `[2, N]` is the step of the last value and `level` `[2, N]` the value.
+    A value that is not finite is left out: its series stands still.
     """
 
     def __init__(self, n: int, scale: Scale) -> None:
         self.scale = scale
-        self.state = np.zeros((len(_FIELDS), n))
-        self.state[_PLACE["skipped"]] = -scale.skip
+        self.state = np.zeros((_ROWS, n))
+        self.state[_SKIPPED] = -scale.skip
 
     def update(self, step: int, values: Floats) -> NDArray[np.bool_]:
         """Takes a measurement of each series, `[N]`; returns which of them ended a value that was judged."""
-        state = self.state
-        total, count, skipped = state[:3]
+        total, count, skipped = self.state[: _SKIPPED + 1]
         here = np.isfinite(values)
         total += np.where(here, values, 0.0)
         count += here
@@ -104,63 +102,64 @@ class Cusums:
         return self._value(step, mean, used) if used.any() else used
 
     def _value(self, step: int, value: Floats, here: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        old = {name: self.state[i] for name, i in _PLACE.items()}
-        # Ages grow by one, weights fall.
-        s0, s1 = FORGET * old["s0"], FORGET * (old["s1"] + old["s0"])
-        s2 = FORGET * (old["s2"] + 2 * old["s1"] + old["s0"])
-        t0, t1 = FORGET * old["t0"], FORGET * (old["t1"] + old["t0"])
-        n = old["n"]
-        determinant = s0 * s2 - s1 * s1
-        error = value - (s2 * t0 - s1 * t1) / np.where(n >= _LINE, determinant, 1.0)
-        new = {"s0": s0 + 1, "s1": s1, "s2": s2, "t0": t0 + value, "t1": t1, "n": n + 1}
-        new["error"] = np.where(n >= _LINE, error, 0.0)
-        seen = n - _LINE  # errors before this one
-        estimated: NDArray[np.bool_] = here & (seen >= 1)
+        state = self.state
+        n, seen = state[_N], state[_N] - _LINE  # errors before this one
+        # The line: ages grow by one, weights fall.
+        s0, s1, s2, t0, t1 = state[_SUMS]
+        sums = FORGET * np.stack((s0, s1 + s0, s2 + 2 * s1 + s0, t0, t1 + t0))
+        drawn = n >= _LINE
+        line = sums[2] * sums[3] - sums[1] * sums[4]
+        error = np.where(drawn, value - line / np.where(drawn, sums[0] * sums[2] - sums[1] * sums[1], 1.0), 0.0)
+        sums[0] += 1.0
+        sums[3] += value
+        # Its errors: whitened, centred, in units of their scale.
         judged: NDArray[np.bool_] = here & (n >= WARM)
-        gain = np.maximum(1 / MEMORY, 1 / np.maximum(seen, 1.0))
-        phi = np.clip(old["cross"] / np.maximum(old["square"], _TINY), 0.0, MOST_PHI)
-        white = error - phi * old["error"]
-        limit = np.where(judged, CUT * old["scale"], np.inf)
-        cut, before = np.clip(error, -limit, limit), np.clip(old["error"], -limit, limit)
-        beyond = white - old["centre"]
-        moving = {
-            "cross": cut * before,
-            "square": cut * cut,
-            "scale": np.minimum(np.abs(beyond), limit) * _MEAN_TO_SD,
-            "centre": np.clip(white, -limit, limit),
-        }
-        for name, now in moving.items():
-            new[name] = np.where(estimated, old[name] + gain * (now - old[name]), old[name])
-        wide = np.maximum(old["scale"], RESOLUTION) * (1 + CAUTION / np.minimum(np.maximum(seen, 1.0), MEMORY))
-        z = np.clip(beyond / wide, -CUT, CUT)
-        for side, sign in (("up", 1.0), ("down", -1.0)):
-            risen = np.where(judged, np.maximum(0.0, old[side] + sign * z - ALLOWANCE), 0.0)
-            new[side] = risen
-            new[f"{side}_onset"] = np.where(risen > 0, old[f"{side}_onset"], float(step))
-            new[f"{side}_level"] = np.where(risen > 0, old[f"{side}_level"], value)
-        for name, values in new.items():
-            np.copyto(self.state[_PLACE[name]], values, where=here)
+        before, (cross, square, scale, centre) = state[_ERROR], state[_MOVING]
+        white = error - np.clip(cross / np.maximum(square, _TINY), 0.0, MOST_PHI) * before
+        beyond = white - centre
+        limit = np.where(judged, CUT * scale, np.inf)
+        cut, cut_before, cut_white = np.clip(np.stack((error, before, white)), -limit, limit)
+        spread = np.minimum(np.abs(beyond), limit) * _MEAN_TO_SD
+        held = np.clip(seen, 1.0, MEMORY)
+        moving = state[_MOVING] + (np.stack((cut * cut_before, cut * cut, spread, cut_white)) - state[_MOVING]) / held
+        z = np.clip(beyond / (np.maximum(scale, RESOLUTION) * (1 + CAUTION / held)), -CUT, CUT)
+        # The two sums, and where they last stood at zero.
+        risen = np.where(judged, np.maximum(0.0, state[_RISEN] + np.stack((z, -z)) - ALLOWANCE), 0.0)
+        onset = np.where(risen > 0, state[_ONSET], float(step))
+        level = np.where(risen > 0, state[_LEVEL], value)
+        moving = np.where(seen >= 1, moving, state[_MOVING])
+        new = np.concatenate((state[:_N], (n + 1)[None], sums, error[None], moving, risen, onset, level))
+        self.state = new if here.all() else np.where(here, new, state)
         return judged
 
     def restart(self, series: slice) -> None:
         """Forgets these series: they are judged again once they are warm."""
         self.state[:, series] = 0.0
 
-    def sums(self) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
-        """The larger sum of each series `[N]`, where it began (steps), the value there, and whether it is the upper."""
-        up, down = self.state[_PLACE["up"]], self.state[_PLACE["down"]]
-        rising = up >= down
-        onset = np.where(rising, self.state[_PLACE["up_onset"]], self.state[_PLACE["down_onset"]])
-        level = np.where(rising, self.state[_PLACE["up_level"]], self.state[_PLACE["down_level"]])
-        return np.maximum(up, down), onset, level, rising
+    def heights(self) -> Floats:
+        """The larger sum of each series `[N]`."""
+        found: Floats = self.state[_RISEN].max(0)
+        return found
+
+    def since(self, series: int) -> tuple[bool, int, float]:
+        """Of one series' larger sum: whether it is the upper, the step from which it rose, and the value there."""
+        side = int(self.state[_RISEN, series].argmax())
+        return side == 0, int(self.state[_ONSET][side, series]), float(self.state[_LEVEL][side, series])
+
+    def levels(self) -> Floats:
+        """Where each series' larger sum last stood at zero, the value `[N]`."""
+        upper = self.state[_RISEN][0] >= self.state[_RISEN][1]
+        found: Floats = np.where(upper, self.state[_LEVEL][0], self.state[_LEVEL][1])
+        return found
 
 
-_FIELDS = (
-    *("total", "count", "skipped", "n", "s0", "s1", "s2", "t0", "t1"),
-    *("error", "cross", "square", "scale", "centre"),
-    *("up", "down", "up_onset", "down_onset", "up_level", "down_level"),
-)
-_PLACE = {name: i for i, name in enumerate(_FIELDS)}
+_TOTAL, _COUNT, _SKIPPED, _N, _ERROR = 0, 1, 2, 3, 9
+"""Rows of the state: a block's sum and number, values left out (negative while some are), used; the last error."""
+_SUMS, _MOVING = slice(4, 9), slice(10, 14)
+"""Weighted sums of 1, age, age², value and age × value; averages of products and squares of errors, scale, centre."""
+_RISEN, _ONSET, _LEVEL = slice(14, 16), slice(16, 18), slice(18, 20)
+"""Upper and lower CUSUM; the steps at which they last stood at zero; the values there."""
+_ROWS = 20
 _LINE = 3
 """Values that a line is drawn through before it forecasts."""
 _MEAN_TO_SD = math.sqrt(math.pi / 2)
@@ -210,24 +209,22 @@ class Watch:
         """Takes `values` `[lanes, series]` of measures on the grid; NaN for what was not measured."""
         logs = values.reshape(-1)
         height = np.zeros((len(self.cusums), self.lanes * self.series))
-        found = []
         for i, (scale, cusums) in enumerate(self.cusums.items()):
             judged = cusums.update(step, logs)
-            sums, onset, level, rising = cusums.sums()
-            change = logs - level
-            above = judged & (sums > self.thresholds[scale]) & (np.abs(change) >= LEAST_CHANGE)
-            height[i] = np.where(above, sums / self.thresholds[scale], 0.0)
-            found.append((scale, sums, onset, change, rising))
+            risen = cusums.heights() / self.thresholds[scale]
+            above = judged & (risen > 1.0)
+            if above.any():
+                height[i] = np.where(above & (np.abs(logs - cusums.levels()) >= LEAST_CHANGE), risen, 0.0)
         alarms = {}
         high = {int(place) // self.series for place in np.flatnonzero(height.any(0))}
         for lane in sorted(high & set(lanes)):
             own = slice(lane * self.series, (lane + 1) * self.series)
             i, series = divmod(int(height[:, own].argmax()), self.series)
-            scale, sums, onset, change, rising = found[i]
-            at, together = lane * self.series + series, int((height[:, own] > 0).any(0).sum())
-            statistic, limit = float(sums[at]), self.thresholds[scale]
-            moved = int(onset[at]), float(change[at])
-            alarms[lane] = Alarm(series, scale, bool(rising[at]), statistic, limit, *moved, together)
+            scale, at = list(self.cusums)[i], lane * self.series + series
+            rising, onset, level = self.cusums[scale].since(at)
+            limit, together = self.thresholds[scale], int((height[:, own] > 0).any(0).sum())
+            statistic = float(self.cusums[scale].heights()[at])
+            alarms[lane] = Alarm(series, scale, rising, statistic, limit, onset, float(logs[at]) - level, together)
             for cusums in self.cusums.values():
                 cusums.restart(own)
         return alarms

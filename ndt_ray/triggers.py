@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ndt_ray.lanes import Engine
-from ndt_ray.online import SCALES, Alarm, Watch, logarithm
+from ndt_ray.online import Alarm, Watch, logarithm
 from ndt_ray.ring import Ring
 from ndt_ray.spec import OnEvent
 from ndt_ray.spectra import Layer
@@ -27,8 +27,7 @@ class Triggers:
         self.watch = Watch(lanes, len(self.series), steps // every + 1, spec.false_alarms_per_run)
         self.ring = Ring(engine, spec.keep)
         first = self.watch.first(every)
-        reach = max(spec.keep * spec.spacing, max(s.block for s in SCALES)) * every
-        self.from_step = None if first is None or first > steps else first - reach
+        self.watching = first is not None and first <= steps
         self.values = np.full((lanes, len(self.series)), np.nan)
         self.history = np.full((lanes, spec.most, len(REASONS)), -1, dtype=np.int64)
         """Steps of the checkpoints of each lane's triggers; -1 where there is none."""
@@ -38,7 +37,7 @@ class Triggers:
 
     def on_grid(self, step: int) -> bool:
         """Whether the measures of this step are watched."""
-        return self.from_step is not None and step % self.every == 0
+        return self.watching and step % self.every == 0
 
     def see(
         self, step: int, lanes: Sequence[int], measured: Mapping[str, Any], velocity: Mapping[str, Any] | None
@@ -119,7 +118,7 @@ class Triggers:
     def remember(self, step: int) -> None:
         """Keeps the state of this step, if it is one of those to be kept."""
         self.alarms = {}
-        if self.from_step is None or step < self.from_step or step % (self.every * self.spec.spacing):
+        if not self.watching or step % (self.every * self.spec.spacing):
             return
         if (self.history[:, -1, EVENT] < 0).any():
             self.ring.take(step)

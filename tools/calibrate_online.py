@@ -43,7 +43,7 @@ def peaks(scale: Scale, family: str, series: int, length: int, seed: int = 0) ->
     cusums, highest = Cusums(series, scale), np.zeros(series)
     for t, values in enumerate(null(family, series, length, generator)):
         if cusums.update(t, values).any():
-            np.maximum(highest, cusums.sums()[0], out=highest)
+            np.maximum(highest, cusums.heights(), out=highest)
     return highest
 
 
