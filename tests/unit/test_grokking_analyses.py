@@ -15,6 +15,7 @@ from ndt_ray.analysis.api import AnalysisInput, Partition
 from ndt_ray.analysis.mechanisms.context import ProbeContext
 from ndt_ray.analysis.mechanisms.grokking import fourier, progress
 from ndt_ray.analysis.mechanisms.grokking.analyses import grokking, grokking_comparison, grokking_timeline
+from ndt_ray.analysis.mechanisms.grokking.lags import LANDMARKS, grokking_lags
 from ndt_ray.analysis.mechanisms.grokking.maps import (
     DownsampledActivationsAnalyzer,
     NeuronActivationsAnalyzer,
@@ -111,6 +112,7 @@ def test_spectra_are_shares_of_every_frequency() -> None:
         "embedding",
         "unembedding",
         "neurons",
+        "neuron_logit",
         *(f"{w}:{h}" for w in ("attention", "query_key") for h in (0, 1)),
     }
     last = spectra[spectra["step"] == 500]
@@ -199,6 +201,42 @@ def test_analyzers_share_one_forward_pass_and_build_on_each_other() -> None:
     assert small["neuron_acts_downsampled"].shape == (48, 28, 28) and "attn_to_b_downsampled" in small
     with pytest.raises(SpecError, match="at least 2 x 2"):
         DownsampledActivationsAnalyzer(1)
+
+
+def lags(event_steps: list[float], onset_steps: list[int | None]) -> pd.DataFrame:
+    ids = [f"t{i}" for i in range(len(event_steps))]
+    trials = pd.DataFrame({"trial_id": ids, "cell": "m", "steps": 10_000})
+    events = pd.DataFrame({"trial_id": ids, "step_location": event_steps, "step_after": 0, "statistic": 5.0})
+    small = events.assign(step_location=1.0, statistic=-2.0)  # the largest event counts, not the first
+    events = pd.concat([small, events, events.assign(significant=False, statistic=99.0)]).fillna({"significant": True})
+    events = events.assign(
+        family="primary", detector="d", null="n", measure="pr", view="tokens", layer="linear1", layer_index=1
+    )
+    onsets = pd.DataFrame({"trial_id": ids, **{f"{name}_step": onset_steps for name in LANDMARKS}})
+    tables = {"trials": trials, "events": events, "grokking_onsets": onsets}
+    arrow = {n: pa.Table.from_pandas(t) for n, t in tables.items()}
+    return grokking_lags(AnalysisInput("x", Partition(), arrow))["grokking_lags"].to_pandas()
+
+
+@pytest.mark.parametrize(
+    ("events", "onsets", "answer"),
+    [
+        ([5000, 5100, 4900, 5050], [6000, 6100, 6050, 5950], "before"),
+        ([7000, 7100, 6900, 7050], [6000, 6100, 6050, 5950], "after"),
+        ([6010, 6090, 6060, 5960], [6000, 6100, 6050, 5950], "with"),
+        ([2000, 9000, 5000, 7000], [6000, 6100, 6050, 5950], "undecided"),
+        ([5000], [6000], "one trial"),
+        ([5000, 5100], [None, None], "no trial has both"),
+    ],
+)
+def test_events_are_placed_against_the_landmarks(events: list[float], onsets: list[int | None], answer: str) -> None:
+    row = lags(events, onsets).set_index("landmark").loc["onset"]
+    assert row["answer"] == answer and row["n"] + row["n_missing"] == len(events)
+
+
+def test_without_events_there_are_no_lags() -> None:
+    nothing = AnalysisInput("none", Partition(), {n: pa.table({}) for n in grokking_lags.reads})
+    assert grokking_lags(nothing)["grokking_lags"].num_rows == 0
 
 
 def test_seeds_and_moduli_are_compared() -> None:

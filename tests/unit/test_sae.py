@@ -1,12 +1,14 @@
 """Dictionaries of planted features: found where they can be, consistent, and told apart from controls."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from ndt_ray.analysis.mechanisms.sae import align, quality
+from ndt_ray.analysis.mechanisms.sae.files import load_saes, save_saes
 from ndt_ray.analysis.mechanisms.sae.model import (
     FOUNDING,
     Config,
@@ -18,7 +20,7 @@ from ndt_ray.analysis.mechanisms.sae.model import (
     train,
 )
 from ndt_ray.analysis.mechanisms.sae.transfer import Side, matching, transfer
-from ndt_ray.errors import SpecError
+from ndt_ray.errors import CheckpointError, SpecError
 
 
 def planted(atoms: int, d: int, n: int, k: int, seed: int = 0, orthogonal: bool = False, coherent: float = 0.0):
@@ -228,6 +230,19 @@ def test_errors_of_blocks_shrink_with_the_number_of_stimuli() -> None:
     rng = np.random.default_rng(0)
     errors = [quality.jackknife(quality.without_blocks(rng.random(n), 2 + rng.random(n))) for n in (64, 6400)]
     assert errors[1] < errors[0] / 5 and np.isnan(quality.explained(np.zeros(3), np.zeros(3)))
+
+
+def test_dictionaries_come_back_from_their_file(tmp_path: Path) -> None:
+    rows = torch.from_numpy(planted(16, 8, 100, 2)[2])
+    made = train(rows[None], ["a"], preset("founding", max_steps=3))
+    again = load_saes(save_saes(made, tmp_path / "layers" / "sae.safetensors"))
+    assert again.config == made.config and torch.equal(again.atoms, made.atoms)
+    assert torch.equal(again.reconstruct(rows[None]), made.reconstruct(rows[None]))
+    np.testing.assert_array_equal(again.losses, made.losses)
+    (tmp_path / "torn").write_bytes(b"12345678")
+    for name in ("torn", "missing"):
+        with pytest.raises(CheckpointError, match="holds no dictionaries"):
+            load_saes(tmp_path / name)
 
 
 def test_lanes_can_be_picked() -> None:

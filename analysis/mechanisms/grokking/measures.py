@@ -76,6 +76,7 @@ def spectra_rows(found: ModularBundle) -> pd.DataFrame:
         weights = found.weights
         parts["embedding"] = fourier.shares(fourier.band_energy(weights["embedding"]))
         parts["unembedding"] = fourier.shares(fourier.band_energy(weights["unembed"], axis=1))
+        parts["neuron_logit"] = fourier.shares(fourier.band_energy(weights["w_out"] @ weights["unembed"], axis=1))
         alive = found.neuron_fractions[~np.isnan(found.neuron_fractions).any(1)]
         if len(alive):
             parts["neurons"] = alive.mean(0)

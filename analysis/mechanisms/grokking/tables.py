@@ -45,7 +45,11 @@ SPECTRA = Table(
     (
         _TRIAL,
         _STEP,
-        Column("part", "string", "embedding, logits, neurons (mean), unembedding, attention:HEAD or query_key:HEAD"),
+        Column(
+            "part",
+            "string",
+            "embedding, logits, neurons (mean), unembedding, neuron_logit, attention:HEAD, query_key:HEAD",
+        ),
         Column("frequency", "int32", "1..p//2", "cycles in p"),
         Column("share", "float64", "of the part's energy without its constant; of logits, in w(a + b - c)"),
     ),
@@ -185,4 +189,28 @@ COMPARISON = Table(
         Column("other_p", "string", "means of other cells with the same settings but another modulus, as JSON"),
     ),
     ("cell", "quantity"),
+)
+
+LAGS = Table(
+    "grokking_lags",
+    "Lag of each layer's largest dimensionality event to a landmark of grokking, over the seeds of a cell.",
+    (
+        Column("cell", "string", "everything but seeds"),
+        Column("family", "string", "name of the family of series over which errors are controlled"),
+        Column("detector", "string", "name of the detector"),
+        Column("null", "string", "what the surrogates are"),
+        Column("measure", "string", "column of the table that was read"),
+        Column("view", "string", "how activations became a matrix"),
+        Column("layer_index", "int16", "place in the order of the forward pass"),
+        Column("layer", "string", "module path"),
+        Column("landmark", "string", "memorised, turn, inflection, onset, restricted, excluded or gini"),
+        Column("n", "int32", "trials with both"),
+        Column("n_missing", "int32", "trials with an event but without the landmark"),
+        Column("lag", "float64", "mean of the event's step - the landmark's: negative is before", "steps"),
+        Column("lo", "float64", "95 % t interval over seeds; null under 2", "steps"),
+        Column("hi", "float64", "upper end of it", "steps"),
+        Column("share_before", "float64", "share of trials whose event lies before"),
+        Column("answer", "string", "before, with, after, undecided, one trial, or no trial has both"),
+    ),
+    ("cell", "family", "detector", "null", "measure", "view", "layer_index", "landmark"),
 )
