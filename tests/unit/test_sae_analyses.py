@@ -222,6 +222,15 @@ def test_layers_of_networks_of_different_depth_are_matched_by_depth() -> None:
     assert len(list(relations._between("architectures", [(("a", 9), ("b", 9))], layers, "all"))) == 10
 
 
+def test_trials_that_ended_early_are_no_seeds() -> None:
+    trials = pd.DataFrame({"trial_id": ["a", "b", "c"], "cell": "m", "seed": [0, 1, 2], "control": "none"})
+    trials = trials.assign(model="m", data="d")
+    saved = pd.DataFrame({"trial_id": ["a", "a", "b", "c", "c"], "step": [5, 10, 5, 5, 10]})
+    found = relations.networks_of(trials, saved, per_cell=2, checkpoints=2)
+    assert found.trials == {"m": ("a", "c")} and found.checkpoints == {"a": (0, 10)}
+    assert found.nodes == [("a", 10), ("c", 10), ("a", 0)]
+
+
 def test_files_and_figures_are_written(tmp_path: Path) -> None:
     names = {p.name for p in figures.write(pairs(), tmp_path)}
     assert names == {

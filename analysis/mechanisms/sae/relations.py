@@ -45,9 +45,14 @@ class Networks:
 
 
 def networks_of(trials: pd.DataFrame, saved: pd.DataFrame, per_cell: int, checkpoints: int) -> Networks:
-    """`per_cell` trials of each cell (controls left out), and `checkpoints` of the first, the initialisation first."""
+    """`per_cell` trials of each cell (controls left out), and `checkpoints` of the first, the initialisation first.
+
+    Trials that ended before the others of their cell are left out: networks of unequal training are not seeds.
+    """
     steps = {str(t): sorted({0, *map(int, s)}) for t, s in saved.groupby("trial_id")["step"]}
     known = trials[(trials["control"] == "none") & trials["trial_id"].isin(steps)]
+    known = known.assign(_last=[steps[t][-1] for t in known["trial_id"]])
+    known = known[known["_last"] == known.groupby("cell")["_last"].transform("max")]
     known = known.sort_values(["cell", "seed", "trial_id"])
     by_cell = {str(cell): tuple(rows["trial_id"].head(per_cell)) for cell, rows in known.groupby("cell")}
     chosen = [t for trials in by_cell.values() for t in trials]
