@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("lanes", "workers", "measuring", "everything", "triggers", "tracker", "orchestration", "store", "battery")
+NAMES = ("lanes", "workers", "measuring", "everything", "triggers", "tracker", "orchestration", "store", "battery", "detection")
 
 
 def main(arguments: list[str]) -> int:

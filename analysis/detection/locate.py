@@ -68,16 +68,17 @@ class Settled:
         return sum((s * e.curve(n) for e, s in zip(self.events, self.sizes, strict=True)), np.zeros(n))
 
 
-def search(values: Floats, scale: Floats, shape: Shape, least: float) -> Settled:
+def search(values: Floats, scale: Floats, shape: Shape, least: float, lone: bool = True) -> Settled:
     """Events of one series, the largest first; each is located before the next is sought in what is left.
 
     `values` `[n]` with noise that is AR(1) times `scale`. An event must gain, and its loss cost, twice the log
-    likelihood `least`; two that only together gain as much (up and down again) are taken together.
+    likelihood `least`; two that only together gain as much (up and down again) are taken together. Without `lone`,
+    no event of a single measurement is sought.
     """
     n, settled = len(values), Settled([], np.zeros(0), np.zeros(0), 0.0)
     while len(settled.events) < MOST_EVENTS:
         left = (values - settled.sum(n)) / scale
-        found = fit(left[None], shape, 2, free=_free(settled.events, n, shape))
+        found = fit(left[None], shape, 2, free=_free(settled.events, n, shape, lone))
         gain, pair = found.gain[0], [located(n, shape, int(a)) for a in found.atom[0]]
         if gain.max() < least:
             break
@@ -113,12 +114,13 @@ def settle(values: Floats, scale: Floats, events: Sequence[Located], phi: float,
     return Settled([], np.zeros(0), np.zeros(0), phi)
 
 
-def _free(events: Sequence[Located], n: int, shape: Shape) -> Singles | None:
-    """`[atoms]`: 0 for those that overlap an event."""
-    if not events:
+def _free(events: Sequence[Located], n: int, shape: Shape, lone: bool) -> Singles | None:
+    """`[atoms]`: 0 for those that overlap an event, and for bumps of one measurement unless `lone`."""
+    if not events and lone:
         return None
     known = atoms(n, shape)
-    free = np.ones(len(known.location), np.float32)
+    free = np.array([lone or kind != "bump" or width > 1 for kind, width in zip(known.kind, known.width, strict=True)])
+    free = free.astype(np.float32)
     for event in events:
         reach = np.maximum((known.width + event.width) / 2, EDGE)
         free[np.abs(known.location - event.place) < reach] = 0

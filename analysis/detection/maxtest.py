@@ -98,6 +98,8 @@ def pareto(drawn: Floats, rng: np.random.Generator, runs: int = 200) -> Tail | N
     while size >= SMALLEST_TAIL:
         threshold = float((drawn[count - size] + drawn[count - size - 1]) / 2)
         excess = drawn[count - size :] - threshold
+        if excess[size // 4 - 1] <= 0 or len(np.unique(excess)) < 0.9 * size:
+            return None  # ties: no continuous tail
         shape, scale = (float(x[0]) for x in fit_pareto(excess[None]))
         shape = max(shape, 0.0)
         if shape == 0.0:

@@ -30,8 +30,7 @@ LONGEST = 1024
 """Longer series are judged on every k-th measurement: the cost of a series grows with the square of this."""
 RESOLUTION = 1e-6
 """Relative spread at which a series is constant: measures are kept in float32."""
-UNIT_ROOT = 9.98
-COLLAPSE = 1200.0
+COLLAPSE = 200.0
 VISIBLE = 0.2
 CANDIDATE = 0.05
 """A candidate's gain is exceeded in this share of null series."""
@@ -97,7 +96,7 @@ def judge(
     `continuations` `[K, n]`, for null siblings, are of the same steps; their number bounds what p can be. The first
     `skip` values belong to the transient at most: the change out of the initialisation is shown, not tested.
     """
-    stride = -(-len(values) // LONGEST)
+    stride = max(1, -(-len(values) // LONGEST))
     values = values[::stride]
     if len(values) < SHORTEST + skip:
         return Judged("short", len(values), stride=stride, transient=find(values))
@@ -160,7 +159,7 @@ def judge(
 
 
 def _kind(known: Described) -> Kind:
-    if known.persistence >= UNIT_ROOT:
+    if not known.stationary:
         return "unit_root"
     if known.scale.max() >= COLLAPSE * known.scale.min():
         return "collapsing_variance"

@@ -4,8 +4,9 @@
 taken (with them the noise would look like a walk, and hide what made it so). `draw` puts null series together again,
 in the series' own units, so that they go through every step that the series goes through. Four kinds of noise:
 
-- ar_sieve: an autoregression of the remainder, its order by BIC, its coefficients corrected for their small-sample
-  bias (Kilian 1998), driven by resampled innovations (Bühlmann 1997);
+- ar_sieve: an autoregression of the remainder, its order by AIC, its coefficients corrected for their small-sample
+  bias (Kilian 1998), driven by resampled innovations
+  (Bühlmann 1997), or for rates, where one high value may be an event, by Student-t ones of fitted tail;
 - iaaft: the remainder's own values, with its own power spectrum in the end (Schreiber & Schmitz 1996);
 - block: blocks of the remainder of geometric length (stationary bootstrap: Politis & Romano 1994);
 - siblings: how continuations of one checkpoint that differ only in batch order differ from their mean (`siblings`).
@@ -16,18 +17,21 @@ from typing import cast
 
 import numpy as np
 from scipy.signal import lfilter
+from scipy.stats import t as student_t
 
 from ndt_ray.analysis.detection import Floats
 from ndt_ray.analysis.detection.atoms import PHIS, Shape, trend
 from ndt_ray.analysis.detection.likelihood import despiked, local_scale
-from ndt_ray.analysis.detection.locate import design, search, settle
+from ndt_ray.analysis.detection.locate import Settled, design, search, settle
 from ndt_ray.errors import SpecError, did_you_mean
 
 NULLS = ("ar_sieve", "iaaft", "block")
 """Noise that a series alone can tell; `siblings` needs other series."""
 BEYOND_DOUBT = 32.0
 """Gain above which an event is taken out before the noise is described: under 1 in 300 null series of any kind."""
-MAX_ORDER = 12
+MAX_ORDER = 20
+STATIONARY = 0.9975
+"""Largest root of an autoregression that can be drawn from."""
 _BURN = 200
 _BIAS_RUNS = 200
 _IAAFT_ROUNDS = 40
@@ -55,9 +59,9 @@ class Described:
     shape: Shape
 
     @property
-    def persistence(self) -> float:
-        """Sum of the coefficients: 1 at a unit root."""
-        return float(self.coefficients.sum())
+    def stationary(self) -> bool:
+        """Whether the autoregression is: without, no null series can be drawn."""
+        return _largest_root(self.coefficients) < STATIONARY
 
     @property
     def sd(self) -> float:
@@ -73,15 +77,21 @@ def describe(values: Floats, shape: Shape, rng: np.random.Generator) -> Describe
     scale = local_scale(rest[None])[0]
     raw = rest / scale
     tame = (despiked(raw[None])[0] if shape == "level" else raw) * scale
-    settled = search(tame, scale, shape, BEYOND_DOUBT)
+    # A lone high value of a rate may be an event or the tail of its noise: it stays, and the tail is fitted to it.
+    settled = search(tame, scale, shape, BEYOND_DOUBT, lone=shape == "level")
     if settled.events:
         # Beside an event the scale was that of its rise: once more without it.
-        scale = local_scale((tame - settled.sum(n))[None])[0]
-        settled = settle(tame, scale, settled.events, settled.phi, BEYOND_DOUBT)
+        calm = local_scale((tame - settled.sum(n))[None])[0]
+        settled = settle(tame, calm, settled.events, settled.phi, BEYOND_DOUBT)
+        with_, without = (_left(tame / calm, design(n, e) / calm[:, None]) for e in (settled.events, []))
+        # Slow wander under faster noise looks like events to noise with one memory, and not to noise with several.
+        if _cost(without) - _cost(with_) < BEYOND_DOUBT * len(settled.events):
+            settled = Settled([], np.zeros(0), np.zeros(0), 0.0)
+        else:
+            scale = calm
     events = settled.sum(n)
     known = design(n, settled.events) / scale[:, None]
-    basis_, _ = np.linalg.qr(known)
-    remainder = tame / scale - basis_ @ (basis_.T @ (tame / scale))
+    remainder = _left(tame / scale, known)
     coefficients = _autoregression(remainder, known, rng)
     return Described(
         trend=basis @ (basis.T @ (values - events)),
@@ -137,21 +147,39 @@ def quantum(values: Floats) -> float:
     return least if np.allclose(gaps / least, np.rint(gaps / least), atol=1e-6) else 0.0
 
 
-def _autoregression(remainder: Floats, design: Floats, rng: np.random.Generator) -> Floats:
-    """Coefficients of order 1 or more by BIC, corrected for the bias that trend and small samples give them."""
+def _left(values: Floats, columns: Floats) -> Floats:
+    """What columns leave of values."""
+    basis, _ = np.linalg.qr(columns)
+    return cast(Floats, values - basis @ (basis.T @ values))
+
+
+def _cost(remainder: Floats) -> float:
+    """Twice the negative log likelihood of the best autoregression, with AIC's price for its order."""
+    return float(_costs(remainder).min())
+
+
+def _costs(remainder: Floats) -> Floats:
+    """The same by order, from 1 on."""
     n = len(remainder)
     highest = max(1, min(MAX_ORDER, n // 20))
-    by_order, variance = _levinson(remainder[None], highest)
-    cost = n * np.log(np.maximum(variance[1:, 0], 1e-300)) + np.arange(1, highest + 1) * np.log(n)
-    order = int(cost.argmin()) + 1
-    found = by_order[order - 1][0]
+    variance = _levinson(remainder[None], highest)[1][1:, 0]
+    return np.asarray(n * np.log(np.maximum(variance, 1e-300)) + 2 * np.arange(1, highest + 1))
+
+
+def _autoregression(remainder: Floats, design: Floats, rng: np.random.Generator) -> Floats:
+    """Coefficients of order 1 or more by AIC, corrected for the bias that trend and small samples give them."""
+    n = len(remainder)
+    order = int(_costs(remainder).argmin()) + 1
+    found = _levinson(remainder[None], order)[0][order - 1][0]
+    if _largest_root(found) >= STATIONARY:
+        return cast(Floats, found)
     basis, _ = np.linalg.qr(design)
     noise = lfilter([1.0], np.r_[1.0, -found], rng.standard_normal((_BIAS_RUNS, n + _BURN)), axis=-1)[:, _BURN:]
     again = _levinson(noise - (noise @ basis) @ basis.T, order)[0][order - 1]
     bias = again.mean(axis=0) - found
     for shrunk in (1.0, 0.8, 0.6, 0.4, 0.2):
         corrected = found - shrunk * bias
-        if _largest_root(corrected) < 0.9975:
+        if _largest_root(corrected) < STATIONARY:
             return cast(Floats, corrected)
     return cast(Floats, found)
 
@@ -189,8 +217,25 @@ def _sieve(known: Described, count: int, rng: np.random.Generator) -> Floats:
     innovations = lfilter(np.r_[1.0, -known.coefficients], [1.0], known.remainder)[order:]
     innovations = innovations - innovations.mean()
     innovations *= np.sqrt(n / max(n - order - known.removed - trend(n).shape[1], 1))
-    drawn = rng.choice(innovations, (count, n + _BURN))
+    if known.shape == "level":
+        drawn = rng.choice(innovations, (count, n + _BURN))
+    else:
+        degrees, scale = student(innovations)
+        drawn = scale * rng.standard_t(degrees, (count, n + _BURN))
     return cast(Floats, lfilter([1.0], np.r_[1.0, -known.coefficients], drawn, axis=-1)[:, _BURN:])
+
+
+def student(values: Floats) -> tuple[float, float]:
+    """Degrees of freedom and scale of the Student-t that values are likeliest under; 200 stands for the Gaussian."""
+    degrees = np.array([2.1, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0, 50.0, 200.0])
+    squared = np.maximum(values**2, 1e-30 * max(float((values**2).max()), 1e-300))
+    variance = np.full(len(degrees), float(np.median(squared)) * 2 + 1e-300)
+    for _ in range(30):
+        weight = (degrees[:, None] + 1) / (degrees[:, None] + squared / variance[:, None])
+        variance = (weight * squared).mean(axis=-1)
+    log_likelihood = student_t.logpdf(values, degrees[:, None], scale=np.sqrt(variance)[:, None]).sum(axis=-1)
+    best = int(log_likelihood.argmax())
+    return float(degrees[best]), float(np.sqrt(variance[best]))
 
 
 def _iaaft(known: Described, count: int, rng: np.random.Generator) -> Floats:

@@ -10,6 +10,8 @@ LATEST = 0.12
 """A transient is over by this share of the run; what takes longer is trend."""
 SLOWEST = 0.04
 """Longest time constant of a transient, as a share of the run."""
+GRID = 20
+"""Time constants that are tried."""
 STANDS_OUT = 6.0
 """Noise SDs that the transient must reach."""
 LEFT = 0.05
@@ -43,16 +45,16 @@ def find(values: Floats) -> Transient:
         return Transient(flag="constant")
     t = np.arange(m, dtype=np.float64)
     smooth = np.stack([np.ones(m), t / n, (t / n) ** 2], axis=1)
-    constants = np.geomspace(0.4, max(SLOWEST * n, 1.0), 8)
+    constants = np.geomspace(0.4, max(SLOWEST * n, 1.0), GRID)
     decays = np.exp(-t[:, None] / constants)
     basis, _ = np.linalg.qr(smooth)
-    pairs = [(i,) for i in range(8)] + [(i, j) for i in range(8) for j in range(i + 2, 8)]
+    pairs = [(i,) for i in range(GRID)] + [(i, j) for i in range(0, GRID, 2) for j in range(i + 4, GRID, 2)]
     left = decays - basis @ (basis.T @ decays)
     rest = third - basis @ (basis.T @ third)
     costs = [_residual(left[:, list(pair)], rest) for pair in pairs]
     # A second decay must pay for itself: a third less is left than with one.
-    single = int(np.argmin(costs[:8]))
-    double = 8 + int(np.argmin(costs[8:]))
+    single = int(np.argmin(costs[:GRID]))
+    double = GRID + int(np.argmin(costs[GRID:]))
     chosen = pairs[double] if costs[double] < 0.67 * costs[single] else pairs[single]
     columns = np.concatenate([smooth, decays[:, list(chosen)]], axis=1)
     solved = np.linalg.lstsq(columns, third, rcond=None)[0]

@@ -1,0 +1,229 @@
+"""The default detector finds what is planted, keeps quiet on noise, and says of what it cannot judge."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from ndt_ray.analysis.detection import make
+from ndt_ray.analysis.detection.atoms import PHIS, apart, atoms, trend, whiten, whitened
+from ndt_ray.analysis.detection.likelihood import fit, local_scale, median_of_five, standardised
+from ndt_ray.analysis.detection.locate import Located, bracket, design, likelihood, settle
+from ndt_ray.analysis.detection.profile import LONGEST, Judged, Profile, judge
+from ndt_ray.analysis.detection.transient import find
+from ndt_ray.errors import SpecError
+
+N = 240
+Floats = NDArray[np.float64]
+
+
+def ar1(phi: float, seed: int, n: int = N) -> Floats:
+    """Marginal SD 1."""
+    drawn = np.random.default_rng(seed).normal(size=n + 200) * np.sqrt(1 - phi * phi)
+    out = np.zeros(n + 200)
+    for i in range(1, n + 200):
+        out[i] = phi * out[i - 1] + drawn[i]
+    return out[200:]
+
+
+def sigmoid(middle: float, width: float, n: int = N) -> Floats:
+    return np.asarray(expit((np.arange(n) - middle) * 2 * np.log(9) / width), dtype=np.float64)
+
+
+def quick(values: Floats, key: str = "a", **options: object) -> Judged:
+    return judge(values, key, n_surrogates=200, most=400, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("phi", "seed"), [(0.0, 1), (0.5, 2)])
+def test_a_step_is_found_where_it_is(phi: float, seed: int) -> None:
+    values = ar1(phi, seed)
+    values[140:] += 8
+    found = quick(values)
+    assert found.p < 1e-3 and len(found.events) == 1
+    event = found.events[0]
+    assert (event.before, event.after, event.kind, event.width) == (139, 140, "step", 1.0)
+    assert event.location == 139.5 and abs(event.size - 8) < 2 and event.p >= found.p
+
+
+@pytest.mark.parametrize("width", [20.0, 60.0])
+def test_a_sigmoid_is_found_with_its_width(width: float) -> None:
+    found = quick(ar1(0.5, 5, 400) - 8 * sigmoid(198, width, 400))
+    assert found.p < 0.01 and len(found.events) == 1
+    event = found.events[0]
+    assert abs(event.location - 198) <= width / 4 and 0.5 * width < event.width < 2 * width
+    assert event.size < -4 and event.kind == "sigmoid"
+    assert event.after - event.before >= 0.5 * width
+
+
+def test_up_and_down_again_are_two_events() -> None:
+    values = ar1(0.0, 3)
+    values[100:150] += 8
+    found = quick(values)
+    assert [(e.before, e.after, e.size > 0) for e in found.events] == [(99, 100, True), (149, 150, False)]
+
+
+def test_noise_of_any_memory_rarely_has_an_event() -> None:
+    p = [quick(ar1(phi, 10 * s), f"{phi} {s}").p for phi in (0.0, 0.5, 0.9) for s in range(4)]
+    # Twelve series: two or more below 0.02 have probability 0.02 under the null.
+    assert sum(x < 0.02 for x in p) < 2 and max(p) > 0.3
+
+
+def test_trend_relaxation_and_shrinking_noise_are_no_events() -> None:
+    t = np.arange(N) / N
+    drift = quick(32 * t + ar1(0.0, 21))
+    relaxing = quick(30 * np.exp(-t / 0.15) + ar1(0.0, 22))
+    shrinking = quick(np.exp(-3 * t) * ar1(0.0, 23))
+    assert all(x.p > 0.01 and x.kind == "calibrated" for x in (drift, relaxing, shrinking))
+
+
+def test_p_depends_neither_on_units_nor_on_the_trend() -> None:
+    values = ar1(0.5, 31)
+    values[150:] += 3
+    one = quick(values)
+    other = quick(1e-6 * (values + 5 - 0.02 * np.arange(N)))
+    assert one.p == pytest.approx(other.p, rel=1e-3) and one.statistic == pytest.approx(other.statistic, rel=1e-4)
+    assert other.noise_sd == pytest.approx(1e-6 * one.noise_sd, rel=1e-3)
+    again = quick(values)
+    assert again == one and quick(values, "another").p != one.p
+
+
+def test_a_smooth_transition_almost_without_noise_is_one_event() -> None:
+    """As grokking looks in the participation ratio: 27 to 8 over a third of the run."""
+    t = np.arange(N)
+    noise = 0.02 * ar1(0.9, 41)
+    values = 27.5 + 1.5 * np.exp(-t / 6) - 0.001 * t - 19 * sigmoid(130, 60) + noise
+    found = quick(values)
+    assert found.p < 1e-4 and len(found.events) == 1
+    assert abs(found.events[0].location - 130) < 5 and found.events[0].size < -12
+
+
+def test_the_initial_transient_is_no_event() -> None:
+    t = np.arange(N)
+    values = 10 + 6 * np.exp(-t / 5) + 0.1 * ar1(0.3, 51)
+    transient = find(values)
+    assert transient.flag is None and transient.amplitude == pytest.approx(6, rel=0.15)
+    assert transient.half_life == pytest.approx(5 * np.log(2), rel=0.2)
+    # Under 5 % is left after 3 time constants.
+    assert 12 <= transient.ends <= 30 and transient.r2 > 0.95
+    found = quick(values)
+    assert found.first == transient.ends and not found.events
+    assert (
+        find(ar1(0.0, 52)).flag == "none" and find(np.ones(50)).flag == "constant" and find(np.ones(5)).flag == "short"
+    )
+
+
+def test_what_cannot_be_judged_is_said() -> None:
+    assert quick(np.full(N, 3.0)).kind == "constant"
+    assert quick(np.zeros(N)).kind == "constant"
+    assert quick(3 + 1e-8 * ar1(0.0, 61)).kind == "constant"
+    assert quick(np.array([1.0, 2.0])).kind == "short" and quick(np.zeros(0)).kind == "short"
+    for found in (quick(np.full(N, 3.0)), quick(np.zeros(3))):
+        assert np.isnan(found.p) and not found.events and not found.calibrated
+    dead = ar1(0.0, 62)
+    dead[60:] = dead[60]
+    assert quick(dead).kind == "collapsing_variance"
+    smooth = np.cumsum(np.cumsum(np.cumsum(ar1(0.0, 63))))
+    assert quick(smooth).kind in ("unit_root", "calibrated")
+
+
+def test_one_quantum_is_no_event() -> None:
+    values = np.full(N, 40.0)
+    values[120:] = 41.0
+    values[[30, 90, 200, 220]] += np.array([1.0, 1.0, -1.0, 1.0])
+    assert not quick(values).events
+    larger = np.rint(40 + 0.75 * ar1(0.3, 71))
+    larger[120:] += 6
+    assert [(e.before, e.after) for e in quick(larger).events] == [(119, 120)]
+
+
+def test_enormous_series_are_thinned_by_selection() -> None:
+    n = 3 * LONGEST - 5
+    values = np.random.default_rng(0).normal(size=n)
+    values[2000:] += 8
+    found = judge(values, "long", n_surrogates=100, most=100)
+    assert found.stride == 3 and len(found.events) == 1
+    event = found.events[0]
+    assert event.before <= 1999 and event.after >= 2000 and event.after - event.before == 3
+
+
+def test_as_a_detector_it_reports_true_steps() -> None:
+    values = ar1(0.0, 81)
+    values[100:] += 10
+    found = Profile(n_surrogates=200, most=200)(np.arange(N) * 5 + 5, values)
+    assert found.step_before.tolist() == [500] and found.step_after.tolist() == [505]
+    assert found.direction.tolist() == [1] and found.magnitude[0] == pytest.approx(10, abs=1) and found.p < 0.001
+    nothing = make("profile", {"n_surrogates": 200})(np.arange(N), np.ones(N))
+    assert len(nothing) == 0 and np.isnan(nothing.p) and nothing.kind == "constant"
+    with pytest.raises(SpecError, match="evenly spaced"):
+        make("profile")(np.r_[0, 1, np.arange(2, 2 * N, 2)], np.ones(N + 1))
+    with pytest.raises(SpecError, match="not finite"):
+        make("profile")(np.arange(3), np.array([1.0, np.nan, 2.0]))
+    with pytest.raises(SpecError, match="n_surrogates"):
+        make("profile", {"n_surrogates": 5})
+
+
+def test_velocity_has_bursts() -> None:
+    values = ar1(0.3, 91)
+    values[120] += 12
+    found = quick(values, shape="rate")
+    assert [(e.kind, e.before, e.after) for e in found.events] == [("bump", 119, 120)]
+    assert quick(values).p > 0.01  # a level that comes back at once has not changed
+
+
+def test_the_gain_is_that_of_least_squares() -> None:
+    """One coefficient, one event: the residual energy by the dictionary is the one that lstsq leaves."""
+    n = 80
+    seen, _ = standardised(ar1(0.4, 7, n)[None], "level")
+    found = fit(seen, "level", 1)
+    known = atoms(n, "level")
+    best = -np.inf
+    for phi in PHIS:
+        columns, white = whiten(trend(n).T, phi).T, whiten(seen[0], phi)
+        allowed = np.flatnonzero(np.abs(whitened(n, "level")[PHIS.index(phi)].units).sum(axis=0) > 0)
+        for a in allowed:
+            x = np.column_stack([columns, whiten(known.values[:, a], phi)])
+            rest = white - x @ np.linalg.lstsq(x, white, rcond=None)[0]
+            best = max(best, np.log1p(-(phi**2)) - n * np.log(rest @ rest / n))
+    assert found.gain[0, 0] == pytest.approx(best - likelihood(seen[0], design(n, [])), abs=1e-3)
+
+
+def test_scale_follows_the_noise_and_not_slopes_or_steps() -> None:
+    rng = np.random.default_rng(3)
+    ramp = np.linspace(4, 1, 400)
+    quiet = local_scale(rng.normal(size=(1, 400)) * ramp)[0]
+    assert 2.4 < quiet[:100].mean() / quiet[300:].mean() < 4.2
+    noise = rng.normal(size=400)
+    shifted = noise + 20 * (np.arange(400) > 200) + 0.5 * np.arange(400)
+    assert np.abs(local_scale(shifted[None]) / local_scale(noise[None]) - 1).max() < 0.15
+
+
+def test_a_running_median_of_five_is_the_median() -> None:
+    values = np.random.default_rng(4).normal(size=(3, 20))
+    expected = [[np.median(row[i - 2 : i + 3]) for i in range(2, 18)] for row in values]
+    assert np.allclose(median_of_five(values)[:, 2:-2], expected)
+
+
+def test_events_that_overlap_are_one() -> None:
+    known, separate = atoms(N, "level"), apart(N, "level")
+    assert (np.diag(separate) == 0).all() and (separate == separate.T).all()
+    far = np.abs(known.location[:, None] - known.location) > 100
+    assert (separate[far & (known.width[:, None] + known.width < 200)] == 1).all()
+
+
+def test_brackets_lie_outside_the_rise() -> None:
+    assert bracket(Located("step", 9.5, 0.0), 50) == (9, 10)
+    assert bracket(Located("sigmoid", 20.0, 8.0), 50) == (16, 24)
+    assert bracket(Located("sigmoid", 2.0, 20.0), 50) == (0, 12)
+    assert bracket(Located("bump", 20.0, 1.0), 50) == (19, 20)
+    assert bracket(Located("kink", 20.0, 0.0), 50) == (19, 21)
+
+
+def test_a_small_event_in_the_shadow_of_a_large_one_is_none() -> None:
+    values = 0.05 * ar1(0.0, 9)
+    values[100:] += 20
+    values[120:] += 0.8
+    both = [Located("step", 99.5, 0.0), Located("step", 119.5, 0.0)]
+    assert len(settle(values, np.full(N, 0.05), both, 0.0, 20.0).events) == 2
+    wide = 20 * sigmoid(100, 30) + 0.8 * (np.arange(N) > 130) + 0.05 * ar1(0.0, 9)
+    left = settle(wide, np.full(N, 0.05), [Located("sigmoid", 100, 30.0), Located("step", 130.5, 0.0)], 0.0, 20.0)
+    assert [e.kind for e in left.events] == ["sigmoid"]
