@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ndt_ray.activation_capture import ActivationCapture as ActivationCapture
+    from ndt_ray.analysis.mechanisms.analyzer import ActivationAnalyzer as ActivationAnalyzer
+    from ndt_ray.analysis.mechanisms.seeing.visualizer import FeatureVisualizer as FeatureVisualizer
+    from ndt_ray.analysis.mechanisms.tools import MeasurementTools as MeasurementTools
     from ndt_ray.analysis.stored import analyze as analyze
     from ndt_ray.capture import Capture as Capture
     from ndt_ray.errors import NdtError as NdtError
@@ -24,10 +27,13 @@ if TYPE_CHECKING:
     from ndt_ray.tracking.tracker import HighFrequencyTracker as HighFrequencyTracker
 
 _WHERE = {
+    "ActivationAnalyzer": "ndt_ray.analysis.mechanisms.analyzer:ActivationAnalyzer",
     "ActivationCapture": "ndt_ray.activation_capture:ActivationCapture",
     "Capture": "ndt_ray.capture:Capture",
+    "FeatureVisualizer": "ndt_ray.analysis.mechanisms.seeing.visualizer:FeatureVisualizer",
     "HighFrequencyTracker": "ndt_ray.tracking.tracker:HighFrequencyTracker",
     "JumpDetector": "ndt_ray.tracking.run_jumps:JumpDetector",
+    "MeasurementTools": "ndt_ray.analysis.mechanisms.tools:MeasurementTools",
     "NdtError": "ndt_ray.errors:NdtError",
     "analyze": "ndt_ray.analysis.stored:analyze",
     "load_sweep": "ndt_ray.spec.sweepfile:load_sweep",
@@ -36,10 +42,13 @@ _WHERE = {
 }
 
 __all__ = [
+    "ActivationAnalyzer",
     "ActivationCapture",
     "Capture",
+    "FeatureVisualizer",
     "HighFrequencyTracker",
     "JumpDetector",
+    "MeasurementTools",
     "NdtError",
     "analyze",
     "load_sweep",

@@ -71,7 +71,7 @@ def mechanisms(
     distances = _distances(data.frame(DISTANCES.name))
     busy = occupied(data.frame("events"), around)
     windows = control_windows(around, busy, trials, data.frame("scalars"), steps, distances, controls)
-    cells = dict(zip(trials["trial_id"], trials["cell"], strict=True))
+    cells = dict(zip(trials["trial_id"], arms(trials), strict=True))
     found = list(_compared(around, windows, panel, distances, cells))
     if not found:
         return nothing
@@ -79,6 +79,13 @@ def mechanisms(
 
 
 # -- events and their windows -----------------------------------------------------------------------------------------
+
+
+def arms(trials: pd.DataFrame) -> "pd.Series[str]":
+    """The cell of each trial, with its control where it has one: the seeds of an arm are alike but for their seeds."""
+    control = trials.get("control", pd.Series("none", index=trials.index)).astype(str)
+    cell: pd.Series[str] = trials["cell"].astype(str)
+    return cell.where(control == "none", cell + " " + control)
 
 
 def selected(events: pd.DataFrame, families: pd.DataFrame, candidates: int) -> pd.DataFrame:

@@ -12,11 +12,13 @@ from ndt_ray.analysis.mechanisms.context import Floats, ProbeContext
 from ndt_ray.analysis.mechanisms.tables import DISTANCES, SEED_SIMILARITY, SIMILARITY, WEIGHTS, WHOLE, Metrics
 from ndt_ray.analysis.mechanisms.weights import distances, weight_change_magnitude
 from ndt_ray.analysis.nulls import generator
+from ndt_ray.errors import CheckpointError
 
 READS = ("trials", "checkpoints")
 MOST_NUMBERS = 2e8
 """Of weights held at once, all checkpoints of a layer together: 800 MB."""
 ONE = "too_few_stimuli"
+UNREADABLE = "checkpoint_unreadable"
 
 Representations = dict[str, Floats]
 
@@ -28,57 +30,81 @@ def saved_steps(data: AnalysisInput, trial_id: str) -> list[int]:
     return sorted({0, *(int(step) for step in steps)})
 
 
+class _Readable:
+    """The networks of trials that can be read; those that cannot are remembered."""
+
+    def __init__(self, data: AnalysisInput) -> None:
+        self._data = data
+        self.broken: list[tuple[str, int]] = []
+
+    def __call__(self, trial: str, step: int) -> ProbeContext | None:
+        if (trial, step) in self.broken:
+            return None
+        try:
+            return self._data.context(step, trial)
+        except CheckpointError:
+            self.broken.append((trial, step))
+            return None
+
+    def rows(self, out: Metrics, metric: str, **more: Any) -> None:
+        """A row with the reason for each that could not."""
+        for trial, step in self.broken:
+            out.nothing(WHOLE, -1, metric, UNREADABLE, **{"trial_id": trial, "step": step, **more})
+
+
 @analysis(name="similarity", reads=READS, writes=(SIMILARITY,), per="trial", context=True)
 def similarity(data: AnalysisInput, *, layers: bool = True, procrustes: bool = True) -> dict[str, pd.DataFrame]:
     """Debiased CKA and Procrustes distance of each layer to the checkpoint before, the initialisation and the last.
 
-    `layers`: between the layers of each network too.
+    `layers`: between the layers of each network too. A checkpoint that cannot be read has a row that says so.
     """
     trial = str(data.partition.trial_id)
-    steps = saved_steps(data, trial)
-    out = Metrics(trial_id=trial)
-    last = _seen(data.context(steps[-1]))
-    first = previous = None
+    steps, networks, out = saved_steps(data, trial), _Readable(data), Metrics(trial_id=trial)
+    while (newest := networks(trial, steps[-1])) is None:  # ends at the initialisation, which needs no file
+        steps.pop()
+    last = _seen(newest)
+    index = {layer.path: layer.index for layer in newest.layers}
+    seen: list[tuple[int, Representations]] = []
     for step in steps:
-        context = data.context(step)
-        now = last if step == steps[-1] else _seen(context)
-        first = now if first is None else first
-        others = {"initial": (steps[0], first), "last": (steps[-1], last)}
-        if previous is not None:
-            others["previous"] = previous
-        index = {layer.path: layer.index for layer in context.layers}
+        context = newest if step == steps[-1] else networks(trial, step)
+        if context is None:
+            continue
+        now = last if context is newest else _seen(context)
+        first = seen[0] if seen else (step, now)
+        others = {"initial": first, "last": (steps[-1], last)} | ({"previous": seen[-1]} if seen else {})
         for reference, (other_step, other) in others.items():
+            where: dict[str, Any] = {"reference": reference, "other_step": other_step, "step": step}
             for path, values in now.items():
-                where: dict[str, Any] = {
-                    "reference": reference,
-                    "other_step": other_step,
-                    "other_layer": path,
-                    "step": step,
-                }
-                _compare(out, (path, index[path]), values, other[path], procrustes, other_trial=trial, **where)
+                key = (path, index[path])
+                _compare(out, key, values, other[path], procrustes, other_trial=trial, other_layer=path, **where)
         for i, (one, values) in enumerate(now.items() if layers else ()):
             for two in list(now)[:i]:
                 where = {"reference": "layer", "other_step": step, "other_layer": two, "step": step}
                 _compare(out, (one, index[one]), values, now[two], procrustes, other_trial=trial, **where)
-        previous = (step, now)
+        seen = [*seen[:1], (step, now)]
+    networks.rows(out, "cka", reference="previous", other_trial=trial, other_layer=WHOLE, other_step=0)
     return {SIMILARITY.name: out.frame()}
 
 
 @analysis(name="seed_similarity", reads=READS, writes=(SEED_SIMILARITY,), per="sweep", context=True)
 def seed_similarity(data: AnalysisInput, *, procrustes: bool = True, draws: int = 200) -> dict[str, pd.DataFrame]:
-    """Debiased CKA and Procrustes distance of the seeds of a cell at its last common checkpoint, layer by layer.
+    """Debiased CKA and Procrustes distance of the seeds of a cell at their last common checkpoint, layer by layer.
 
-    p: permutations of the stimuli. Networks of one cell that cannot be loaded are left out.
+    p: permutations of the stimuli. Control lanes are cells of their own. A network that cannot be read has a row that
+    says so, and the others are compared.
     """
-    out = Metrics()
+    networks, out = _Readable(data), Metrics()
     trials = data.frame("trials")
-    for _, cell in trials.groupby("cell", sort=True) if len(trials) else ():
+    for _, cell in trials.groupby(["cell", "control"], sort=True) if len(trials) else ():
         ids = sorted(cell["trial_id"])
-        common = set.intersection(*(set(saved_steps(data, trial)) for trial in ids))
-        step = max(common)
-        contexts = {trial: data.context(step, trial) for trial in ids} if len(ids) > 1 else {}
-        seen = {trial: _seen(context) for trial, context in contexts.items()}
-        index = {layer.path: layer.index for context in contexts.values() for layer in context.layers}
+        step = max(set.intersection(*(set(saved_steps(data, trial)) for trial in ids)))
+        seen: dict[str, Representations] = {}
+        index: dict[str, int] = {}
+        for trial in ids if len(ids) > 1 else ():
+            context = networks(trial, step)
+            if context is not None:
+                seen[trial] = _seen(context)
+                index |= {layer.path: layer.index for layer in context.layers}
         for i, trial in enumerate(seen):
             for other in list(seen)[:i]:
                 for path, values in seen[trial].items():
@@ -87,6 +113,7 @@ def seed_similarity(data: AnalysisInput, *, procrustes: bool = True, draws: int 
                     where = {"reference": "seed", "other_trial": other, "other_step": step, "other_layer": path}
                     key = (path, index[path])
                     _compare(out, key, values, seen[other][path], procrustes, p=p, trial_id=trial, step=step, **where)
+    networks.rows(out, "cka", reference="seed", other_trial="", other_layer=WHOLE, other_step=0)
     return {SEED_SIMILARITY.name: out.frame()}
 
 
@@ -110,20 +137,24 @@ def _compare(
 def weights(data: AnalysisInput, *, most_numbers: float = MOST_NUMBERS) -> dict[str, pd.DataFrame]:
     """How far each parameter moved since the checkpoint before and since the initialisation; all pairs, by layer.
 
-    `most_numbers`: where the weights at all checkpoints together are more numbers than this there are no pairs.
+    `most_numbers`: where the weights at all checkpoints together are more numbers than this there are no pairs. A
+    checkpoint that cannot be read has a row that says so.
     """
     trial = str(data.partition.trial_id)
-    steps = saved_steps(data, trial)
-    context = data.context(steps[0])
+    steps, networks, out = saved_steps(data, trial), _Readable(data), Metrics(trial_id=trial)
+    context = data.context(0)
     index = {layer.path: layer.index for layer in context.layers}
     first = context.parameters()
     pairs = sum(value.size for value in first.values()) * len(steps) <= most_numbers
     flat: dict[str, list[Floats]] = {}
-    out = Metrics(trial_id=trial)
-    previous = (steps[0], first)
+    previous, read = (0, first), []
     for step in steps:
-        now = data.context(step).parameters()
-        others = {previous[0]: previous[1], steps[0]: first} if step != steps[0] else {}
+        network = networks(trial, step)
+        if network is None:
+            continue
+        now = network.parameters()
+        read.append(step)
+        others = {previous[0]: previous[1], 0: first} if step != 0 else {}
         for other_step, other in others.items():
             for name, value in now.items():
                 layer = name.rpartition(".")[0]
@@ -133,7 +164,8 @@ def weights(data: AnalysisInput, *, most_numbers: float = MOST_NUMBERS) -> dict[
         for layer, names in _by_layer(now).items() if pairs else ():
             flat.setdefault(layer, []).append(np.concatenate([now[name].ravel() for name in names]).astype(np.float32))
         previous = (step, now)
-    return {WEIGHTS.name: out.frame(), DISTANCES.name: pd.DataFrame(_pairs(trial, flat, steps, index))}
+    networks.rows(out, "l2_norm", part=WHOLE, other_step=0)
+    return {WEIGHTS.name: out.frame(), DISTANCES.name: pd.DataFrame(_pairs(trial, flat, read, index))}
 
 
 def _by_layer(parameters: Iterable[str]) -> dict[str, list[str]]:

@@ -172,7 +172,7 @@ TESTS = Table(
     "mechanism_tests",
     "Do events change a metric more than matched windows do? Over the trials of a cell, one test a metric.",
     (
-        Column("cell", "string", "everything but seeds and controls, short"),
+        Column("cell", "string", "everything but seeds and controls, short, and the control where there is one"),
         Column("metric", "string", "name of the metric"),
         Column("exploratory", "bool", "the sweep has no significant event of its primary family: these are candidates"),
         Column("n_trials", "int32", "trials with an event that has controls: the unit"),

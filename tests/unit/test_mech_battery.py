@@ -175,6 +175,28 @@ def test_weights_move_from_checkpoint_to_checkpoint(store: Store) -> None:
     assert none["weight_distances"].num_rows == 0
 
 
+def test_a_checkpoint_that_cannot_be_read_is_named_and_the_others_are_compared(tmp_path: Path) -> None:
+    with open_store(shutil.copytree(folder(), tmp_path / "store")) as own:
+        trial = trial_of(own, "mlp")
+        paths = own.sql("SELECT step, path FROM checkpoints WHERE trial_id = ?", [trial]).set_index("step")["path"]
+        for step in (30, 40):
+            (Path(own.location.root) / paths[step]).unlink()
+        tables = StoredSweep(own, SWEEP)
+        read = {"checkpoints": tables.read("checkpoints", Partition(trial))}
+        given = AnalysisInput("s", Partition(trial), read, Contexts(tables))
+        rows = over_time.similarity(given)["similarity_metrics"].to_pandas()
+        assert rows.loc[rows["flag"] == "checkpoint_unreadable", "step"].tolist() == [30, 40]
+        assert set(rows.loc[rows["value"].notna(), "step"]) == {0, 20}
+        moved = over_time.weights(given)
+        assert moved["weight_metrics"].to_pandas().query("flag == 'checkpoint_unreadable'")["step"].tolist() == [30, 40]
+        assert set(moved["weight_distances"].to_pandas()["step"]) == {20}
+        read = {name: tables.read(name, Partition()) for name in ("trials", "checkpoints")}
+        seeds = over_time.seed_similarity(AnalysisInput("s", Partition(), read, Contexts(tables)), draws=20)
+        rows = seeds["seed_similarity_metrics"].to_pandas()
+        assert rows.loc[rows["flag"] == "checkpoint_unreadable", "trial_id"].tolist() == [trial]
+        assert rows["value"].notna().sum() == 2 * (3 + 8)  # cnn and transformer, two metrics a layer
+
+
 def test_a_learning_coefficient_has_a_number_or_a_reason(store: Store) -> None:
     found = {}
     for step in (0, 40):

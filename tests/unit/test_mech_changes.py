@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from ndt_ray.analysis.mechanisms import changes
-from ndt_ray.analysis.mechanisms.before_after import around_events, concerned, selected
+from ndt_ray.analysis.mechanisms.before_after import arms, around_events, concerned, selected
 from ndt_ray.analysis.mechanisms.changes import Change, Windows, change_over
 from ndt_ray.analysis.mechanisms.simulated import Design, run, simulate, tables
 
@@ -191,3 +191,8 @@ def test_seeds_are_exchanged_among_the_events() -> None:
     assert changes.seed_test([]).n_trials == 0
     many = changes.seed_test([("a", {str(i): float(rng.normal()) for i in range(9)} | {"a": 50.0})])
     assert many.p == pytest.approx(0.1, abs=0.03)  # drawn: one of ten
+
+
+def test_control_lanes_are_no_seeds_of_the_cell() -> None:
+    trials = pd.DataFrame({"cell": ["c", "c", "c"], "control": ["none", "lr0", "none"]})
+    assert arms(trials).tolist() == ["c", "c lr0", "c"] and arms(trials[["cell"]]).tolist() == ["c"] * 3
