@@ -80,7 +80,7 @@ def replay(
     SpecError for steps that were not trained, ReplayMismatch where a loss differs, ForeignFingerprint on other
     numerics; `allow_different` goes on all the same, needs `out`, and its files say that they are not verified.
     """
-    known = _trial(store, sweep, trial)
+    known = find_trial(store, sweep, trial)
     wanted = sorted(set(steps))
     _check(known, wanted)
     if allow_different and out is None:
@@ -109,8 +109,8 @@ def replay(
     return report
 
 
-def _trial(store: Store, sweep: str, prefix: str) -> dict[str, Any]:
-    """The one trial of the sweep whose id begins so."""
+def find_trial(store: Store, sweep: str, prefix: str) -> dict[str, Any]:
+    """trial_id, cell, fingerprint, spec, pack and last trained step of the one trial whose id begins so; SpecError."""
     open_sweep(store, sweep)
     columns = "t.trial_id, t.cell, t.fingerprint, t.spec, t.pack, max(l.step) AS trained"
     rows = store.arrow(

@@ -38,12 +38,25 @@ def query(
 
 
 def export(
-    what: Annotated[str, typer.Argument(metavar="TABLE|SELECT", help="A table, or a SELECT.")],
+    what: Annotated[str, typer.Argument(metavar="TABLE|SELECT|checkpoint", help="A table, a SELECT, or checkpoint.")],
     out: Annotated[str, typer.Option("-o", "--out", help="The file; its suffix is the format.")],
     store: StoreOption = DEFAULT_STORE,
-    format: Annotated[str | None, typer.Option("--format", help="csv, parquet, json or arrow.")] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", help="csv, parquet, json or arrow; of a checkpoint: founding (.pt).")
+    ] = None,
+    sweep: Annotated[str | None, typer.Option("--sweep", help="Of the checkpoint.")] = None,
+    trial: Annotated[str | None, typer.Option("--trial", help="Of the checkpoint: an id, or its beginning.")] = None,
+    step: Annotated[int | None, typer.Option("--step", help="Of the checkpoint.")] = None,
 ) -> None:
-    """Write a table, or what a SELECT gives, to a file."""
+    """Write a table, what a SELECT gives, or a checkpoint for plain PyTorch to a file."""
+    if what == "checkpoint":
+        if sweep is None or trial is None or step is None or format not in (None, "founding"):
+            raise SpecError("export checkpoint needs --sweep, --trial and --step; its format is founding")
+        from ndt_ray.founding import export_checkpoint
+
+        size = export_checkpoint(opened(store), sweep, trial, step, out)
+        print(f"{size:,} bytes to {out}", file=sys.stderr)
+        return
     from ndt_ray.store.export import export as write
 
     rows = write(opened(store), what, out, format)  # type: ignore[arg-type]

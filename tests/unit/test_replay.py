@@ -6,18 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from ndt_ray.cli import app
 from ndt_ray.errors import CheckpointError, NdtError, SpecError, StoreError
+from ndt_ray.founding import make_optimizer
 from ndt_ray.jobs import ForeignFingerprint
+from ndt_ray.lanes.batches import Batches
 from ndt_ray.replay import ReplayMismatch, every, replay
 from ndt_ray.run import Options, run_sweep
+from ndt_ray.spec import Trial
 from ndt_ray.spec.sweepfile import parse_sweep
 from ndt_ray.store.checkpoints import decode_tensors
 from ndt_ray.store.garbage import gc
 from ndt_ray.store.reader import Store, open_store
 from ndt_ray.store.sweep import remove_sweep
+from ndt_ray.worker import make_pack
 
 SPEC = """
 name: {name}
@@ -217,3 +222,34 @@ def test_the_command(store: Store, tmp_path: Path) -> None:
     assert done.exit_code == 0 and "participation_ratio" in done.stdout and "already" in done.stderr
     wrong = runner.invoke(app(), ["replay", "few", few, "--step", "99", *where])
     assert isinstance(wrong.exception, NdtError) and wrong.exception.exit_code == 2
+
+
+@pytest.mark.parametrize("model", ["mlp_narrow", "cnn_shallow"])
+def test_plain_pytorch_trains_on_from_an_exported_checkpoint(store: Store, tmp_path: Path, model: str) -> None:
+    """One update more: the state that the run itself has a step later, as near as another kernel comes to it."""
+    full, out = trial(store, "full", model), tmp_path / "checkpoint_step_00005.pt"
+    where = ["--store", str(tmp_path / "store"), "--sweep", "full", "--trial", full[:10]]
+    done = CliRunner().invoke(app(), ["export", "checkpoint", "--step", "5", "-o", str(out), *where])
+    assert done.exit_code == 0, done.output
+    found = torch.load(out, weights_only=True)
+    assert set(found) == {"step", "model_state_dict", "optimizer_state_dict", "loss"} and found["step"] == 5
+    query = "SELECT step, loss FROM losses WHERE sweep = 'full' AND trial_id = ? AND step IN (5, 6) ORDER BY step"
+    losses = store.arrow(query, [full])["loss"].to_pylist()
+    assert found["loss"] == losses[0]
+    spec = store.arrow("SELECT spec, cell FROM trials WHERE trial_id = ?", [full]).to_pylist()[0]
+    resolved = Trial.model_validate_json(spec["spec"])
+    pack = make_pack([resolved], (spec["cell"],), torch.device("cpu"))
+    module = pack.build(resolved)
+    module.load_state_dict(found["model_state_dict"])
+    optimizer = make_optimizer(resolved, module, 5)
+    optimizer.load_state_dict(found["optimizer_state_dict"])
+    inputs, labels = Batches([resolved], pack.data, pack.device).get(5)
+    loss = torch.nn.functional.cross_entropy(module.train()(inputs[0]), labels[0])
+    assert float(loss.detach()) == pytest.approx(losses[1], rel=1e-5)
+    loss.backward()
+    optimizer.step()
+    after, _ = store.checkpoint(full, 6, "full")
+    for name, weight in module.named_parameters():
+        np.testing.assert_allclose(weight.detach().numpy(), after[f"model.{name}"], atol=1e-5)
+    wrong = CliRunner().invoke(app(), ["export", "checkpoint", "-o", str(out), *where])
+    assert isinstance(wrong.exception, SpecError)
