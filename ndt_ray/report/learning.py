@@ -31,7 +31,7 @@ def learning(source: Source) -> Section:
     if len(answer.rows):
         section.plates += list(_curves(source, answer.rows))
     else:
-        section.missing.append(("No held-out evaluation is stored", "set `evaluate` in the sweep"))
+        section.missing.append(("No held-out evaluation is stored", "set evaluate in the sweep file"))
     if len(cells):
         section.sheets.append(_cell_sheet(source, cells))
     if len(source.trials) or source.waiting:

@@ -1,6 +1,7 @@
 """Jumps by the founding rules, uncalibrated, beside what the rules count in noise; where there are two modes, both."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
@@ -14,6 +15,10 @@ from ndt_ray.report.words import count, interval, listed, number, readable, shar
 from ndt_ray.summary import MEASURE, RULE
 from ndt_ray.verdicts import Jumps, jump_verdicts
 
+MEASURES = (MEASURE, "stable_rank", "stable_rank_uncentred", "participation_ratio_sv_uncentred")
+"""The first that was counted is spoken of; the table has all."""
+MOST_CELLS = 6
+"""Cells that are spoken of one by one."""
 MOST_BARS = 24
 """Cells that get bars of their own."""
 
@@ -71,7 +76,7 @@ def rule_marks(source: Source) -> Marks | None:
 
 def _measure(counts: pd.DataFrame) -> str:
     known = list(dict.fromkeys(counts["measure"]))
-    return MEASURE if MEASURE in known else known[0] if known else ""
+    return next((m for m in MEASURES if m in known), known[0] if known else "")
 
 
 def _rule(counts: pd.DataFrame) -> str:
@@ -85,16 +90,29 @@ def _verdicts(source: Source, counts: pd.DataFrame, answer: Answer) -> Iterator[
     judged = jump_verdicts(cells)
     if not judged:
         return
-    said = [_verdict(source, j) for j in sorted(judged, key=lambda j: source.cells.index(j.name))]
-    more = f"; and {len(said) - 8} cells more" if len(said) > 8 else ""
-    text = f"Jumps of {readable(_measure(counts))} flagged by the uncalibrated rule {_rule(counts)}: "
+    if len(judged) <= MOST_CELLS:
+        said = "; ".join(_verdict(source, j) for j in sorted(judged, key=lambda j: source.cells.index(j.name)))
+    else:
+        said = _together(judged, cells)
+    text = f"Jumps of {readable(_measure(counts))} flagged by the uncalibrated rule {_rule(counts)}: {said}."
     # Without calibrated events this is all that the page can say of them.
     alone = not source.has("event_families")
-    yield Claim(f"{text}{'; '.join(said[:8])}{more}.", "described", answer.sql, headline=alone)
+    yield Claim(text, "described", answer.sql, headline=alone)
     above = [j for j in judged if j.ar1 is not None and j.ar1.verdict == "above"]
     if above:
         text = "Noise has no trend: a steep smooth curve alone can give more flags, so more is no proof of jumps."
         yield Claim(text, "caution", headline=alone)
+
+
+def _together(judged: Sequence[Jumps], counts: pd.DataFrame) -> str:
+    """All cells as one, and how many of them came out which way."""
+    (total,) = compare_with_null(counts, by=["measure"]).to_dict("records")
+    noise = "no null"
+    if total["verdict_ar1"] != "no null":
+        noise = f"{number(total['expected_ar1'])} {interval(total['ar1_lo'], total['ar1_hi'], 0)} in AR(1) noise"
+    words = Counter(j.words for j in judged)
+    ways = listed(f"{w} ({count(n, 'cell')})" for w, n in words.most_common())
+    return f"{total['observed']:,} in {count(len(judged), 'cell')} beside {noise}; by cell: {ways}"
 
 
 def _verdict(source: Source, j: Jumps) -> str:

@@ -93,7 +93,7 @@ class Section:
     plates: list[Plate] = field(default_factory=list)
     sheets: list[Sheet] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)
-    """(what is not there, the command that would compute it)."""
+    """(what is not there, the command that would compute it, or what else would help)."""
     about: str = ""
     short: str = ""
     """Its title in the contents, where that is shorter."""
