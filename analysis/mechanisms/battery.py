@@ -17,6 +17,7 @@ from ndt_ray.analysis.mechanisms import filters as rows
 from ndt_ray.analysis.mechanisms import probes, units
 from ndt_ray.analysis.mechanisms import twonn as nearest
 from ndt_ray.analysis.mechanisms.context import Layer, ProbeContext
+from ndt_ray.analysis.mechanisms.similarity import pairwise
 from ndt_ray.analysis.mechanisms.tables import (
     ABLATION,
     ATTENTION,
@@ -52,7 +53,10 @@ def _index(context: ProbeContext, attention: str) -> int:
 
 @analysis(name="attention", reads=READS, writes=(ATTENTION,), per="checkpoint", context=True)
 def attention(data: AnalysisInput) -> dict[str, pd.DataFrame]:
-    """Entropy, span, divergence and known patterns of every attention head, beside those of uniform attention."""
+    """Entropy, span, divergence and known patterns of every attention head, beside those of uniform attention.
+
+    `head_output_cka`: how alike what a head adds to the output is to what the others of its layer add.
+    """
     context, out = data.context(), Metrics(**data.partition.key)
     if not context.attention:
         out.nothing(WHOLE, -1, "attention_entropy", NO_ATTENTION, part=WHOLE)
@@ -63,6 +67,13 @@ def attention(data: AnalysisInput) -> dict[str, pd.DataFrame]:
             for part, value in [(f"head {h}", v) for h, v in enumerate(values)] + [(WHOLE, _mean(values))]:
                 flag = None if np.isfinite(value) else "no_such_query"
                 out.add(path, index, metric, float(value), n=context.n, chance=chance, flag=flag, part=part)
+        outputs = context.head_outputs(path)
+        alike = pairwise({h: outputs[:, h] for h in range(outputs.shape[1])}, procrustes=False)
+        for h in range(outputs.shape[1]):
+            mine = _mean(np.array([cka for pair, (cka, _) in alike.items() if h in pair]))
+            out.add(path, index, "head_output_cka", mine, n=context.n, chance=0.0, flag="one_head", part=f"head {h}")
+        both = _mean(np.array([cka for cka, _ in alike.values()]))
+        out.add(path, index, "head_output_cka", both, n=context.n, chance=0.0, flag="one_head", part=WHOLE)
         special = heads.attention_specialization(pattern)
         for metric in ("specialization_index", "entropy_std"):
             out.add(path, index, metric, special[metric], n=context.n, chance=0.0, part=WHOLE)

@@ -115,6 +115,15 @@ class ProbeContext:
         outputs = self._forward[0]
         return {path: outputs[f"{path}.pattern"].numpy() for path in attention_paths(self.model)}
 
+    def head_outputs(self, path: str) -> Floats:
+        """What each head of an attention module adds to its output, mean over tokens, `[n, heads, features]`."""
+        heads = self.attention[path].shape[1]
+        mixed = self._forward[1][f"{path}.out_proj"].double().mean(1).numpy()
+        weight = self.weight(f"{path}.out_proj")
+        assert weight is not None
+        by_head = weight.reshape(len(weight), heads, -1)
+        return np.asarray(np.einsum("nhd,fhd->nhf", mixed.reshape(len(mixed), heads, -1), by_head))
+
     @property
     def logits(self) -> Floats:
         """`[n, classes]`."""
@@ -130,7 +139,7 @@ class ProbeContext:
     @property
     def classifier_input(self) -> Floats | None:
         """What the classifier is given, `[n, features]`: the penultimate representation."""
-        found = self._forward[1]
+        found = None if self.classifier is None else self._forward[1][self.classifier]
         return None if found is None or found.ndim != 2 else np.asarray(found.double().numpy())
 
     def losses(self) -> Floats:
@@ -138,11 +147,12 @@ class ProbeContext:
         return _cross_entropy(torch.from_numpy(self.logits), self.labels)
 
     @cached_property
-    def _forward(self) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Outputs by path ('' is the network's own) and the classifier's input: the one forward pass."""
+    def _forward(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Outputs by path ('' is the network's own), and inputs of classifier and attention's output projections: the
+        one forward pass."""
         self.passes += 1
         outputs: dict[str, list[Tensor]] = {}
-        given: list[Tensor] = []
+        inputs: dict[str, list[Tensor]] = {}
 
         def keep(path: str) -> Callable[..., None]:
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -151,18 +161,23 @@ class ProbeContext:
 
             return hook
 
-        def keep_input(_module: nn.Module, args: Any) -> None:
-            given.append(first_tensor(args).detach().clone())
+        def keep_input(path: str) -> Callable[..., None]:
+            def hook(_module: nn.Module, args: Any) -> None:
+                inputs.setdefault(path, []).append(first_tensor(args).detach().clone())
+
+            return hook
 
         handles = [self.model.get_submodule(path).register_forward_hook(keep(path)) for path in self._kept()]
-        if self.classifier is not None:
-            handles.append(self.model.get_submodule(self.classifier).register_forward_pre_hook(keep_input))
+        entered = [f"{path}.out_proj" for path in attention_paths(self.model)]
+        for path in [*entered, *([] if self.classifier is None else [self.classifier])]:
+            handles.append(self.model.get_submodule(path).register_forward_pre_hook(keep_input(path)))
         try:
             outputs[""] = self._pass()
         finally:
             for handle in handles:
                 handle.remove()
-        return {path: torch.cat(parts) for path, parts in outputs.items()}, torch.cat(given) if given else None
+        kept, given = ({path: torch.cat(parts) for path, parts in found.items()} for found in (outputs, inputs))
+        return kept, given
 
     def _kept(self) -> list[str]:
         """Paths of the modules whose outputs are kept."""

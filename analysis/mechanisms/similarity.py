@@ -99,14 +99,12 @@ class Alignment:
         return f"Alignment({self.rotation.shape[0]} features, scale {self.scale:.3g})"
 
 
-def pairwise(representations: dict[Any, Floats]) -> dict[tuple[Any, Any], tuple[float, float]]:
-    """(debiased CKA, Procrustes distance) of every two representations of the same stimuli."""
+def pairwise(representations: dict[Any, Floats], procrustes: bool = True) -> dict[tuple[Any, Any], tuple[float, float]]:
+    """(debiased CKA, Procrustes distance) of every two representations of the same stimuli; NaN where not wanted."""
     names = list(representations)
-    return {
-        (a, b): (
-            debiased_cka(representations[a], representations[b]),
-            procrustes_distance(representations[a], representations[b]),
-        )
-        for i, a in enumerate(names)
-        for b in names[i + 1 :]
-    }
+    found = {}
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            pair = representations[a], representations[b]
+            found[a, b] = (debiased_cka(*pair), procrustes_distance(*pair) if procrustes else float("nan"))
+    return found

@@ -13,13 +13,16 @@ import torch
 from mech_store import SWEEP, folder, looked_at, trial_of
 
 from ndt_ray import registry
-from ndt_ray.analysis.api import AnalysisInput, Partition
+from ndt_ray.analysis.api import AnalysisInput, Partition, conform
+from ndt_ray.analysis.events.tables import EVENT_FAMILIES, EVENTS
 from ndt_ray.analysis.mechanisms import battery, degeneracy, over_time
 from ndt_ray.analysis.mechanisms.context import Contexts
 from ndt_ray.analysis.runner import run_together
 from ndt_ray.analysis.stored import StoredSweep, analyze
 from ndt_ray.spec import Trial
+from ndt_ray.store.outputs import write_output
 from ndt_ray.store.reader import Store, open_store
+from ndt_ray.store.schema import TABLES
 
 PER_CHECKPOINT = ("attention", "head_ablation", "filters", "units", "collapse", "linear_probes", "intrinsic_dimension")
 
@@ -208,6 +211,36 @@ def test_a_learning_coefficient_has_a_number_or_a_reason(store: Store) -> None:
         again = degeneracy.llc(given, draws=15, burn_in=5)["llc_metrics"].to_pandas()
         pd.testing.assert_frame_equal(again, table.to_pandas())  # and the weights are as they were
     assert found[0].loc["llc", "flag"] == "chain_below_checkpoint"  # an initialisation is no minimum
+
+
+def test_events_of_the_store_are_looked_at_before_during_and_after(tmp_path: Path) -> None:
+    with open_store(shutil.copytree(folder(), tmp_path / "store")) as own:
+        trial = trial_of(own, "mlp", 1)
+        registry.resolve("analysis", "events")  # so that its tables are known
+        event: dict[str, Any] = {column.name: None for column in EVENTS.columns}
+        event |= {"trial_id": trial, "layer": "network.0", "layer_index": 0, "view": "units", "significant": True}
+        event |= {"family": "primary", "step_before": 20, "step_after": 40, "step_location": 31.0, "p_event": 0.001}
+        event |= {"measure": "participation_ratio", "detector": "profile", "null": "ar_sieve"}
+        family: dict[str, Any] = {column.name: None for column in EVENT_FAMILIES.columns}
+        family |= {"family": "primary", "primary": True, "detector": "profile", "null": "ar_sieve"}
+        rows = {"events": conform(EVENTS, pd.DataFrame([event])).to_pylist()[0], "event_families": family}
+        tables = {name: pa.Table.from_pylist([row], TABLES[name].arrow()) for name, row in rows.items()}
+        write_output(own, SWEEP, "events", "sweep", tables, cache_key="planted")
+        chosen = [Partition(trial_of(own, "mlp", seed), step) for seed in (0, 1) for step in (0, 20, 30, 40)]
+        run_together([("units", None), ("collapse", None)], StoredSweep(own, SWEEP), partitions=chosen)
+        analyze(own, SWEEP, "weights", partitions=[Partition(trial)])
+        report = run_together([("mechanisms", {"widest": 0.6})], StoredSweep(own, SWEEP))[0]
+        assert report.ok, report.dead
+        found = own.table("mechanism_changes").set_index("metric")
+        assert (found[["checkpoint_before", "checkpoint_during", "checkpoint_after"]] == [20, 30, 40]).all(axis=None)
+        loss = own.sql("SELECT step, value FROM collapse_metrics WHERE trial_id = ? AND metric = 'loss'", [trial])
+        loss = loss.set_index("step")["value"]
+        assert found.loc["loss", ["initial", "before", "during", "after"]].tolist() == loss[[0, 20, 30, 40]].tolist()
+        assert (found["n_controls"] == 0).all() and (found["n_unmatched"] == 1).all()  # 0-20 alone is as long
+        assert (found["n_seeds"] == 1).all() and found["displacement"].between(0.001, 1).all()
+        assert not found["exploratory"].any() and "class_selectivity" in found.index
+        tests = own.table("mechanism_tests")
+        assert set(tests["flag"]) == {"no_controls"} and len(tests) == len(found)
 
 
 @pytest.mark.slow

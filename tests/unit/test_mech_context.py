@@ -92,6 +92,15 @@ def test_attention_is_seen_and_an_architecture_without_it_has_none(store: Store)
         assert pattern.shape == (128, 4, 16, 16)
         np.testing.assert_allclose(pattern.sum(-1), 1, atol=1e-5)
     assert contexts(trial_of(store, "mlp"), 40).attention == {}
+    context = contexts(trial_of(store, "transformer"), 40)
+    path = "transformer.layers.1.self_attn"
+    whole = (
+        context.activations(f"{path}.out_proj").mean(1)
+        - context.model.get_submodule(path).out_proj.bias.detach().numpy()
+    )
+    np.testing.assert_allclose(context.head_outputs(path).sum(1), whole, atol=1e-5)  # the heads add up
+    without = context.losses_under(f"{path}.out_proj", lambda mixed: mixed * 0)
+    assert without.shape == (128,) and not np.allclose(without, context.losses())
 
 
 def test_analyses_share_one_load_and_one_forward_pass(store: Store, own: Store) -> None:
