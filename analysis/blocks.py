@@ -25,13 +25,6 @@ class Permuted:
     permutations: int = 0
 
 
-def uncontrolled(trials: pd.DataFrame) -> pd.DataFrame:
-    """Trials that are replicates of a cell: control lanes (lr 0, shuffled labels, frozen layers) left out."""
-    if trials.empty or "control" not in trials:
-        return trials
-    return trials[trials["control"].fillna("none") == "none"]
-
-
 def codes(frame: pd.DataFrame, columns: Sequence[str]) -> Ints:
     """One number for each distinct combination of the columns, missing values being one of their own."""
     present = [c for c in columns if c in frame]

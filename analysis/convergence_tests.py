@@ -13,10 +13,11 @@ import pandas as pd
 from scipy.stats import false_discovery_control, kruskal, rankdata
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.blocks import between_groups, codes, permuted, uncontrolled
+from ndt_ray.analysis.blocks import between_groups, codes, permuted
 from ndt_ray.analysis.convergence import null_bottom_up, one_view
 from ndt_ray.analysis.detection import Floats
 from ndt_ray.analysis.nulls import generator
+from ndt_ray.analysis.sweep_events import replicates
 from ndt_ray.store.schema import Column, Table
 
 CONVERGENCE_CELLS = Table(
@@ -36,6 +37,7 @@ CONVERGENCE_CELLS = Table(
         Column("q", "float64", "Benjamini-Hochberg over the cells of a measure and mode"),
         Column("bottom_up", "float64", "share of trials with rho > .6"),
         Column("null_bottom_up", "float64", "the same expected of random orders"),
+        Column("excluded", "bool", "never trained: no part of q, of the architectures or of the ranking"),
     ),
     ("mode", "measure", "cell"),
 )
@@ -77,16 +79,16 @@ CONVERGENCE_RANKING = Table(
 
 @analysis(
     name="convergence_tests",
-    reads=("trials", "convergence", "convergence_order"),
+    reads=("trials", "outcomes", "evaluations", "convergence", "convergence_order"),
     writes=(CONVERGENCE_CELLS, CONVERGENCE_ARCHITECTURES, CONVERGENCE_RANKING),
     per="sweep",
 )
 def convergence_tests(data: AnalysisInput, *, permutations: int = 9_999, clearest: int = 5) -> dict[str, pd.DataFrame]:
     """Order of settling over the seeds of a cell and across architectures, by permutation; the clearest trials."""
-    trials, orders = uncontrolled(data.frame("trials")), data.frame("convergence_order")
+    trials, orders = replicates(data), data.frame("convergence_order")
     if trials.empty or orders.empty:
         return {t.name: pd.DataFrame() for t in (CONVERGENCE_CELLS, CONVERGENCE_ARCHITECTURES, CONVERGENCE_RANKING)}
-    names = trials[["trial_id", "cell", "model", "data", *(c for c in ("seed",) if c in trials)]]
+    names = trials[["trial_id", "cell", "model", "data", "untrained", *(c for c in ("seed",) if c in trials)]]
     joined = orders.merge(names, on="trial_id", validate="many_to_one")
     series = data.frame("convergence").merge(names, on="trial_id", validate="many_to_one")
     cells, architectures, ranking = [], [], []
@@ -94,6 +96,7 @@ def convergence_tests(data: AnalysisInput, *, permutations: int = 9_999, cleares
         key = (data.sweep, str(mode), str(measure))
         own = series[(series["mode"] == mode) & (series["measure"] == measure)]
         cells += _adjusted([row | {"mode": mode, "measure": measure} for row in _cells(group, own, permutations, key)])
+        group = group[~group["untrained"]]
         for row in _architectures(group[group["rho"].notna()], permutations, key):
             architectures.append(row | {"mode": mode, "measure": measure})
         ranking += [row | {"mode": mode, "measure": measure} for row in _ranked(group, clearest)]
@@ -114,7 +117,8 @@ def _cells(group: pd.DataFrame, series: pd.DataFrame, count: int, key: Sequence[
         row["p"] = mean_order(ranked, count, *key, str(cell)) if own["mode"].iloc[0] == "default" else np.nan
         row["bottom_up"] = float((known["rho"] > 0.6).mean()) if len(known) else np.nan
         expected = [null_bottom_up(int(n)) for n in known["n_layers"]]
-        yield row | {"null_bottom_up": float(np.mean(expected)) if expected else np.nan}
+        row["null_bottom_up"] = float(np.mean(expected)) if expected else np.nan
+        yield row | {"excluded": bool(own["untrained"].all())}
 
 
 def _ranks(rows: pd.DataFrame) -> tuple[Floats, Floats]:
@@ -144,7 +148,7 @@ def mean_order(trials: Sequence[tuple[Floats, Floats]], count: int, *key: str) -
 
 
 def _adjusted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    known = [row for row in rows if np.isfinite(row["p"])]
+    known = [row for row in rows if np.isfinite(row["p"]) and not row["excluded"]]
     if known:
         for row, q in zip(known, false_discovery_control([row["p"] for row in known]), strict=True):
             row["q"] = float(q)

@@ -13,13 +13,13 @@ import pandas as pd
 
 from ndt_ray.analysis import rates
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.blocks import uncontrolled
 from ndt_ray.analysis.convergence import MEASURES, one_view
 from ndt_ray.analysis.critical_tables import COORDINATION_CELLS, CRITICAL_RANKING
 from ndt_ray.analysis.detection import Floats
 from ndt_ray.analysis.nulls import generator
 from ndt_ray.analysis.rate_tests import adjusted, upper_p
 from ndt_ray.analysis.series import clock, layer_series
+from ndt_ray.analysis.sweep_events import replicates
 
 FEWEST = 10
 """Shared measurements under which correlations are not worth having."""
@@ -27,7 +27,7 @@ FEWEST = 10
 
 @analysis(
     name="coordination_tests",
-    reads=("trials", "measurements", "scalars", "critical_series"),
+    reads=("trials", "outcomes", "evaluations", "measurements", "scalars", "critical_series"),
     writes=(COORDINATION_CELLS, CRITICAL_RANKING),
     per="sweep",
 )
@@ -35,7 +35,7 @@ def coordination_tests(
     data: AnalysisInput, *, measures: Sequence[str] = MEASURES, permutations: int = 999, clearest: int = 3
 ) -> dict[str, pd.DataFrame]:
     """Coordination of layers and coupling to the loss per cell, against other seeds; the clearest critical periods."""
-    trials, rows, scalars = uncontrolled(data.frame("trials")), data.frame("measurements"), data.frame("scalars")
+    trials, rows, scalars = replicates(data), data.frame("measurements"), data.frame("scalars")
     if trials.empty or rows.empty:
         return {"coordination_cells": pd.DataFrame(), "critical_ranking": pd.DataFrame()}
     rows_of = dict(tuple(rows.groupby("trial_id")))

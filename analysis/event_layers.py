@@ -8,9 +8,8 @@ import pandas as pd
 from scipy.stats import t as student
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.blocks import uncontrolled
 from ndt_ray.analysis.detection import Floats
-from ndt_ray.analysis.sweep_events import primary, primary_family, with_names
+from ndt_ray.analysis.sweep_events import primary, primary_family, replicates, with_names
 from ndt_ray.store.schema import Column, Table
 
 _CELL = (
@@ -61,13 +60,23 @@ EVENT_SUMMARY = Table(
 
 @analysis(
     name="event_layers",
-    reads=("trials", "events", "event_families", "series_tests", "event_windows", "jumps", "jump_counts"),
+    reads=(
+        "trials",
+        "outcomes",
+        "evaluations",
+        "events",
+        "event_families",
+        "series_tests",
+        "event_windows",
+        "jumps",
+        "jump_counts",
+    ),
     writes=(EVENT_LAYERS, EVENT_SUMMARY),
     per="sweep",
 )
 def event_layers(data: AnalysisInput) -> dict[str, pd.DataFrame]:
     """Events by layer and cell, beside what is expected where there is nothing; layers without any are listed too."""
-    trials = uncontrolled(data.frame("trials"))
+    trials = replicates(data)
     layers: list[dict[str, Any]] = []
     summary: list[dict[str, Any]] = []
     windows = data.frame("event_windows")

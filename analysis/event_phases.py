@@ -12,10 +12,9 @@ import pandas as pd
 from scipy.stats import t as student
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.blocks import uncontrolled
 from ndt_ray.analysis.detection import Floats
 from ndt_ray.analysis.phases import BINS, EDGES, phase_bin, published_phase_bin
-from ndt_ray.analysis.sweep_events import primary, primary_family, with_names
+from ndt_ray.analysis.sweep_events import primary, primary_family, replicates, with_names
 from ndt_ray.store.schema import Column, Table
 
 _MODE = Column(
@@ -70,6 +69,8 @@ PHASE_VERDICTS = Table(
     name="event_phases",
     reads=(
         "trials",
+        "outcomes",
+        "evaluations",
         "events",
         "event_families",
         "series_tests",
@@ -83,20 +84,21 @@ PHASE_VERDICTS = Table(
 )
 def event_phases(data: AnalysisInput) -> dict[str, pd.DataFrame]:
     """Events by phase, architecture and data set with the loss over them, and computed verdicts on their timing."""
-    trials = uncontrolled(data.frame("trials"))
+    trials = replicates(data)
     if trials.empty:
         return {"event_phases": pd.DataFrame(), "phase_verdicts": pd.DataFrame()}
     phases: list[dict[str, Any]] = []
     verdicts: list[dict[str, Any]] = []
     speeds = data.frame("critical_series")
+    learners = set(trials.loc[~trials["untrained"], "trial_id"])  # verdicts are about learning; counts are of all
     for mode, events, series in _cases(data, trials):
         for grouping, name, own, judged in _groups(events, series):
             phases += [row | {"mode": mode, "grouping": grouping, "group": name} for row in _counted(own, judged)]
             identity = {"mode": mode, "grouping": grouping, "group": name}
-            verdicts += [identity | v for v in timing_verdicts(own)]
-        verdicts += [{"mode": mode} | v for v in _ranks(events)]
+            verdicts += [identity | v for v in timing_verdicts(own[own["trial_id"].isin(learners)])]
+        verdicts += [{"mode": mode} | v for v in _ranks(events[events["trial_id"].isin(learners)])]
     if len(speeds):
-        for mode, group in speeds.groupby("mode", sort=True):
+        for mode, group in speeds[speeds["trial_id"].isin(learners)].groupby("mode", sort=True):
             for grouping, name, own, _ in _groups(with_names(group, trials), None):
                 verdicts.append({"mode": mode, "grouping": grouping, "group": name} | two_phases(own))
     return {"event_phases": pd.DataFrame(phases), "phase_verdicts": pd.DataFrame(verdicts)}

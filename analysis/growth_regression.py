@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.blocks import uncontrolled
 from ndt_ray.analysis.detection import Floats
+from ndt_ray.analysis.sweep_events import replicates
 from ndt_ray.store.schema import Column, Table
 
 GROWTH_REGRESSION = Table(
@@ -37,15 +37,21 @@ GROWTH_REGRESSION = Table(
 PUBLISHED = ("depth", "width", "connectivity")
 
 
-@analysis(name="growth_regression", reads=("trials", "growth", "convergence"), writes=(GROWTH_REGRESSION,), per="sweep")
+@analysis(
+    name="growth_regression",
+    reads=("trials", "outcomes", "evaluations", "growth", "convergence"),
+    writes=(GROWTH_REGRESSION,),
+    per="sweep",
+)
 def growth_regression(data: AnalysisInput, *, good: float = 0.5) -> dict[str, pd.DataFrame]:
     """Growth rate from depth and width of the network, with leave-one-out R² beside the in-sample one.
 
     `good`: smallest R² of a growth curve whose rate is taken. Default mode leaves out rates that ended at a bound.
     """
-    trials, growth = uncontrolled(data.frame("trials")), data.frame("growth")
-    if trials.empty or growth.empty:
+    trials, growth = replicates(data), data.frame("growth")
+    if growth.empty or trials.empty or trials["untrained"].all():
         return {"growth_regression": pd.DataFrame()}
+    trials = trials[~trials["untrained"]]
     layers = _layers(data.frame("convergence"))
     joined = growth.merge(trials[["trial_id", "cell", "model", "n_parameters", "spec"]], on="trial_id")
     rows = []

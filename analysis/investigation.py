@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
+from ndt_ray.analysis.inference.sample import trained
 from ndt_ray.analysis.representatives import select
 from ndt_ray.analysis.series import clock
 from ndt_ray.analysis.sweep_events import primary
@@ -57,7 +58,7 @@ INVESTIGATIONS = Table(
         Column("mode", "string", "default: calibrated events; original: the published aggregate jumps"),
         Column("phenomenon", "string", "cascade, discrete, smooth, flat, untrained or unjudged"),
         Column("why", "string", "the rule that decided, with its numbers"),
-        Column("trained", "bool", "held-out accuracy above chance by 3 standard errors; null without evaluations"),
+        Column("trained", "bool", "held-out accuracy (mean over classes) above chance; null without evaluations"),
         Column("accuracy", "float64", "last held-out accuracy"),
         Column("n_events", "int32", "events of the trial"),
         Column("n_layers", "int32", "layers that have one"),
@@ -127,7 +128,9 @@ def investigation(data: AnalysisInput, *, most: int = 5) -> dict[str, pd.DataFra
     rows: list[dict[str, Any]] = []
     plan: list[dict[str, Any]] = []
     steps = np.unique(measured["step"].to_numpy(np.int64)) if len(measured) else np.zeros(0, np.int64)
-    base = {"trial_id": trial.trial_id, "kind": kind} | _trained(data.frame("evaluations"), data.frame("outcomes"))
+    base = {"trial_id": trial.trial_id, "kind": kind} | _trained(
+        trial.trial_id, data.frame("evaluations"), data.frame("outcomes")
+    )
     tests = data.frame("series_tests")
     if len(tests):
         events = _typed(primary(data.frame("events"), data.frame("event_families")), data.frame("event_types"))
@@ -147,18 +150,13 @@ def investigation(data: AnalysisInput, *, most: int = 5) -> dict[str, pd.DataFra
     }
 
 
-def _trained(evaluations: pd.DataFrame, outcomes: pd.DataFrame) -> dict[str, Any]:
-    """Last held-out accuracy, and whether it is above chance (one over the classes) by 3 standard errors."""
-    if evaluations.empty or evaluations["accuracy"].dropna().empty:
-        known = outcomes["final_accuracy"].dropna() if "final_accuracy" in outcomes else pd.Series(dtype=float)
-        return {"trained": None, "accuracy": float(known.iloc[0]) if len(known) else None}
-    last = evaluations.dropna(subset=["accuracy"]).sort_values("step").iloc[-1]
-    accuracy, n = float(last["accuracy"]), float(last["n"]) if not pd.isna(last["n"]) else np.nan
-    classes = last["class_accuracy"]
-    if classes is None or np.ndim(classes) == 0 or len(classes) < 2 or not n > 0:
-        return {"trained": None, "accuracy": accuracy}
-    chance = 1 / len(classes)
-    return {"trained": bool(accuracy > chance + 3 * np.sqrt(chance * (1 - chance) / n)), "accuracy": accuracy}
+def _trained(trial_id: str, evaluations: pd.DataFrame, outcomes: pd.DataFrame) -> dict[str, Any]:
+    """Last held-out accuracy, and whether it is above chance; None where no accuracy per class was stored."""
+    judged = trained([trial_id], evaluations).iloc[0]
+    accuracy = judged["accuracy"]
+    if accuracy is None and "final_accuracy" in outcomes and outcomes["final_accuracy"].notna().any():
+        accuracy = float(outcomes["final_accuracy"].dropna().iloc[0])
+    return {"trained": judged["trained"], "accuracy": accuracy}
 
 
 def _typed(events: pd.DataFrame, types: pd.DataFrame) -> pd.DataFrame:

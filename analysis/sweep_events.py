@@ -5,7 +5,25 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from ndt_ray.analysis.api import AnalysisInput
+from ndt_ray.analysis.inference.compare import cell_status
+from ndt_ray.analysis.inference.sample import usable
+
 NAMES = ("cell", "model", "data", "seed")
+
+
+def replicates(data: AnalysisInput) -> pd.DataFrame:
+    """The sweep's trials, control lanes and lost ones left out, with `untrained`: no trial of its cell ever learned.
+
+    What such cells do is shown, and is no evidence about learning. Reads trials, outcomes, evaluations.
+    """
+    everyone, outcomes = data.frame("trials"), data.frame("outcomes")
+    kept = usable(everyone, outcomes)
+    if kept.empty:
+        return kept
+    status = cell_status(everyone, outcomes, data.frame("evaluations"))
+    never = set(status.loc[status["excluded"].astype(bool), "cell"])
+    return kept.assign(untrained=kept["cell"].isin(never))
 
 
 def primary(events: pd.DataFrame, families: pd.DataFrame) -> pd.DataFrame:

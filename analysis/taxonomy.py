@@ -14,10 +14,10 @@ import pandas as pd
 
 from ndt_ray.analysis import clusters
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.blocks import codes, permuted, uncontrolled
+from ndt_ray.analysis.blocks import codes, permuted
 from ndt_ray.analysis.detection import Floats, Ints
 from ndt_ray.analysis.nulls import generator, surrogates
-from ndt_ray.analysis.sweep_events import depth, primary, with_names
+from ndt_ray.analysis.sweep_events import depth, primary, replicates, with_names
 from ndt_ray.analysis.taxonomy_tables import EVENT_TYPES, TAXONOMY_ASSOCIATION, TAXONOMY_FITS, TAXONOMY_TYPES
 
 FEATURES = ("phase", "log_size", "depth", "log_width", "direction")
@@ -31,7 +31,7 @@ _HALVES = (3, 10, 30)
 
 @analysis(
     name="taxonomy",
-    reads=("trials", "events", "event_families", "series_tests", "jumps"),
+    reads=("trials", "outcomes", "evaluations", "events", "event_families", "series_tests", "jumps"),
     writes=(TAXONOMY_FITS, TAXONOMY_TYPES, EVENT_TYPES, TAXONOMY_ASSOCIATION),
     per="sweep",
 )
@@ -44,21 +44,21 @@ def taxonomy(
     permutations: int = 999,
 ) -> dict[str, pd.DataFrame]:
     """Types of events with their stability, the same on noise, and their association with architecture and data."""
-    trials = uncontrolled(data.frame("trials"))
+    trials = replicates(data)
     found: dict[str, list[pd.DataFrame]] = {t.name: [] for t in taxonomy.writes}
     if trials.empty:
         return {name: pd.DataFrame() for name in found}
     tests = data.frame("series_tests")
     events = primary(data.frame("events"), data.frame("event_families"))
     if len(events):
-        known = described(with_names(events, trials, ("steps",)), _layers(tests, events))
+        known = described(with_names(events, trials, ("steps", "untrained")), _layers(tests, events))
         null = [_null(known, tests, data.sweep, str(b)) for b in range(null_draws)]
         _default(known, null, found, largest_k, resamples, permutations, data.sweep)
     jumps = data.frame("jumps")
     if len(jumps):
         own = jumps[(jumps["mode"] == "original") & (jumps["detector"] == "difference_z")]
         if len(own) > PUBLISHED_K:
-            _original(with_names(own, trials), found, resamples, permutations, data.sweep)
+            _original(with_names(own, trials, ("untrained",)), found, resamples, permutations, data.sweep)
     return {name: pd.concat(parts, ignore_index=True) if parts else pd.DataFrame() for name, parts in found.items()}
 
 
@@ -264,6 +264,8 @@ def _assigned(mode: str, events: pd.DataFrame, labels: Ints, points: Floats, typ
 
 def _association(mode: str, events: pd.DataFrame, labels: Ints, count: int, sweep: str) -> pd.DataFrame:
     """Cramér's V of type and factor; whole trials are exchanged, within seed and the other factor."""
+    learned = ~events["untrained"].to_numpy(bool)  # a claim about learning: cells that never did are left out
+    events, labels = events[learned], labels[learned]
     runs, first = np.unique(codes(events, ("trial_id",)), return_index=True)
     own = events.iloc[first].assign(family=events["model"].astype(str).str.split("_").str[0])
     counts = np.zeros((len(runs), int(labels.max(initial=-1)) + 1))

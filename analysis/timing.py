@@ -17,10 +17,10 @@ from scipy.stats import rankdata
 from scipy.stats import t as student
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.blocks import arrangements, codes, shuffles, uncontrolled
+from ndt_ray.analysis.blocks import arrangements, codes, shuffles
 from ndt_ray.analysis.detection import Floats, Ints
 from ndt_ray.analysis.nulls import generator
-from ndt_ray.analysis.sweep_events import primary
+from ndt_ray.analysis.sweep_events import primary, replicates
 from ndt_ray.store.schema import Column, Table
 
 FEWEST = 20
@@ -83,16 +83,16 @@ class Panel:
 
 @analysis(
     name="timing",
-    reads=("trials", "scalars", "events", "event_families"),
+    reads=("trials", "outcomes", "evaluations", "scalars", "events", "event_families"),
     writes=(TIMING_MODELS, TIMING_EFFECTS),
     per="sweep",
 )
 def timing(data: AnalysisInput, *, permutations: int = 99) -> dict[str, pd.DataFrame]:
     """Whether events are foretold by gradient, loss, update or learning rate beyond the phase, on held-out seeds."""
-    trials, scalars = uncontrolled(data.frame("trials")), data.frame("scalars")
-    if trials.empty or scalars.empty:
+    trials, scalars = replicates(data), data.frame("scalars")
+    if scalars.empty or trials.empty or trials["untrained"].all():
         return {"timing_models": pd.DataFrame(), "timing_effects": pd.DataFrame()}
-    made = panel(trials, scalars, primary(data.frame("events"), data.frame("event_families")))
+    made = panel(trials[~trials["untrained"]], scalars, primary(data.frame("events"), data.frame("event_families")))
     flag = _why_not(made)
     if made is None or flag:
         row: dict[str, Any] = dict.fromkeys(c.name for c in TIMING_MODELS.columns)

@@ -159,3 +159,20 @@ def test_one_seed_one_model_and_nothing_are_survived() -> None:
     assert np.isnan(row["p"]) and row["n_groups"] == 1
     assert out["convergence_cells"].num_rows == 1
     assert all(t.num_rows == 0 for t in convergence_tests(given({}, convergence_tests.reads)).values())
+
+
+def test_cells_that_never_trained_are_shown_and_left_out_of_comparisons() -> None:
+    tables = _sweep(lambda m, r: np.arange(5.0) + r.normal(0, 0.5, 5), models=("mlp_a", "cnn_b", "cnn_c"), seeds=4)
+    names = tables["trials"]
+    accuracy = np.where(names["model"] == "cnn_c", 0.5, 0.9)
+    tables["evaluations"] = names[["trial_id"]].assign(
+        step=100, accuracy=accuracy, n=200, class_accuracy=[[a, a] for a in accuracy]
+    )
+    out = {
+        n: t.to_pandas() for n, t in convergence_tests(given(tables, convergence_tests.reads), permutations=99).items()
+    }
+    cells = out["convergence_cells"].set_index("model")
+    assert cells["excluded"].to_dict() == {"mlp_a": False, "cnn_b": False, "cnn_c": True}
+    assert np.isnan(cells.loc["cnn_c", "q"]) and np.isfinite(cells.loc["cnn_c", "p"])
+    assert out["convergence_architectures"].query("factor == 'model'")["n_groups"].tolist() == [2]
+    assert not out["convergence_ranking"]["cell"].str.startswith("cnn_c").any()

@@ -34,7 +34,7 @@ def plan(
                 "step": [0, STEPS],
                 "accuracy": [0.1, accuracy],
                 "n": 500,
-                "class_accuracy": [[0.1] * 10] * 2,
+                "class_accuracy": [[0.1] * 10, [accuracy] * 10],
             }
         ),
         "events": pd.DataFrame([e | {"trial_id": t} for e in events]),
