@@ -17,7 +17,7 @@ from ndt_ray.analysis.sweep_events import primary
 from ndt_ray.store.schema import Column, Table
 
 LEAST = 0.1
-"""Gain of accuracy under which nothing was learned."""
+"""Accuracy above chance under which nothing was learned."""
 
 CAPABILITIES = Table(
     "capabilities",
@@ -34,7 +34,7 @@ CAPABILITIES = Table(
         Column("rise", "float64", "steps from a quarter to three quarters of the way, both sustained", "steps"),
         Column("abrupt", "bool", "the rise took at most one measurement"),
         Column("event_distance", "float64", "step - onset of the nearest event; null without events", "steps"),
-        Column("flag", "string", "short, never (it gained under a tenth, or fell back at the end) or null"),
+        Column("flag", "string", "short, never (it ends under a tenth above chance, or fell back) or null"),
     ),
     ("trial_id", "source", "class"),
 )
@@ -71,7 +71,7 @@ def capabilities(data: AnalysisInput) -> dict[str, pd.DataFrame]:
         for label, values in series.items():
             known = np.isfinite(values)
             if known.any():
-                row = learned(steps[known], values[known])
+                row = learned(steps[known], values[known], 1 / (len(series) - 1) if len(series) > 1 else None)
                 at = row["step"]
                 near = None if at is None or not len(onsets) else float(at - onsets[np.abs(onsets - at).argmin()])
                 identity = {"trial_id": trials["trial_id"].iloc[0], "source": source, "class": label}
@@ -89,19 +89,24 @@ def _classes(column: pd.Series) -> dict[int, Floats]:
     return {k: table[:, k] for k in range(width)}
 
 
-def learned(steps: Ints, values: Floats) -> dict[str, Any]:
-    """Row of `capabilities` without its identity, for one accuracy over time (no gaps)."""
+def learned(steps: Ints, values: Floats, chance: float | None = None) -> dict[str, Any]:
+    """Row of `capabilities` without its identity, for one accuracy over time (no gaps).
+
+    The way up begins at `chance`, or at the first value where that is not known: a network that answers with one class
+    from the start has not learned it.
+    """
     row: dict[str, Any] = {"first": float(values[0]), "final": float(values[-max(1, len(values) // 10) :].mean())}
     moves = np.abs(np.diff(values))
     quantum = float(moves[moves > 1e-9].min()) if (moves > 1e-9).any() else None
     row |= {"quantum": quantum, "step": None, "phase": None, "rise": None, "abrupt": None, "flag": None}
     if len(values) < 5:
         return row | {"flag": "short"}
-    climb = row["final"] - row["first"]
+    base = row["first"] if chance is None else chance
+    climb = row["final"] - base
     if climb < LEAST:
         return row | {"flag": "never"}
     middle = np.median(np.lib.stride_tricks.sliding_window_view(np.pad(values, 1, mode="edge"), 3), axis=1)
-    quarter, half, three = (_sustained(middle, row["first"] + share * climb) for share in (0.25, 0.5, 0.75))
+    quarter, half, three = (_sustained(middle, base + share * climb) for share in (0.25, 0.5, 0.75))
     if half is None:
         return row | {"flag": "never"}
     rise = None if quarter is None or three is None else float(steps[three] - steps[quarter])

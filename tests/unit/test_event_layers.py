@@ -64,6 +64,11 @@ def test_a_class_is_learned_where_it_stays_learned() -> None:
     )
 
 
+def test_a_class_that_was_always_answered_is_learned_when_it_is_told_apart() -> None:
+    values = np.select([STEPS < 100, STEPS < 500], [1.0, 0.0], 0.95)
+    assert learned(STEPS, values, 0.1)["step"] == 500 and learned(STEPS, values)["flag"] == "never"
+
+
 @pytest.mark.parametrize(("values", "flag"), [(np.full(101, 0.1), "never"), (np.array([0.1, 0.5]), "short")])
 def test_what_is_not_learned_says_so(values: np.ndarray, flag: str) -> None:
     row = learned(STEPS[: len(values)], values)
