@@ -28,6 +28,8 @@ DECAYS = (0.01, 0.04, 0.16)
 """Time constants of the trend's decays, in shares of the series: together they follow any relaxation from the start."""
 WIDEST = 0.3
 """Widest sigmoid, 10-90 %, as a share of the series."""
+KINK = 0.15
+"""The size of a kink is how far it departs from its continued line within this share of the series."""
 EDGE = 5
 """No event is sought within so many measurements of either end."""
 SWALLOWED = 0.02
@@ -55,12 +57,12 @@ def curve(kind: str, n: int, location: float, width: float) -> Floats:
     """One event of unit size on n measurements; `location` between measurements is a half."""
     t = np.arange(n, dtype=np.float64)
     if kind == "kink":
-        return np.maximum(0.0, t - location) / n
+        return np.maximum(0.0, t - location) / (KINK * n)
     if kind == "bump":
         if width < 2:
             return (np.abs(t - location) <= 0.5).astype(np.float64)
         half = expit((t - location) * (RISE / width))
-        return 4 * half * (1 - half)
+        return np.asarray(4 * half * (1 - half), dtype=np.float64)
     if width <= 1:
         return (t > location).astype(np.float64)
     return np.asarray(expit((t - location) * (RISE / width)), dtype=np.float64)

@@ -57,7 +57,7 @@ def local_scale(rest: Floats) -> Floats:
     capped = np.minimum(second, np.sqrt(3.0) * (second @ window)[:, 1:-1])
     local = capped @ window
     floor = 0.02 * local.mean(axis=-1, keepdims=True)
-    return np.maximum(local, np.where(floor > 0, floor, 1.0)) ** 2
+    return np.asarray(np.maximum(local, np.where(floor > 0, floor, 1.0)) ** 2)
 
 
 def _window(n: int) -> Floats:
@@ -65,7 +65,7 @@ def _window(n: int) -> Floats:
     reach = max(0.2 * n, 8.0)
     distance = np.abs(np.arange(1, n - 1)[:, None] - np.arange(n))
     weight = np.maximum(0.0, 1 - distance / reach)
-    return weight / weight.sum(axis=0)
+    return np.asarray(weight / weight.sum(axis=0))
 
 
 def despiked(values: Floats) -> Floats:

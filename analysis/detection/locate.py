@@ -14,6 +14,7 @@ ROUNDS = 4
 MOST_EVENTS = 12
 """Events that are sought in one series."""
 SHADOW = 0.1
+"""Share of a larger event's size below which its neighbours are what its shape leaves behind."""
 NARROWEST = 2.0
 """A sigmoid that rises faster than in this many measurements is a step."""
 
@@ -105,7 +106,7 @@ def settle(values: Floats, scale: Floats, events: Sequence[Located], phi: float,
         whole = likelihood(seen, columns)
         losses = np.array([whole - likelihood(seen, np.delete(columns, first + k, axis=1)) for k in range(len(found))])
         solved = np.linalg.lstsq(whiten(columns.T, phi).T, whiten(seen, phi), rcond=None)[0]
-        sizes = solved[first:]
+        sizes = np.asarray(solved[first:], dtype=np.float64)
         losses[_in_shadow(found, sizes)] = 0.0
         if losses.size and losses.min() < least:
             del found[int(losses.argmin())]

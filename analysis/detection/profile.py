@@ -7,7 +7,7 @@ largest gains (max-T). `Profile` wraps it as a detector.
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -31,7 +31,9 @@ LONGEST = 1024
 RESOLUTION = 1e-6
 """Relative spread at which a series is constant: measures are kept in float32."""
 COLLAPSE = 200.0
+"""Ratio of the largest to the smallest local scale of the noise at which nothing is left to compare with."""
 VISIBLE = 0.2
+"""Share of its size by which a series must move across an event."""
 CANDIDATE = 0.05
 """A candidate's gain is exceeded in this share of null series."""
 
@@ -115,7 +117,7 @@ def judge(
     seen, _ = standardised(kept[None], shape)
     found = fit(seen, shape)
     statistic = float(found.statistic[0])
-    common = {
+    common: dict[str, Any] = {
         "n": len(kept),
         "first": first * stride,
         "stride": stride,

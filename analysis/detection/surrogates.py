@@ -117,7 +117,7 @@ def draw(known: Described, count: int, null: str, rng: np.random.Generator) -> F
     n = len(known.trend)
     noise += rng.choice(known.spikes, (count, n))
     out = known.trend + known.scale * noise
-    return out if known.quantum == 0 else cast(Floats, np.rint(out / known.quantum) * known.quantum)
+    return out if known.quantum == 0 else np.rint(out / known.quantum) * known.quantum
 
 
 def siblings(values: Floats, continuations: Floats, shape: Shape) -> Floats:
@@ -134,7 +134,7 @@ def siblings(values: Floats, continuations: Floats, shape: Shape) -> Floats:
     count = len(continuations)
     known = describe(values, shape, np.random.default_rng(0))
     deviation = (continuations - continuations.mean(axis=0)) * np.sqrt(count / (count - 1))
-    return known.trend + deviation
+    return np.asarray(known.trend + deviation)
 
 
 def quantum(values: Floats) -> float:
@@ -150,7 +150,7 @@ def quantum(values: Floats) -> float:
 def _left(values: Floats, columns: Floats) -> Floats:
     """What columns leave of values."""
     basis, _ = np.linalg.qr(columns)
-    return cast(Floats, values - basis @ (basis.T @ values))
+    return values - basis @ (basis.T @ values)
 
 
 def _cost(remainder: Floats) -> float:

@@ -14,6 +14,8 @@ GRID = 20
 """Time constants that are tried."""
 STANDS_OUT = 6.0
 """Noise SDs that the transient must reach."""
+FASTER = 4.0
+"""Times its median movement later in the run."""
 LEFT = 0.05
 """Share of its largest value below which a transient is over."""
 
@@ -67,7 +69,7 @@ def find(values: Floats) -> Transient:
     grain = max(1, int(LATEST * n / 4))
     latest = 4 * grain
     above = np.flatnonzero(np.abs(curve[:latest]) > max(LEFT * peak, 0.5 * noise))
-    ends = int(above[-1]) + 1 if above.size else 0
+    ends = max(int(above[-1]) + 1 if above.size else 0, _fast(values, latest))
     ends = min(-(-ends // grain) * grain, latest)
     amplitude = float(curve[0])
     gone = np.flatnonzero(np.abs(curve) <= np.abs(amplitude) / 2)
@@ -76,6 +78,21 @@ def find(values: Floats) -> Transient:
     spread = float(((early - early.mean()) ** 2).sum())
     r2 = 1 - float((rest[: ends + 1] ** 2).sum()) / spread if spread > 0 else np.nan
     return Transient(amplitude, float(third[0] - rest[0] - amplitude), half, ends, r2)
+
+
+def _fast(values: Floats, latest: int) -> int:
+    """Measurements from the first one on, `latest` at most, over which the series moves `FASTER` than it usually does.
+
+    Not every fall from the initialisation is exponential. Movement is between means of neighbouring fiftieths; one slow
+    pair, where a fall turns into a rebound, is passed over.
+    """
+    width = max(2, len(values) // 50)
+    means = values[: len(values) // width * width].reshape(-1, width).mean(axis=1)
+    moves = np.abs(np.diff(means))
+    early = min(latest // width, len(moves) - 1)
+    fast = moves[:early] > FASTER * float(np.median(moves[early:]))
+    slow = np.flatnonzero(~fast & ~np.r_[fast[1:], False])
+    return width * int(slow[0] if slow.size else early)
 
 
 def _residual(columns: Floats, values: Floats) -> float:

@@ -57,5 +57,5 @@ def log_steps(steps: Ints) -> Ints:
             at = np.where(wanted - logs[at - 1] <= logs[at] - wanted, at - 1, at)
             gap = wanted[1] - wanted[0]
             if (np.abs(logs[at] - wanted) <= OFF * gap).all() and (np.diff(at) > 0).all():
-                return known[at]
+                return np.asarray(known[at])
     return best

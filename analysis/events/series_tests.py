@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
+from ndt_ray.analysis.detection import Floats
 from ndt_ray.analysis.detection.atoms import Shape
 from ndt_ray.analysis.detection.profile import Event, Judged, Profile, judge
 from ndt_ray.analysis.detection.surrogates import NULLS
@@ -37,7 +38,7 @@ class Case:
 
     series: Series
     shape: Shape
-    values: np.ndarray[Any, np.dtype[np.float64]]
+    values: Floats
 
     @property
     def key(self) -> str:
@@ -140,12 +141,13 @@ def _cases(
         yield Case(series, "rate", _logarithm(series.values))
 
 
-def _logarithm(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _logarithm(values: Floats) -> Floats:
     """Natural logarithm of a rate; what is below 1 % of its median motion counts as that."""
     moving = values[values > SMALLEST]
     if len(moving) < len(values) / 2:
         return np.zeros_like(values)
-    return np.log(np.maximum(values, max(SMALLEST, 0.01 * float(np.median(moving)))))
+    least = max(SMALLEST, 0.01 * float(np.median(moving)))
+    return np.asarray(np.log(np.maximum(values, least)), dtype=np.float64)
 
 
 def _identity(case: Case, null: str, trial: Clock) -> dict[str, Any]:
