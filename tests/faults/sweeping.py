@@ -60,9 +60,12 @@ base:
   model: MODELS:net
   data: digits
   train: {steps: 60, batch: 32, optimizer: adam, lr: 1e-3}
-  measure: {every: 5, probe: 64}
+  measure: {every: 2, probe: 64}
   evaluate: {every: 50, size: 100}
-  checkpoint: {at: [0, 30], fractions: [1]}
+  checkpoint:
+    at: [0, 30]
+    fractions: [1]
+    on_event: {false_alarms_per_run: 10, keep: 3, spacing: 1, after: 2}
 axes:
   - {path: engine, values: [loop, stack]}
   - {path: seed, range: 4}

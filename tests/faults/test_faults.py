@@ -44,8 +44,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(folder: Path) -> Path:
     """The same sweep, in one process, with nothing going wrong."""
     (folder / "undisturbed").mkdir()
-    run(write_spec(folder / "undisturbed"), folder / "undisturbed" / "store")
-    return folder / "undisturbed" / "store"
+    store = folder / "undisturbed" / "store"
+    run(write_spec(folder / "undisturbed"), store)
+    assert open_store(store).tables()["triggers"], "no checkpoint was triggered: what is compared lacks them"
+    return store
 
 
 @pytest.fixture
