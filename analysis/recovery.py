@@ -128,7 +128,7 @@ def _arms(trials: pd.DataFrame) -> list[dict[str, Any]]:
     for trial_id, cell, steps, c, key, seeds in found:
         at = int(c.at or 0)
         end = at if c.until is None else min(c.until, steps)
-        arm = {"trial_id": trial_id, "untouched": untouched.get(key), "cell": cell, "kind": c.kind}
+        arm: dict[str, Any] = {"trial_id": trial_id, "untouched": untouched.get(key), "cell": cell, "kind": c.kind}
         arm |= {"target": c.layer or c.damage, "at": at, "until": end, "dose": c.dose, "steps": steps}
         out.append(arm | {"seed_key": seeds})
     return sorted(out, key=lambda a: (a["cell"], a["kind"], str(a["target"]), a["at"], a["dose"], a["trial_id"]))

@@ -3,7 +3,18 @@
 import importlib
 import sys
 
-NAMES = ("lanes", "workers", "measuring", "everything", "triggers", "tracker", "orchestration", "store", "battery", "detection")
+NAMES = (
+    "lanes",
+    "workers",
+    "measuring",
+    "everything",
+    "triggers",
+    "tracker",
+    "orchestration",
+    "store",
+    "battery",
+    "detection",
+)
 
 
 def main(arguments: list[str]) -> int:

@@ -6,7 +6,7 @@ its step; so a fork trains its arms from the start rather than from a checkpoint
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,7 +147,7 @@ def _at_events(store: Store, sweep: str, trials: pd.DataFrame, question: Questio
     return _Found([*steps, *windows], names, f"{told}; matched windows at {', '.join(map(str, windows)) or 'none'}")
 
 
-def _shared(events: pd.DataFrame, most: int) -> list[Mapping[str, Any]]:
+def _shared(events: pd.DataFrame, most: int) -> list[dict[str, Any]]:
     """Events of a layer whose brackets touch are one; those that most seeds share first, then the largest."""
     found: list[dict[str, Any]] = []
     for layer, rows in events.sort_values("step_before").groupby("layer"):

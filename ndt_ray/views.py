@@ -68,7 +68,8 @@ def as_matrix(activations: Tensor, kind: str, view: str) -> tuple[Tensor, int]:
     """Activations `[n, ...]` -> (matrix `[rows, f]`, rows a stimulus).
 
     `units` [n, F]: as they are. `positions` [n, C, *space]: each position a row of C features; `gap` the mean over
-    positions; `flat` all of it as features, in the order of memory. `tokens` [n, T, D]: each token a row; `mean` the mean over tokens.
+    positions; `flat` all of it as features, in the order they have in memory. `tokens` [n, T, D]: each token a row;
+    `mean` the mean over tokens.
     """
     rows = by_stimulus(activations, kind, view)
     return rows.reshape(-1, rows.shape[-1]), rows.shape[1]

@@ -127,4 +127,5 @@ def _sampled(x: Floats, trial: str, path: str) -> Floats:
 def _standardised(x: Floats) -> Floats:
     centred = x - x.mean(0)
     spread = centred.std(0)
-    return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 1e-12 * np.abs(x).max(initial=1e-300))
+    moving = spread > 1e-12 * np.abs(x).max(initial=1e-300)
+    return np.asarray(np.divide(centred, spread, out=np.zeros_like(centred), where=moving))
