@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 
 from ndt_ray.analysis.phases import BINS
@@ -81,6 +82,7 @@ def _plates(source: Source, family: Row, own: pd.DataFrame, cells: pd.DataFrame,
         yield Plate("Events beside what chance gives", tuple(figures), note, keys=keys)
     if len(own):
         yield from _rasters(source, own)
+        yield from _anatomy(source, own)
 
 
 def _rasters(source: Source, own: pd.DataFrame) -> Iterator[Plate]:
@@ -122,6 +124,36 @@ def _rasters(source: Source, own: pd.DataFrame) -> Iterator[Plate]:
         )
         keys: tuple[tuple[Sign, str], ...] = (("rise_fall", "orange: rise; blue: fall"),)
         yield Plate("Do seeds agree? Every event of every seed", tuple(figures), note, keys=keys)
+
+
+def _anatomy(source: Source, own: pd.DataFrame) -> Iterator[Plate]:
+    """What events of the early, the middle and the late part of the run are like."""
+    last = own.groupby("name")["layer_index"].transform("max")
+    depths = {name: max(len(layers_of(source, name)) - 1, 1) for name in set(own["name"])}
+    rows = own.assign(
+        row=own["phase_bin"].map({b: i for i, b in enumerate(BINS)}),
+        seed=[source.label(n) for n in own["name"]],
+        relative=own["relative_size"].abs(),
+        depth=own["layer_index"] / np.maximum(own["name"].map(depths), last).clip(lower=1),
+    )
+    columns = {"relative": "|relative size|", "width": "width (steps)", "depth": "depth, 0 first to 1 last layer"}
+    if source.has("event_windows", "loss_change", "step_before", "measure", "mode"):
+        found = source.ask("SELECT * FROM event_windows WHERE sweep = $sweep AND mode = 'default'").rows
+        keys = ["trial_id", "layer", "view", "measure", "step_before"]
+        rows = rows.merge(found[[*keys, "loss_change"]], on=keys, how="left")
+        columns["loss_change"] = "change of the loss (nats)"
+    figures = []
+    for column, title in columns.items():
+        known = rows[["row", column, "seed"]].rename(columns={column: "value"}).dropna()
+        if len(known):
+            middle = known.groupby("row")["value"].median()
+            said = listed(f"{BINS[int(str(i))]} {number(v)}" for i, v in middle.items())
+            figures.append(
+                Figure(title, by_layer(known, BINS, title), f"{title} by phase of the onset, medians: {said}.")
+            )
+    if figures:
+        note = "Ring: an event; bar: median. By phase of the onset; counts only, no test compares the phases here."
+        yield Plate("What the events are like", tuple(figures), note)
 
 
 def layers_of(source: Source, name: str) -> list[tuple[str, str]]:

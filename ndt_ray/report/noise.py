@@ -46,7 +46,7 @@ def noise(source: Source) -> Section:
     if figures:
         note = "Whiskers: 95 % interval of the count under that noise, its series taken as independent."
         title = f"Jumps of {readable(_measure(default))} by {_rule(default)}"
-        keys: tuple[tuple[Sign, str], ...] = (("bars", "observed; grey: white noise, light grey: AR(1) noise"),)
+        keys: tuple[tuple[Sign, str], ...] = (("bars", "observed; grey: white noise, paler: AR(1) noise"),)
         section.plates.append(Plate(title, tuple(figures), note, keys=keys))
     section.sheets.append(_sheet(counts, answer))
     if len(phases):

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from ndt_ray.analysis.taxonomy import FEWEST
 from ndt_ray.errors import StoreError
 from ndt_ray.figures.charts import by_layer, forest
 from ndt_ray.figures.heatmap import layer_names
@@ -234,7 +233,8 @@ def _together(source: Source, measure: str) -> Iterator[Claim]:
 
 def _types(source: Source, section: Section) -> None:
     answer = source.ask(
-        "SELECT * FROM taxonomy_fits WHERE sweep = $sweep AND source = 'events' AND chosen ORDER BY mode"
+        "SELECT * FROM (SELECT *, max(k) OVER (PARTITION BY mode) AS tried FROM taxonomy_fits WHERE sweep = $sweep "
+        "AND source = 'events') WHERE chosen ORDER BY mode"
     )
     types = source.ask("SELECT * FROM taxonomy_types WHERE sweep = $sweep AND source = 'events' ORDER BY mode, type")
     for fit in answer.rows.to_dict("records"):
@@ -248,8 +248,8 @@ def _types(source: Source, section: Section) -> None:
         k, p = int(fit["k"]), fit["p_silhouette"]
         sizes = listed(f"{t.label if isinstance(t.label, str) else f'type {t.type} (not stable)'} {t.n:,}"
                        for t in own.itertuples())  # fmt: skip
-        if fit["mode"] == "default" and int(fit["n"]) < FEWEST:
-            text = f"{count(int(fit['n']), 'event')} are too few to be sorted into types ({FEWEST} are needed)."
+        if int(fit["tried"]) == 1:
+            text = f"{count(int(fit['n']), 'event')}{mode} are too few to be sorted into types: one type was assumed."
             section.claims.append(Claim(text, "nothing", answer.sql))
         elif k == 1:
             text = f"{count(int(fit['n']), 'event')}{mode} form no distinct types: the gap statistic sees one cloud."
