@@ -170,7 +170,10 @@ def drivers(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _within(values: Floats, trial: Ints) -> Floats:
-    """Columns with mean 0 and SD 1 within each trial; constant ones become 0."""
+    """Columns with mean 0 and SD 1 within each trial; constant ones become 0.
+
+    The mean and SD are the whole run's: what is foretold is when in a run, once its scale is known, not how often.
+    """
     found = np.zeros_like(values)
     for k in np.unique(trial):
         own = values[trial == k]

@@ -12,6 +12,7 @@ from ndt_ray.analysis.api import AnalysisInput, Partition
 from ndt_ray.analysis.convergence import label, published_order, published_settled
 from ndt_ray.analysis.event_layers import kinds
 from ndt_ray.analysis.event_phases import loss_coupling_table
+from ndt_ray.analysis.event_windows import published_loss_change
 from ndt_ray.analysis.investigation import agreement
 from ndt_ray.analysis.representatives import TYPE_3, eligible_type_3, founding_steps, select
 from ndt_ray.original import Published, read_published
@@ -295,14 +296,23 @@ def test_jumps_by_layer_are_the_published_ones(store: Tables) -> None:
     assert total == {"linear2": 1054, "linear1": 237, "input_proj": 217, "fc": 90}
 
 
-def test_the_representatives_of_the_transformer_are_rounding_at_the_published_phases(
-    store: Tables, published: Published
-) -> None:
+def test_the_five_representatives_and_what_the_loss_was_said_to_do(store: Tables, published: Published) -> None:
     jumps = jumps_with_types(store, published)
     own = jumps[jumps["experiment"] == "transformer_deep_mnist"]
     fixed = select(own, rule="founding").query("cluster != @TYPE_3")
-    assert fixed["phase"].round(4).tolist() == [0.1715, 0.1835, 0.1975, 0.198]
-    assert fixed["layer"].str.contains("layers.5.linear2").sum() == 3
-    early, late = fixed["phase"].iloc[:2].mean(), fixed["phase"].iloc[2:].mean()
-    assert early == pytest.approx(0.1775) and late == pytest.approx(0.19775)
-    assert fixed["relative_magnitude"].max() < 1e-9
+    drawn = own[(own["index"] == 111) & (own["layer"] == "transformer.layers.3.linear2")]
+    five = pd.concat([drawn, fixed])
+    assert five["phase"].round(4).tolist() == [0.0555, 0.1715, 0.1835, 0.1975, 0.198]
+    assert five["layer"].value_counts().to_dict() == {
+        "transformer.layers.5.linear2": 3, "transformer.layers.3.linear2": 1, "transformer.layers.2.linear2": 1
+    }  # fmt: skip
+    assert five["relative_magnitude"].max() < 1e-9  # a billionth of the value it is a jump of
+    scalars = store.table("scalars").query("trial_id == @five.trial_id.iloc[0]").sort_values("step")
+    loss = scalars["batch_loss"].to_numpy()
+    change = published_loss_change(five["index"], loss)
+    early, late = change[1:3].mean(), change[3:].mean()
+    assert (early, late, change.mean()) == pytest.approx((0.104, -0.287, -0.046), abs=6e-4)
+    # the lookup read the loss at a fifth of the time; where the jumps are, it rose in both
+    index = five["index"].to_numpy()
+    there = loss[np.minimum(index + 2, 399)] - loss[index - 2]
+    assert there[1:3].mean() > 0 and there[3:].mean() > 0
