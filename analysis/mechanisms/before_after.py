@@ -41,6 +41,9 @@ NETWORK_METRICS = ("nc1", "nc2_norm", "nc2_angle", "nc3", "nc4")
 """Measured on the classifier, said of the network."""
 _EVENT = ["trial_id", "layer", "layer_index", "step_before", "step_after", "exploratory"]
 
+REACH = 3
+"""Checkpoints on each side of an event that its window may end at."""
+
 Panel = dict[tuple[str, str, str], dict[int, float]]
 """(trial, metric's layer, metric) -> step -> value."""
 
@@ -52,8 +55,9 @@ def mechanisms(
     """Each metric before, during and after every event, against matched windows and the initialisation.
 
     Events: the significant ones of the sweep's primary family; without any, the first `candidates` of each trial by
-    p_event, called exploratory. Checkpoints around an event may lie `widest` of the run apart at most. `controls`:
-    matched windows an event, whose ends have checkpoints too. An event without those is in the table, untested.
+    p_event, called exploratory. Checkpoints around an event may lie `widest` of the run apart at most; the nearest
+    that leave it three controls are taken. `controls`: matched windows an event, whose ends have checkpoints too. An
+    event without those is in the table, untested.
 
     A window that matches in phase cannot lie beside an event that lasts over 5 % of the run: there the other seeds of
     the cell in the very same window are what is left to compare with (`seed_…`; phase, rate and length are equal).
@@ -65,12 +69,9 @@ def mechanisms(
         return nothing
     panel = panel_of([data.frame(table.name) for table in BATTERY], data.frame(SIMILARITY.name))
     steps = _steps(data.frame("checkpoints"), panel)
-    around = around_events(events, steps, trials, widest)
-    if around.empty:
-        return nothing
     distances = _distances(data.frame(DISTANCES.name))
-    busy = occupied(data.frame("events"), around)
-    windows = control_windows(around, busy, trials, data.frame("scalars"), steps, distances, controls)
+    matching = Matching(trials, _with_steps(data.frame("scalars"), steps), steps, distances, controls)
+    around, windows = best_windows(events, data.frame("events"), matching, widest)
     cells = dict(zip(trials["trial_id"], arms(trials), strict=True))
     found = list(_compared(around, windows, panel, distances, cells))
     if not found:
@@ -114,23 +115,35 @@ def _steps(checkpoints: pd.DataFrame, panel: Panel) -> dict[str, np.ndarray[Any,
 
 
 def around_events(
-    events: pd.DataFrame, steps: Mapping[str, np.ndarray[Any, Any]], trials: pd.DataFrame, widest: float
+    events: pd.DataFrame,
+    steps: Mapping[str, np.ndarray[Any, Any]],
+    trials: pd.DataFrame,
+    widest: float,
+    rank: int = 0,
 ) -> pd.DataFrame:
-    """Events with the checkpoints around them as `start`, `middle` (-1 for none) and `end`; those with none are left
-    out."""
+    """Events with checkpoints around them, the index kept: `start`, `middle` (-1 for none) and `end`.
+
+    `rank` 0 takes the nearest pair, 1 the next shortest of the three before with the three behind, and so on; events
+    that have no such pair are left out.
+    """
     planned = dict(zip(trials["trial_id"], trials["steps"], strict=True))
-    rows = []
-    for event in events.itertuples(index=False):
+    rows, index = [], []
+    for event in events.itertuples():
         saved = steps.get(event.trial_id, np.zeros(0, dtype=np.int64))
-        before, after = saved[saved <= event.step_before], saved[saved >= event.step_after]
-        if not len(before) or not len(after) or after[0] - before[-1] > widest * planned.get(event.trial_id, 0):
+        before, after = saved[saved <= event.step_before][-REACH:], saved[saved >= event.step_after][:REACH]
+        most = widest * planned.get(event.trial_id, 0)
+        pairs = sorted((int(b - a), -int(a), int(b)) for a in before for b in after if b - a <= most)
+        if rank >= len(pairs):
             continue
-        inside = saved[(saved > before[-1]) & (saved < after[0])]
+        start, end = -pairs[rank][1], pairs[rank][2]
+        inside = saved[(saved > start) & (saved < end)]
         location = event.step_location
         location = (event.step_before + event.step_after) / 2 if pd.isna(location) else location
         middle = int(inside[np.abs(inside - location).argmin()]) if len(inside) else -1
-        rows.append({**event._asdict(), "start": int(before[-1]), "middle": middle, "end": int(after[0])})
-    return pd.DataFrame(rows, columns=[*events.columns, "start", "middle", "end"])
+        own = {name: getattr(event, name) for name in events.columns}
+        rows.append({**own, "start": start, "middle": middle, "end": end})
+        index.append(event.Index)
+    return pd.DataFrame(rows, columns=[*events.columns, "start", "middle", "end"], index=index)
 
 
 Distances = Callable[[str, str, int, int], float]
@@ -150,52 +163,72 @@ def _distances(rows: pd.DataFrame) -> Distances:
     return moved
 
 
-def occupied(events: pd.DataFrame, around: pd.DataFrame) -> pd.DataFrame:
-    """Windows no control may overlap: those looked at, and the significant events of every family."""
-    others = events[events["significant"].astype(bool)] if len(events) else events
+@dataclass(frozen=True)
+class Matching:
+    """What control windows are sought in."""
+
+    trials: pd.DataFrame
+    scalars: pd.DataFrame
+    steps: Mapping[str, np.ndarray[Any, Any]]
+    distances: Distances
+    most: int
+
+    def windows(self, around: pd.DataFrame, busy: pd.DataFrame) -> list[Windows]:
+        """The windows of each row of `around`: matched ones, and all of the same length; ends are checkpoints."""
+        matched = matched_windows(
+            around,
+            self.trials,
+            pd.DataFrame(),
+            self.scalars,
+            occupied=busy,
+            tolerance=Tolerance(),
+            most=self.most,
+            displacement=self.distances,
+        )
+        by_event: dict[Any, list[tuple[int, int]]] = {}
+        for row in matched.itertuples():
+            by_event.setdefault(row.event, []).append((int(row.start), int(row.end)))
+        taken = {key: list(zip(g["start"], g["end"], strict=True)) for key, g in busy.groupby(["trial_id", "layer"])}
+        found = []
+        for row in around.itertuples():
+            length, saved = row.end - row.start, set(self.steps[row.trial_id].tolist())
+            free = [
+                (a, a + length)
+                for a in sorted(saved)
+                if a + length in saved and all(a + length <= s or a >= e for s, e in taken[row.trial_id, row.layer])
+            ]
+            found.append(Windows((int(row.start), int(row.end)), tuple(by_event.get(row.Index, ())), tuple(free)))
+        return found
+
+
+def best_windows(
+    events: pd.DataFrame, all_events: pd.DataFrame, matching: Matching, widest: float
+) -> tuple[pd.DataFrame, list[Windows]]:
+    """Each event with the nearest checkpoints that leave it enough controls, or else the most; nothing that is
+    compared has a say in it."""
+    best: dict[Any, tuple[pd.Series, Windows]] = {}
+    for rank in range(REACH**2):
+        lacking = [i for i in events.index if i not in best or len(best[i][1].matched) < FEWEST_CONTROLS]
+        around = around_events(events.loc[lacking], matching.steps, matching.trials, widest, rank)
+        if around.empty:
+            break
+        for (i, row), windows in zip(
+            around.iterrows(), matching.windows(around, occupied(all_events, events, around)), strict=True
+        ):
+            if i not in best or len(windows.matched) > len(best[i][1].matched):
+                best[i] = row, windows
+    chosen = [best[i] for i in events.index if i in best]
+    around = pd.DataFrame([row for row, _ in chosen]).reset_index(drop=True)
+    return around.infer_objects(), [windows for _, windows in chosen]
+
+
+def occupied(all_events: pd.DataFrame, chosen: pd.DataFrame, around: pd.DataFrame) -> pd.DataFrame:
+    """Windows no control may overlap: of the events looked at, and of the significant ones of every family."""
     columns = ["trial_id", "layer", "layer_index", "start", "end"]
-    if others.empty:
-        return around[columns]
-    others = others.rename(columns={"step_before": "start", "step_after": "end"})[columns]
+    significant = all_events[all_events["significant"].astype(bool)]
+    renamed = {"step_before": "start", "step_after": "end"}
+    others = pd.concat([significant.rename(columns=renamed)[columns], chosen.rename(columns=renamed)[columns]])
     return pd.concat([around[columns], others.astype(around[columns].dtypes)], ignore_index=True)
-
-
-def control_windows(
-    around: pd.DataFrame,
-    busy: pd.DataFrame,
-    trials: pd.DataFrame,
-    scalars: pd.DataFrame,
-    steps: Mapping[str, np.ndarray[Any, Any]],
-    distances: Distances,
-    most: int,
-) -> list[Windows]:
-    """The windows of each row of `around`: matched ones, and all of the same length; ends are checkpoints."""
-    at_checkpoints = _with_steps(scalars, steps)
-    matched = matched_windows(
-        around,
-        trials,
-        pd.DataFrame(),
-        at_checkpoints,
-        occupied=busy,
-        tolerance=Tolerance(),
-        most=most,
-        displacement=distances,
-    )
-    by_event: dict[int, list[tuple[int, int]]] = {}
-    for row in matched.itertuples():
-        by_event.setdefault(int(row.event), []).append((int(row.start), int(row.end)))
-    taken = {key: list(zip(g["start"], g["end"], strict=True)) for key, g in busy.groupby(["trial_id", "layer"])}
-    found = []
-    for row in around.itertuples():
-        length, saved = row.end - row.start, set(steps[row.trial_id].tolist())
-        free = [
-            (a, a + length)
-            for a in sorted(saved)
-            if a + length in saved and all(a + length <= s or a >= e for s, e in taken[row.trial_id, row.layer])
-        ]
-        own = (int(row.start), int(row.end))
-        found.append(Windows(own, tuple(by_event.get(int(row.Index), ())), tuple(free)))
-    return found
 
 
 def _with_steps(scalars: pd.DataFrame, steps: Mapping[str, np.ndarray[Any, Any]]) -> pd.DataFrame:

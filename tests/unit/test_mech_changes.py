@@ -97,6 +97,11 @@ def test_an_event_without_checkpoints_near_it_is_left_out() -> None:
     trials = pd.DataFrame([{"trial_id": "a", "steps": 1000}])
     found = around_events(events, {"a": np.array([0, 490, 512, 530])}, trials, 0.25)
     assert found[["start", "middle", "end"]].to_numpy().tolist() == [[490, 512, 530]]
+    wider = [
+        around_events(events, {"a": np.array([0, 490, 512, 530, 545])}, trials, 0.25, rank)[["start", "end"]]
+        for rank in (1, 2)
+    ]
+    assert wider[0].to_numpy().tolist() == [[490, 545]] and wider[1].empty
     assert around_events(events, {"a": np.array([0, 1000])}, trials, 0.25).empty
     assert around_events(events, {"a": np.array([0, 490])}, trials, 0.25).empty
     assert around_events(events, {}, trials, 0.25).empty
@@ -196,3 +201,17 @@ def test_seeds_are_exchanged_among_the_events() -> None:
 def test_control_lanes_are_no_seeds_of_the_cell() -> None:
     trials = pd.DataFrame({"cell": ["c", "c", "c"], "control": ["none", "lr0", "none"]})
     assert arms(trials).tolist() == ["c", "c lr0", "c"] and arms(trials[["cell"]]).tolist() == ["c"] * 3
+
+
+def test_a_checkpoint_nearer_than_the_planned_ones_costs_no_controls() -> None:
+    """Controls were saved for one length; one more checkpoint inside would leave a window that nothing matches."""
+    given = tables(simulate(Design(**{**vars(SMALL), "layers": 1, "events": 1}), "near"))
+    units = given["unit_metrics"]
+    event = given["events"].iloc[0]
+    own = units["trial_id"] == event["trial_id"]
+    odd = units[own & (units["step"] == event["step_before"])].assign(step=event["step_before"] + 1)
+    given["unit_metrics"] = pd.concat([units, odd], ignore_index=True)
+    given["events"].loc[0, ["step_before", "step_after"]] = [event["step_before"] + 2, event["step_after"]]
+    rows, _ = run(given)
+    mine = rows[rows["trial_id"] == event["trial_id"]]
+    assert (mine["checkpoint_before"] == event["step_before"]).all() and (mine["n_controls"] >= 3).all()
