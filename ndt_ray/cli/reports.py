@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ndt_ray.cli.options import DEFAULT_STORE, JsonOption, StoreOption, opened
+from ndt_ray.errors import NdtError
 
 if TYPE_CHECKING:
     from ndt_ray.run import Result
@@ -52,4 +53,7 @@ def after_sweep(store: str, name: str, result: "Result") -> None:
     if not new and there.location.size(where) is not None:
         print(f"report  {there.location.absolute(where)}", file=sys.stderr)
         return
-    print(f"report  {write_report(there, name).path}", file=sys.stderr)
+    try:
+        print(f"report  {write_report(there, name).path}", file=sys.stderr)
+    except NdtError as error:  # the sweep is done and stored: what became of it is not the report's to say
+        print(f"! no report: {error}", file=sys.stderr)

@@ -3,7 +3,7 @@
 import functools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ndt_ray.errors import SpecError
 from ndt_ray.figures.charts import config
 from ndt_ray.figures.charts.theme import DARK, LIGHT
 from ndt_ray.report.across import across
@@ -65,20 +66,30 @@ def collect(store: Store, sweep: str) -> Page:
     started = time.perf_counter()
     source = Source(store, sweep)
     found, marks = events(source)
-    settled = settled_layers(source)
-    sections = [
-        found,
-        maps(source, marks or rule_marks(source), settled),
-        across(source),
-        order(source),
-        transients(source, marks.measure if marks else None),
-        learning(source),
-        noise(source),
+    measure = marks.measure if marks else None
+    sections = [found]
+    parts: list[tuple[str, str, Callable[[], Section]]] = [
+        ("maps", "Maps", lambda: maps(source, marks or rule_marks(source), settled_layers(source))),
+        ("across", "Across seeds", lambda: across(source)),
+        ("order", "Order and timing", lambda: order(source)),
+        ("transients", "Transients", lambda: transients(source, measure)),
+        ("learning", "Training", lambda: learning(source)),
+        ("jumps", "Threshold rules", lambda: noise(source)),
     ]
+    sections += [_made(source, *part) for part in parts]
     sections.append(others(source, PLACED | {table for s in sections for table in s.tables}))
     last, facts, spec = provenance(source)
     kept = tuple(section for section in [*sections, last] if section)
     return Page(sweep, source.about, kept, tuple(facts), spec, time.perf_counter() - started)
+
+
+def _made(source: Source, name: str, title: str, make: Callable[[], Section]) -> Section:
+    """A section; where its tables lack a column (they were written by another version), a line that says so."""
+    try:
+        return make()
+    except (SpecError, KeyError, AttributeError) as error:
+        what = f"This part could not be made: its tables are not as this version writes them ({error})"
+        return Section(name, title, missing=[(what, f"ndt analyze {source.sweep}")])
 
 
 def render(page: Page) -> str:

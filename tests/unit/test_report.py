@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,13 @@ from report_store import SEEDS, SWEEP, comparison, concordance, csv, event, put,
 
 from ndt_ray.analysis.tables import JUMP_COUNTS, JUMPS
 from ndt_ray.cli import main
+from ndt_ray.cli.reports import after_sweep
 from ndt_ray.errors import SpecError, StoreError
 from ndt_ray.report import write_report
 from ndt_ray.report.page import LIMIT, Page, collect, render
 from ndt_ray.store.outputs import write_output
 from ndt_ray.store.reader import Store
-from ndt_ray.store.schema import register_table
+from ndt_ray.store.schema import TABLES, Column, Table, register_table
 
 EVENTS = [*(event("cnn", seed, 2, 100) for seed in range(SEEDS)), event("mlp", 0, 1, 10, direction="decrease")]
 VOID = {"meta", "link", "br", "input", "img", "hr"}
@@ -482,6 +484,37 @@ def test_a_report_is_written_beside_its_sweep_or_where_asked(whole: Store, tmp_p
     (tmp_path / "file").write_text("")
     with pytest.raises(SpecError, match="cannot be written"):
         write_report(whole, SWEEP, tmp_path / "file" / "r.html")
+
+
+def test_a_part_whose_table_is_of_another_version_says_so_and_the_rest_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = planted.planted(tmp_path)
+    columns = tuple(Column(c, "string", "") for c in ("trial_id", "mode", "measure"))
+    monkeypatch.setitem(TABLES, "growth", Table("growth", "of old", columns, ("trial_id",), origin="analysis"))
+    old = {"trial_id": ["t"], "mode": ["default"], "measure": ["participation_ratio"]}
+    write_output(store, SWEEP, "growth", "t", {"growth": old}, cache_key="1")
+    found = collect(store, SWEEP)
+    assert "could not be made" in section(found, "order").missing[0][0]
+    assert len(section(found, "maps").plates) == 2
+
+
+def test_the_end_of_a_sweep_names_its_report(whole: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = Path(whole.location.root) / "sweeps" / SWEEP / "report.html"
+    launch = SimpleNamespace(finished=1, failed=[], interrupted=False)
+    done: Any = SimpleNamespace(launch=launch, analyses=[])
+    after_sweep(whole.location.root, SWEEP, done)
+    assert capsys.readouterr().err == f"report  {where}\n"
+    written = where.stat().st_mtime_ns
+    launch.finished = 0
+    after_sweep(whole.location.root, SWEEP, done)
+    assert capsys.readouterr().err == f"report  {where}\n"
+    assert where.stat().st_mtime_ns == written, "nothing new: not written again"
+    broken = planted.planted(tmp_path)
+    put_events(broken, EVENTS, n_candidates=1)
+    launch.finished = 1
+    after_sweep(broken.location.root, SWEEP, done)
+    assert capsys.readouterr().err.startswith("! no report: sweep planted: the cells do not add up")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
