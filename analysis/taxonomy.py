@@ -2,8 +2,9 @@
 
 `default`: significant events by phase, |relative size|, layer depth, width and direction. k by silhouette, unless the
 gap statistic sees no clusters at all; a type is one only if it comes back when runs are resampled, and gets its name by
-rule. The same is done to *null events*: for every series with K events, the K largest contrasts of AR(1) noise of that
-series' length, spread and memory. `original`: k-means with k = 5 on (phase, magnitude, speed) of the published jumps.
+rule if noise does not cluster as well. The same is done to *null events*: for every series with K events, the K largest
+contrasts of AR(1) noise of that series' length, spread and memory. `original`: k-means with k = 5 on (phase, magnitude,
+speed) of the published jumps.
 """
 
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from ndt_ray.analysis.taxonomy_tables import EVENT_TYPES, TAXONOMY_ASSOCIATION, 
 FEATURES = ("phase", "log_size", "depth", "log_width", "direction")
 PUBLISHED_FEATURES = ("phase", "magnitude", "speed")
 PUBLISHED_K, PUBLISHED_SEED = 5, 42
+BEYOND_NOISE = 0.05
+"""Share of null draws that may cluster as well before types lose their names."""
 FEWEST = 20
 """Fewer events than this are one type: nothing can be said of kinds."""
 
@@ -155,7 +158,7 @@ def _default(
     labels = _by_phase(tried[k - 1].labels, raw[:, 0])
     runs = codes(known, ("trial_id",))
     overlap = clusters.jaccard(points, labels, runs, resamples)
-    types = _types("default", "events", labels, raw, runs, overlap)
+    types = _types("default", "events", labels, raw, runs, overlap, named=k == 1 or p <= BEYOND_NOISE)
     found["taxonomy_types"].append(types)
     found["event_types"].append(_assigned("default", known, labels, points, types))
     found["taxonomy_association"].append(_association("default", known, labels, permutations, sweep))
@@ -167,7 +170,7 @@ def _default(
         own = _by_phase(also[chosen[2] - 1].labels, null[0][:, 0])
         each = np.arange(len(own))
         overlap = clusters.jaccard(of_noise, own, each, resamples)
-        found["taxonomy_types"].append(_types("default", "null", own, null[0], each, overlap))
+        found["taxonomy_types"].append(_types("default", "null", own, null[0], each, overlap, named=False))
 
 
 def _p_silhouette(shape: float, null: list[Floats], k: int) -> float:
@@ -214,8 +217,11 @@ def _by_phase(labels: Ints, phase: Floats) -> Ints:
     return renumbered
 
 
-def _types(mode: str, source: str, labels: Ints, raw: Floats, runs: Ints, overlap: Floats) -> pd.DataFrame:
-    """One row a cluster; `raw`: phase, log10 size, depth, log10 width, direction (NaN: unknown)."""
+def _types(mode: str, source: str, labels: Ints, raw: Floats, runs: Ints, overlap: Floats, named: bool) -> pd.DataFrame:
+    """One row a cluster; `raw`: phase, log10 size, depth, log10 width, direction (NaN: unknown).
+
+    `named`: the clusters are clearer than those of noise, and may have names where they are stable.
+    """
     usual = float(np.median(raw[:, 1])) if len(raw) else np.nan
     rows = []
     for k in range(int(labels.max(initial=-1)) + 1):
@@ -226,7 +232,7 @@ def _types(mode: str, source: str, labels: Ints, raw: Floats, runs: Ints, overla
         rows.append(
             {"mode": mode, "source": source, "type": k + 1, "n": len(own)}
             | {"n_trials": len(np.unique(runs[labels == k])), "jaccard": float(overlap[k]), "stable": stable}
-            | {"label": name_of(phase, size, layer, width, increasing, usual) if stable else None}
+            | {"label": name_of(phase, size, layer, width, increasing, usual) if stable and named else None}
             | {"phase": phase, "size": 10**size, "depth": layer, "width": 10**width, "increasing": increasing}
         )
     return pd.DataFrame(rows, columns=[c.name for c in TAXONOMY_TYPES.columns])

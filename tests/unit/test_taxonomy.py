@@ -8,7 +8,7 @@ from phase1_frames import STEPS, given, trials
 from ndt_ray.analysis import clusters
 from ndt_ray.analysis.representatives import eligible_type_3, founding_steps, rules, select
 from ndt_ray.analysis.sweep_events import depth, primary
-from ndt_ray.analysis.taxonomy import name_of, taxonomy
+from ndt_ray.analysis.taxonomy import _types, name_of, taxonomy
 from ndt_ray.errors import SpecError
 
 FEW = {"resamples": 15, "null_draws": 5, "permutations": 199, "largest_k": 5}
@@ -68,10 +68,10 @@ def test_planted_kinds_are_found_named_and_go_with_their_architecture() -> None:
     kinds = {
         "mlp_a": (0.03, 0.5, 0, 20.0, True), "cnn_b": (0.3, 0.1, 2, 60.0, False), "*": (0.8, 0.01, 4, 200.0, True)
     }  # fmt: skip
-    out = run(names, planted(names, kinds))
+    out = run(names, planted(names, kinds), null_draws=19)
     fits = out["taxonomy_fits"].query("source == 'events'").set_index("k")
     assert fits.loc[3, ["chosen", "by_gap", "by_silhouette"]].tolist() == [True, True, True]
-    assert fits.loc[3, "p_silhouette"] == pytest.approx(1 / 6)  # five null draws, none as clear
+    assert fits.loc[3, "p_silhouette"] == pytest.approx(0.05)  # 19 null draws, none as clear
     types = out["taxonomy_types"].query("source == 'events'")
     assert types["label"].tolist() == ["Early rapid expansion", "Mid-layer refinement", "Late stabilization"]
     assert types["n"].tolist() == [36, 36, 72] and (types["jaccard"] > 0.9).all()
@@ -96,6 +96,25 @@ def test_one_kind_is_one_type_and_no_verdict_of_clusters() -> None:
     out = run(names, pd.DataFrame(rows).drop_duplicates(["trial_id", "layer_index", "step_before"]))
     fits = out["taxonomy_fits"].query("source == 'events' and chosen")
     assert fits["k"].tolist() == [1] and np.isnan(fits["p_silhouette"].iloc[0])
+
+
+def test_two_directions_in_two_layers_are_no_types() -> None:
+    names, rng, rows = trials(("mlp_a",), 6), np.random.default_rng(2), []
+    for t in names["trial_id"]:
+        for i in range(10):
+            onset, size, width = rng.uniform(0.05, 0.95), rng.lognormal(-4.5, 0.2), 60 * rng.lognormal(0, 0.5)
+            rows.append(event(t, onset, size, 4 * (i % 2), width, bool(i // 2 % 2)))
+    out = run(names, pd.DataFrame(rows).drop_duplicates(["trial_id", "layer_index", "step_before"]))
+    fits = out["taxonomy_fits"].set_index(["source", "k"])
+    assert fits.loc[("events", 1), "chosen"] and len(out["taxonomy_types"].query("source == 'events'")) == 1
+    assert fits.loc[("null", 2), "n"] == fits.loc[("events", 2), "n"]  # as many of noise, in the same series
+
+
+def test_stable_clusters_that_noise_has_too_get_no_name() -> None:
+    labels, raw = np.repeat([0, 1], 10), np.repeat([[0.05, -1, 0, -2, 1], [0.7, -3, 1, -1, -1.0]], 10, axis=0)
+    args = ("default", "events", labels, raw, np.arange(20), np.array([1.0, 0.4]))
+    assert _types(*args, named=True)["label"].tolist() == ["Early rapid expansion", None]
+    assert _types(*args, named=False)["label"].tolist() == [None, None]
 
 
 def test_a_type_is_associated_with_nothing_at_the_nominal_rate() -> None:
