@@ -41,6 +41,8 @@ NETWORK_METRICS = ("nc1", "nc2_norm", "nc2_angle", "nc3", "nc4")
 """Measured on the classifier, said of the network."""
 _EVENT = ["trial_id", "layer", "layer_index", "step_before", "step_after", "exploratory"]
 
+COPIES = ("filter_welch_excess", "activation_sparsity")
+"""Their changes are those of `filter_squared_cosine` and, negated, of `fraction_active`: one hypothesis is one test."""
 REACH = 3
 """Checkpoints on each side of an event that its window may end at."""
 
@@ -257,7 +259,7 @@ def panel_of(battery: list[pd.DataFrame], similarity: pd.DataFrame) -> Panel:
         anchored = similarity[similarity["reference"].isin(["initial", "last"])]
         frames.append(anchored.assign(metric=anchored["metric"] + "_to_" + anchored["reference"]))
     for rows in frames:
-        known = rows[rows["value"].notna()]
+        known = rows[rows["value"].notna() & ~rows["metric"].isin(COPIES)]
         columns = (known[name] for name in ("trial_id", "layer", "metric", "step", "value"))
         for trial, layer, metric, step, value in zip(*columns, strict=True):
             where = WHOLE if metric in NETWORK_METRICS else layer
