@@ -113,8 +113,12 @@ def test_two_directions_in_two_layers_are_no_types() -> None:
 def test_stable_clusters_that_noise_has_too_get_no_name() -> None:
     labels, raw = np.repeat([0, 1], 10), np.repeat([[0.05, -1, 0, -2, 1], [0.7, -3, 1, -1, -1.0]], 10, axis=0)
     args = ("default", "events", labels, raw, np.arange(20), np.array([1.0, 0.4]))
-    assert _types(*args, named=True)["label"].tolist() == ["Early rapid expansion", None]
-    assert _types(*args, named=False)["label"].tolist() == [None, None]
+    named = _types(*args, named=True)
+    assert named["label"].fillna("").tolist() == ["Early rapid expansion", ""] and named["stable"].tolist() == [
+        True,
+        False,
+    ]
+    assert _types(*args, named=False)["label"].isna().all()
 
 
 def test_a_type_is_associated_with_nothing_at_the_nominal_rate() -> None:
