@@ -26,7 +26,7 @@ def llc(
     data: AnalysisInput,
     *,
     chains: int = 2,
-    draws: int = 60,
+    draws: int = 50,
     burn_in: int = 20,
     batch: int = 32,
     localization: float = 100.0,
