@@ -133,7 +133,8 @@ class OnEvent(Strict):
     """Checkpoints before, during and after changes that a detector sees while training."""
 
     measures: tuple[Watched, ...] = Field(
-        default=("participation_ratio", "velocity"), min_length=1, description="watched in every measured layer"
+        default=("participation_ratio", "velocity"),
+        description="watched in every measured layer",
     )
     false_alarms_per_run: float = Field(
         default=0.1, gt=0, le=10, description="expected in a trial without events, over all its series"
@@ -143,9 +144,17 @@ class OnEvent(Strict):
     spacing: int = Field(default=4, ge=1, description="measurements between held states")
     after: int = Field(default=5, ge=1, description="measurements from a trigger to the checkpoint after it")
 
+    @field_validator("measures", mode="before")
+    @classmethod
+    def _from_a_list(cls, value: Any) -> Any:
+        """Behind `Checkpoint._from_a_switch` a list of JSON has become one of Python, which strictly is no tuple."""
+        return tuple(value) if isinstance(value, list) else value
+
     @field_validator("measures")
     @classmethod
-    def _order_does_not_matter(cls, value: tuple[Watched, ...]) -> tuple[Watched, ...]:
+    def _in_order(cls, value: tuple[Watched, ...]) -> tuple[Watched, ...]:
+        if not value:
+            raise ValueError("names no measure: nothing would be watched")
         return tuple(sorted(set(value)))
 
 

@@ -391,13 +391,20 @@ def test_watching_is_switched_on_by_a_word_or_in_detail() -> None:
     assert on.checkpoint.on_event == OnEvent() and Trial.model_validate_json(on.model_dump_json()) == on
 
 
+def test_a_file_says_what_is_to_be_watched() -> None:
+    sweep = parse_sweep(SWEEP.format("{measures: [velocity, stable_rank], false_alarms_per_run: 1}"))
+    (found,) = (t.checkpoint.on_event for t in sweep.trials())
+    assert found is not None and found.measures == ("stable_rank", "velocity") and found.false_alarms_per_run == 1.0
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
         ("{mst: 2}", "did you mean 'most'"),
         ("{false_alarms_per_run: 0}", "greater than 0"),
-        ("{measures: []}", "measures"),
-        ("{measures: [energy_90]}", "measures"),
+        ("{measures: []}", "names no measure"),
+        ("{measures: [energy_90]}", "must be .*'velocity', but got 'energy_90'"),
+        ("{measures: [velocty]}", "did you mean 'velocity'"),
         ("sometimes", "on_event"),
     ],
 )
