@@ -24,6 +24,7 @@ from ndt_ray.report.others import others
 from ndt_ray.report.parts import MOST_ROWS, Claim, Section, Sheet, headlines, plain
 from ndt_ray.report.provenance import provenance
 from ndt_ray.report.source import Source
+from ndt_ray.report.why import why
 from ndt_ray.report.words import number
 from ndt_ray.store.reader import Store
 
@@ -72,6 +73,7 @@ def collect(store: Store, sweep: str) -> Page:
         ("maps", "Maps", lambda: maps(source, marks or rule_marks(source), settled_layers(source))),
         ("across", "Across seeds", lambda: across(source)),
         ("order", "Order and timing", lambda: order(source)),
+        ("why", "Why", lambda: why(source)),
         ("transients", "Transients", lambda: transients(source, measure)),
         ("learning", "Training", lambda: learning(source)),
         ("jumps", "Threshold rules", lambda: noise(source)),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-IRREGULAR = {"series": "series", "is": "are", "has": "have", "was": "were", "it": "they"}
+IRREGULAR = {"series": "series", "hypothesis": "hypotheses", "is": "are", "has": "have", "was": "were", "it": "they"}
 
 
 def number(value: Any, digits: int = 3) -> str:

@@ -12,6 +12,7 @@ from store_rows import local
 from ndt_ray.analysis.convergence import CONVERGENCE
 from ndt_ray.analysis.convergence_tests import CONVERGENCE_ARCHITECTURES, CONVERGENCE_CELLS
 from ndt_ray.analysis.events.tables import EVENT_FAMILIES, EVENTS, SERIES_TESTS, TRANSIENTS
+from ndt_ray.analysis.hypotheses import HYPOTHESES
 from ndt_ray.analysis.inference.tables import (
     CELL_STATUS,
     COMPARISONS,
@@ -20,6 +21,7 @@ from ndt_ray.analysis.inference.tables import (
     ROBUSTNESS,
     SPECIFICATION_CURVE,
 )
+from ndt_ray.analysis.timing import TIMING_MODELS
 from ndt_ray.store.outputs import write_output
 from ndt_ray.store.reader import Store
 from ndt_ray.store.schema import Table, register_table
@@ -35,7 +37,7 @@ FAMILY: dict[str, Any] = {
 }  # fmt: skip
 TABLES = (
     CELL_STATUS, COMPARISONS, CONCORDANCE, CONVERGENCE, CONVERGENCE_ARCHITECTURES, CONVERGENCE_CELLS, EVENT_FAMILIES,
-    EVENTS, REPLICATED_EVENTS, ROBUSTNESS, SERIES_TESTS, SPECIFICATION_CURVE, TRANSIENTS,
+    EVENTS, HYPOTHESES, REPLICATED_EVENTS, ROBUSTNESS, SERIES_TESTS, SPECIFICATION_CURVE, TIMING_MODELS, TRANSIENTS,
 )  # fmt: skip
 
 

@@ -260,6 +260,45 @@ def test_the_order_of_settling_turns_with_its_q(tmp_path: Path, q: float, rho: f
     assert found.claims[1].kind == kind and words in found.claims[1].text
 
 
+@pytest.mark.parametrize(
+    ("q", "verdict", "kind", "words"),
+    [
+        (0.01, "supported", "finding", "“Entropy falls” in mlp: supported (planted; 4 trials, q = 0.01"),
+        (0.01, "contradicted", "finding", "“Entropy falls” in mlp: contradicted"),
+        (0.3, "not_shown", "nothing", "not shown"),
+        (0.3, "supported", "described", "supported"),
+    ],
+)
+def test_a_hypothesis_is_a_finding_only_where_its_q_stands_behind_it(
+    tmp_path: Path, q: float, verdict: str, kind: str, words: str
+) -> None:
+    store = planted.planted(tmp_path)
+    row = {"hypothesis": "entropy", "scope": "mlp/digits", "statement": "Entropy falls", "n": 4, "p": q, "q": q}
+    rows = [row | {"verdict": verdict, "why": "planted"}, {"hypothesis": "x", "scope": "*", "verdict": "no_data"}]
+    put(store, "hypotheses", {"hypotheses": rows})
+    claims = section(collect(store, SWEEP), "why").claims
+    assert [c.kind for c in claims] == [kind, "caution"] and words in claims[0].text
+    assert "1 of 2 hypotheses could not be judged" in claims[1].text
+
+
+@pytest.mark.parametrize(
+    ("p", "reach", "kind", "words"),
+    [
+        (0.01, 0.001, "finding", "AUC 0.8 [0.7, 0.9], the phase of training alone 0.6"),
+        (0.4, 0.001, "nothing", "that the drivers add anything is not shown, p = 0.4"),
+        (0.4, 0.2, "caution", "no gain could be shown: smallest p 0.2"),
+    ],
+)
+def test_what_foretells_events_turns_with_its_p(tmp_path: Path, p: float, reach: float, kind: str, words: str) -> None:
+    store = planted.planted(tmp_path)
+    rows = [{"model": "phase", "auc": 0.6, "n_events": 30}]
+    rows.append({"model": "all", "auc": 0.8, "lo": 0.7, "hi": 0.9, "gain": 0.2, "p": p, "p_attainable": reach} | rows[0]
+                | {"model": "all", "auc": 0.8})  # fmt: skip
+    put(store, "timing", {"timing_models": rows})
+    (claim,) = section(collect(store, SWEEP), "why").claims
+    assert claim.kind == kind and words in claim.text
+
+
 # -- what was trained ----------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,80 @@
+"""Why and what next: hypotheses with their verdicts, what foretells events, and where to look in each run."""
+
+from ndt_ray.report.order import ALPHA, sheet
+from ndt_ray.report.parts import Claim, Kind, Section
+from ndt_ray.report.source import Source
+from ndt_ray.report.words import count, interval, level, listed, number, readable
+
+MOST = 12
+"""Hypotheses that are spoken of; the table has all."""
+
+
+def why(source: Source) -> Section:
+    """The section; each part only where its table has rows."""
+    section = Section("why", "Why, and where to look", short="Why")
+    if source.has("hypotheses", "hypothesis", "scope", "statement", "verdict", "q", "n", "why"):
+        _hypotheses(source, section)
+    if source.has("timing_models", "model", "auc", "lo", "hi", "gain", "p", "p_attainable", "flag"):
+        _timing(source, section)
+    if source.has("investigations", "phenomenon", "kind", "mode"):
+        _investigations(source, section)
+    return section
+
+
+def _hypotheses(source: Source, section: Section) -> None:
+    """Each with the verdict of its table; supported is a finding only where its q stands behind it."""
+    answer = source.ask("SELECT * FROM hypotheses WHERE sweep = $sweep ORDER BY q NULLS LAST, hypothesis, scope")
+    rows = answer.rows[answer.rows["verdict"] != "no_data"]
+    tested = int(answer.rows["q"].notna().sum())
+    for row in rows.head(MOST).itertuples():
+        clear = row.q == row.q and row.q is not None and row.q <= ALPHA
+        kind: Kind = "finding" if clear else "nothing" if row.verdict == "not_shown" else "described"
+        where = "" if row.scope == "*" else f" in {source.label(row.scope)}"
+        text = f"“{row.statement}”{where}: {readable(str(row.verdict))} ({row.why}; {count(int(row.n), 'trial')}, q "
+        text += f"{level(row.q)}, Benjamini–Hochberg over {count(tested, 'hypothesis')})."
+        section.claims.append(Claim(text, kind, answer.sql))
+    if left := len(answer.rows) - len(rows):
+        text = f"{left:,} of {len(answer.rows):,} hypotheses could not be judged: their data are not there."
+        section.claims.append(Claim(text, "caution", answer.sql))
+    section.sheets += list(sheet(source, "hypotheses", "Hypotheses"))
+
+
+def _timing(source: Source, section: Section) -> None:
+    """Whether anything but the phase of training foretells an event, in runs that the model has not seen."""
+    answer = source.ask("SELECT * FROM timing_models WHERE sweep = $sweep ORDER BY model")
+    judged = answer.rows[answer.rows["auc"].notna()]
+    if judged.empty:
+        why_not = listed(readable(str(f)) for f in dict.fromkeys(answer.rows["flag"].dropna()))
+        text = f"What foretells events could not be fitted: {why_not}."
+        section.claims.append(Claim(text, "nothing", answer.sql))
+        return
+    phase = judged[judged["model"] == "phase"]
+    for row in judged[judged["model"] == "all"].itertuples():
+        beside = f", the phase of training alone {number(phase['auc'].iloc[0], 2)}" if len(phase) else ""
+        text = f"In runs left out, onsets are foretold from phase and drivers with AUC {number(row.auc, 2)} "
+        text += f"{interval(row.lo, row.hi)}{beside} (.5 is chance, {count(int(row.n_events), 'event')})"
+        kind: Kind
+        known = row.p is not None and row.p == row.p
+        reach = row.p_attainable is not None and row.p_attainable == row.p_attainable and row.p_attainable > ALPHA
+        if known and not reach and row.p <= ALPHA:
+            kind, text = "finding", f"{text}; the drivers add {number(row.gain, 2)}, p {level(row.p)}."
+        elif known and reach:
+            kind, text = "caution", f"{text}; no gain could be shown: smallest p {number(row.p_attainable, 2)}."
+        else:
+            kind, text = "nothing", f"{text}; that the drivers add anything is not shown, p {level(row.p)}."
+        section.claims.append(Claim(text.replace("  ", " "), kind, answer.sql))
+    section.sheets += list(sheet(source, "timing_models", "What foretells events"))
+    section.sheets += list(sheet(source, "timing_effects", "Drivers of events"))
+
+
+def _investigations(source: Source, section: Section) -> None:
+    answer = source.ask(
+        "SELECT phenomenon, count(*) AS runs FROM investigations WHERE sweep = $sweep AND mode = 'default' GROUP BY 1 "
+        "ORDER BY 2 DESC, 1"
+    )
+    if len(answer.rows):
+        said = listed(f"{r.phenomenon} {r.runs:,}" for r in answer.rows.itertuples())
+        text = f"By rule, {count(int(answer.rows['runs'].sum()), 'run')} show: {said}. The plan of each says where to "
+        section.claims.append(Claim(text + "look and with which analyses.", "described", answer.sql))
+    section.sheets += list(sheet(source, "investigations", "Plan of investigation"))
+    section.sheets += list(sheet(source, "investigation_steps", "Where to look"))
