@@ -507,6 +507,7 @@ def test_a_page_that_would_be_too_large_shows_fewer_rows_and_says_so(
 
     small = len(module._rendered(page, 4)) + 100
     monkeypatch.setattr(module, "LIMIT", small)
+    monkeypatch.setattr(module, "MOST_ROWS", 8)
     text = render(page)
     assert len(text) <= small and "first 4 of 8 rows" in text
 
