@@ -25,7 +25,7 @@ WHAT = (
     Column(
         "size",
         "float64",
-        "fitted change beyond the trend on the detect probe, in units of the measure; of a kink, within 15 % of the run",
+        "fitted change beyond the trend, on the detect probe, in units of the measure; of a kink, in 15 % of the run",
     ),
     Column("relative_size", "float64", "size / level before; null where that is 0"),
     Column("snr", "float64", "|size| / paired standard error of a change (delete-block); null without one"),
