@@ -144,7 +144,13 @@ def _plate(
     note = "Mean over seeds" + (
         " of the log ratio." if scale == "ratio" else " of 1 - debiased CKA to the measurement before."
     )
-    return Plate(heading, tuple(figures), note, _ramp(title, scale, domain), _keys(marks, settled))
+    return Plate(
+        heading,
+        tuple(figures),
+        note,
+        _ramp(title, scale, domain),
+        _keys(marks, settled, any(_gaps(source, grid) for grid in made)),
+    )
 
 
 def marked(grid: Grid, events: pd.DataFrame, horizon: int, trials: int, most: int) -> pd.DataFrame | None:
@@ -194,12 +200,21 @@ def _ramp(title: str, scale: Scale, domain: tuple[float, float]) -> Ramp:
     return Ramp(title, "heatmap", ticks)
 
 
-def _keys(marks: Marks | None, settled: pd.DataFrame | None) -> tuple[tuple[Sign, str], ...]:
+def _gaps(source: Source, grid: Grid) -> bool:
+    """Whether a part of the map has no value: the run is not finished, or a layer has lost measurements."""
+    steps = grid.rows["step"].nunique()
+    whole = (grid.rows.groupby("row")["step"].nunique() == steps).all()
+    return not whole or int(grid.rows["step"].max()) < source.horizon(grid.name)
+
+
+def _keys(marks: Marks | None, settled: pd.DataFrame | None, gaps: bool) -> tuple[tuple[Sign, str], ...]:
     found: list[tuple[Sign, str]] = []
     if marks is not None and len(marks.rows):
         found.append(("event", f"rise or fall: {marks.words}; larger where more seeds have it"))
     if settled is not None and len(settled):
         found.append(("settled", "where the layer settled (median over seeds)"))
+    if gaps:
+        found.append(("absent", "no value, or none yet"))
     return tuple(found)
 
 
