@@ -896,6 +896,7 @@ def test_the_trial_is_the_runs_name_and_the_models_structure(tmp_path: Path) -> 
 
 
 def test_rows_are_committed_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NDT_COMMIT_SECONDS", "30")  # without a pause after a commit that took long
     monkeypatch.setattr(writer_module, "COMMIT_ROWS", 12)
     monkeypatch.setattr(recording_module, "GROUP", 2)
     model = mlp()
@@ -958,6 +959,7 @@ def test_a_run_that_just_began_elsewhere_is_not_taken_over(tmp_path: Path) -> No
 def test_a_store_that_fails_does_not_end_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setenv("NDT_COMMIT_SECONDS", "30")  # without a pause after a commit that took long
     monkeypatch.setattr(writer_module, "COMMIT_ROWS", 3)
     monkeypatch.setattr(recording_module, "GROUP", 1)
     clock = [0.0]
