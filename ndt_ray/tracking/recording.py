@@ -198,7 +198,7 @@ class InStore(Recording):
             self.flush()
         if name not in TABLES:
             raise SpecError(f"no table {name!r}{did_you_mean(name, TABLES)}")
-        order = ", ".join(TABLES[name].order)
+        order = ", ".join(f'"{column}"' for column in TABLES[name].order)
         return self._store.arrow(
             f"SELECT * FROM {name} WHERE sweep = ? AND trial_id = ? ORDER BY {order}", [self._sweep, self._trial_id]
         )

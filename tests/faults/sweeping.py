@@ -185,7 +185,7 @@ def tables(store: Path, without: tuple[str, ...] = ()) -> dict[str, pa.Table]:
         if not table.order or name not in opened.names():
             continue
         columns = ", ".join(f'"{c.name}"' for c in table.columns if c.name not in without)
-        order = ", ".join(table.order)
+        order = ", ".join(f'"{name}"' for name in table.order)
         found[name] = opened.arrow(f"SELECT {columns} FROM {name} ORDER BY {order}")
     return found
 
