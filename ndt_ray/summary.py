@@ -69,6 +69,8 @@ class Summary:
     queries: tuple[tuple[str, str], ...]
     """(SQL, what it answers)."""
     where: str | None = None
+    events: str | None = None
+    """What of the declared family of series survives its null; None where nobody has looked."""
 
     def value(self) -> dict[str, Any]:
         """All of it as plain values."""
@@ -76,6 +78,7 @@ class Summary:
             "sweep": self.sweep,
             "about": self.about,
             "cells": [{**asdict(cell), "unfinished": cell.unfinished} for cell in self.cells],
+            "events": self.events,
             "jumps": [{**asdict(j), "words": j.words} for j in (*self.jumps, *self.others)],
             "queries": [{"sql": sql, "answers": answers} for sql, answers in self.queries],
         }
@@ -92,6 +95,9 @@ class Summary:
         yield Text(self.facts, style="dim")
         yield ""
         yield _cell_table(self.cells)
+        if self.events:
+            yield ""
+            yield Text(self.events)
         if self.jumps:
             yield ""
             yield from self._about_jumps()
@@ -137,6 +143,22 @@ def sweep_summary(store: Store, sweep: str, where: str | None = None) -> Summary
         others,
         tuple(_queries(sweep, trials, chosen if "jumps" in store.snapshot().parts else ())),
         where,
+        _events(store, sweep),
+    )
+
+
+def _events(store: Store, sweep: str) -> str | None:
+    """One sentence on the declared family, with what chance gives beside each count."""
+    if "event_families" not in store.names():
+        return None
+    rows = store.sql('SELECT * FROM event_families WHERE sweep = ? AND "primary"', [sweep])
+    if rows.empty:
+        return None
+    f = rows.iloc[0]
+    return (
+        f"calibrated events of {f['measure']}: {f['n_events']} in {f['n_selected']} of {f['n_calibrated']} testable"
+        f" series (false discovery rate {f['alpha']:.0%}); before correction {f['n_candidates']} candidates,"
+        f" where the null gives {f['null_candidates']:.1f}"
     )
 
 

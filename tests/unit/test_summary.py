@@ -11,6 +11,7 @@ import pytest
 from fake_catalogue import FakeCatalogue
 from store_rows import local
 
+from ndt_ray.analysis.events.tables import EVENT_FAMILIES
 from ndt_ray.analysis.tables import JUMP_COUNTS, JUMPS
 from ndt_ray.errors import StoreError
 from ndt_ray.plan import Plan, make_plan
@@ -31,6 +32,7 @@ SEEDS = 3
 def _tables() -> None:
     register_table(JUMPS)
     register_table(JUMP_COUNTS)
+    register_table(EVENT_FAMILIES)
 
 
 def plan(models: Sequence[str] = ("vit", "mlp"), seeds: int = SEEDS, data: Sequence[str] = ("digits",)) -> Plan:
@@ -315,3 +317,19 @@ def test_the_summary_for_programs_is_json(tmp_path: Path) -> None:
     write_counts(store, {t: counts([6], 6.0) for pack in made.packs for t in pack.trial_ids})
     value = json.loads(json.dumps(sweep_summary(store, "planted").value(), allow_nan=False))
     assert value["cells"][0]["unfinished"] == 0 and value["jumps"][0]["words"] == "what noise gives"
+
+
+def test_calibrated_events_stand_beside_what_the_null_gives(tmp_path: Path) -> None:
+    store = planted(tmp_path, plan())
+    assert sweep_summary(store, "planted").events is None
+    known = {"measure": "stable_rank", "view": "*", "detector": "profile", "null": "ar_sieve", "alpha": 0.05}
+    known |= {"n_series": 20, "n_calibrated": 18, "n_selected": 3, "n_candidates": 7, "null_candidates": 4.83}
+    known |= {"n_events": 2, "null_events": 0.1, "q_attainable": 1e-3}
+    rows = {"family": ["primary", "velocity"], "primary": [True, False]} | {k: [v, 1] for k, v in known.items()}
+    rows |= {k: [known[k], "x"] for k in ("measure", "view", "detector", "null")}
+    write_output(store, "planted", "events", "sweep", {"event_families": rows}, cache_key="1")
+    text = sweep_summary(store, "planted").events
+    assert text == (
+        "calibrated events of stable_rank: 2 in 3 of 18 testable series (false discovery rate 5%); "
+        "before correction 7 candidates, where the null gives 4.8"
+    )
