@@ -114,7 +114,7 @@ def _base(trial: Trial) -> dict[str, Any]:
 
 
 def _seeds(trials: Sequence[Trial]) -> list[Any]:
-    seeds = [t.seed.model_dump() for t in trials]
+    seeds = sorted((t.seed.model_dump() for t in trials), key=lambda s: tuple(s.values()))
     return [s["init"] if len(set(s.values())) == 1 else s for s in seeds]
 
 
