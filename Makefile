@@ -49,7 +49,7 @@ test: $(READY)       ## all tests; those that need data sets are skipped unless 
 	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-unit: $(READY)  ## the quick ones
-	$(PYTEST) tests/unit -m "not slow and not ray and not faults and not bitwise"
+	$(PYTEST) -n $(WORKERS) --dist loadfile tests/unit -m "not slow and not ray and not faults and not bitwise"
 
 test-bitwise: $(READY) ## a lane equals itself in any pack
 	$(PYTEST) -m bitwise

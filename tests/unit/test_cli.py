@@ -134,6 +134,7 @@ def test_events_are_clean_json_and_nothing_else_is_said(ndt: Ndt, spec: Path, tm
     assert events[0] == "plan" and events[-1] == "done" and events.count("finish") == 1
 
 
+@pytest.mark.slow
 def test_a_second_run_has_nothing_to_do(ndt: Ndt, own: Path, spec: Path) -> None:
     found = ndt("sweep", spec, "--store", own)  # on Ray, had there been anything
     assert found.code == 0 and "2 of 2 trials already done: nothing to run" in found.err
@@ -174,6 +175,7 @@ def test_rm_and_sweep_refuse_while_another_process_runs_it(ndt: Ndt, own: Path, 
     assert ndt("rm", "small", "--yes", "--force", "--store", own).code == 0
 
 
+@pytest.mark.slow
 def test_a_plan_shows_what_there_is_to_do_and_writes_nothing(ndt: Ndt, spec: Path, tmp_path: Path) -> None:
     found = ndt("plan", spec, "--store", tmp_path / "store", "--where", "seed = 0")
     assert found.code == 0 and "1 trials in 1 packs" in found.out and "MiB" in found.out

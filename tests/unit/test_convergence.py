@@ -141,6 +141,7 @@ def test_opposite_orders_differ_by_architecture_and_every_cell_has_one() -> None
     assert (ranking["n_tried"] == 12).all()
 
 
+@pytest.mark.slow
 def test_random_orders_are_rejected_at_the_nominal_rate() -> None:
     rng, hits = np.random.default_rng(5), [0, 0]
     for k in range(30):

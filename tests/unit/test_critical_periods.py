@@ -29,6 +29,7 @@ def curve(rng: np.random.Generator, rate: np.ndarray, extra: np.ndarray | None =
     return 10 + np.cumsum(rate * speed * (1 if extra is None else extra))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slowing", SLOWING)
 def test_curves_that_share_only_a_slow_down_are_rejected_at_the_nominal_rate(slowing: str) -> None:
     """100 trials of 3 layers and a loss; the bar is 7 % at .05, widened by two standard errors of these few."""

@@ -136,6 +136,7 @@ def test_one_quantum_is_no_event() -> None:
     assert [(e.before, e.after) for e in quick(larger).events] == [(119, 120)]
 
 
+@pytest.mark.slow
 def test_enormous_series_are_thinned_by_selection() -> None:
     n = 3 * LONGEST - 5
     values = np.random.default_rng(0).normal(size=n)

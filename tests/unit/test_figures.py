@@ -432,6 +432,7 @@ def test_a_figure_is_saved_with_the_same_bytes_each_time(tmp_path: Path, suffix:
     assert sorted(p.name for p in written[0].parent.iterdir()) == [f"a.{suffix}", f"b.{suffix}"]
 
 
+@pytest.mark.slow
 def test_saving_leaves_matplotlibs_settings_alone(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     save(layer_step_heatmap(rows({"mlp": MLP})), tmp_path / "a.pdf")

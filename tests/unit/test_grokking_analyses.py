@@ -76,6 +76,7 @@ def found() -> dict[str, pd.DataFrame]:
     return {name: table.to_pandas() for name, table in grokking(given(grokking.reads, {})).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("p", "keys"), [(23, (3, 7, 11)), (113, (14, 35, 41, 52, 56))])
 def test_the_frequencies_of_a_planted_network_are_recovered_exactly(p: int, keys: tuple[int, ...]) -> None:
     data = load("modular_addition", {"p": p})

@@ -77,6 +77,7 @@ def test_pairs_are_used_where_they_can_reach_alpha_and_say_so() -> None:
     assert (row.design, row.design_reason) == ("unpaired", "as declared") and row.p == row.p_unpaired
 
 
+@pytest.mark.slow
 def test_without_a_difference_few_contrasts_are_significant() -> None:
     """40 sweeps of two models with the same Poisson rate: any confirmatory claim in 5 % + 3 SE at most."""
     rng = np.random.default_rng(1)

@@ -48,6 +48,7 @@ def test_events_of_several_layers_at_once_are_one_event_of_the_seed() -> None:
     assert (whole.n_events, whole.coincidences, whole.seeds_with) == (2, 1, 2)
 
 
+@pytest.mark.slow
 def test_independent_sweeps_are_rarely_concordant() -> None:
     """60 cells x 3 layers whose events fall by one decaying rate: at most 10 of 180 at 0.05 (binomial: 9 + 3 SE 18)."""
     rng = np.random.default_rng(1)

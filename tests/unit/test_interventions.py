@@ -66,6 +66,7 @@ def arms(engine: str = "stack") -> list[Trial]:
     return [trial(3, engine=engine, control=c) for c in INTERVENTIONS]
 
 
+@pytest.mark.slow
 def test_until_its_step_a_lane_is_the_untouched_trial_and_its_neighbours_always_are() -> None:
     untouched = trial(3)
     alone, together = run([untouched]), run([untouched, *arms()])
@@ -76,6 +77,7 @@ def test_until_its_step_a_lane_is_the_untouched_trial_and_its_neighbours_always_
         assert mine[:11] == base[:11] and mine[11:] != base[11:], str(arm.control)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["loop", "stack"])
 def test_an_intervened_lane_is_the_same_in_any_company_and_after_any_stop(engine: str) -> None:
     together = run(arms(engine))

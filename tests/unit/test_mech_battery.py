@@ -52,6 +52,7 @@ def at_start(name: str, **spec: Any) -> dict[str, pd.DataFrame]:
     return {name: table.to_pandas() for name, table in found(given).items()}
 
 
+@pytest.mark.slow
 def test_the_whole_battery_takes_one_forward_pass(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +214,7 @@ def test_a_learning_coefficient_has_a_number_or_a_reason(store: Store) -> None:
     assert found[0].loc["llc", "flag"] == "chain_below_checkpoint"  # an initialisation is no minimum
 
 
+@pytest.mark.slow
 def test_events_of_the_store_are_looked_at_before_during_and_after(tmp_path: Path) -> None:
     with open_store(shutil.copytree(folder(), tmp_path / "store")) as own:
         trial = trial_of(own, "mlp", 1)

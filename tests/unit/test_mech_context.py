@@ -103,6 +103,7 @@ def test_attention_is_seen_and_an_architecture_without_it_has_none(store: Store)
     assert without.shape == (128,) and not np.allclose(without, context.losses())
 
 
+@pytest.mark.slow
 def test_analyses_share_one_load_and_one_forward_pass(store: Store, own: Store) -> None:
     seen: list[ProbeContext] = []
     both = [(looking("one", seen), None), (looking("two", seen), None)]
@@ -123,6 +124,7 @@ def test_what_one_analysis_fails_on_the_others_do(own: Store) -> None:
     assert len(broken.dead) == 1 and broken.done == 1 and broken.dead[0].error == "RuntimeError: no luck"
 
 
+@pytest.mark.slow
 def test_a_missing_corrupt_or_foreign_checkpoint_stops_itself_alone(own: Store) -> None:
     mlp, cnn, transformer = (trial_of(own, model) for model in ("mlp", "cnn", "transformer"))
     paths = own.sql("SELECT trial_id, path FROM checkpoints WHERE step = 30").set_index("trial_id")["path"]

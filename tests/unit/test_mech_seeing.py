@@ -151,6 +151,7 @@ def test_small_and_bad_images():
     assert words.count("noise") >= 48
 
 
+@pytest.mark.slow
 def test_features_of_checkpoints_and_what_is_new_in_them(tmp_path):
     store = open_store(shutil.copytree(folder(), tmp_path / "store"))
     cnn, other = trial_of(store, "cnn"), trial_of(store, "mlp")

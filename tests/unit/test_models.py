@@ -92,6 +92,7 @@ def leaves(model: nn.Module) -> list[nn.Module]:
     return [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factory", STUDY, ids=lambda f: f.__name__)
 def test_the_founding_architectures_have_their_parameter_counts_and_layer_names(
     factory: Callable[..., nn.Module],

@@ -73,6 +73,7 @@ def test_nothing_in_nothing_out(name: str) -> None:
     assert {t.name for t in found.writes} == set(out) and all(t.num_rows == 0 for t in out.values())
 
 
+@pytest.mark.slow
 def test_the_whole_chain_runs_in_order_and_is_the_same_twice(sweep: dict[str, pd.DataFrame]) -> None:
     """Each analysis reads what the ones before it wrote; a second pass over everything gives the same rows."""
     passes = []

@@ -515,6 +515,7 @@ def test_a_page_that_would_be_too_large_shows_fewer_rows_and_says_so(
 # -- writing -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_report_is_written_beside_its_sweep_or_where_asked(whole: Store, tmp_path: Path) -> None:
     written = write_report(whole, SWEEP)
     assert Path(written.path) == Path(whole.location.root) / "sweeps" / SWEEP / "report.html"
@@ -564,6 +565,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     return int(end.value.code or 0), said.out, said.err
 
 
+@pytest.mark.slow
 def test_ndt_report_prints_the_path_and_what_is_missing(whole: Store, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "report", SWEEP, "--store", whole.location.root)
     assert code == 0 and Path(out.strip()).is_file()

@@ -53,6 +53,7 @@ def test_a_planted_driver_is_found_on_held_out_seeds_and_named() -> None:
     )
 
 
+@pytest.mark.slow
 def test_drivers_that_share_only_the_course_gain_nothing_at_the_nominal_rate() -> None:
     hits = 0
     for seed in range(20):

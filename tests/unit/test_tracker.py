@@ -96,6 +96,7 @@ for jump in jumps[:5]:
 """
 
 
+@pytest.mark.slow
 def test_the_founding_example_runs_with_only_its_imports_changed() -> None:
     model = mlp()
     optimizer = torch.optim.Adam(model.parameters())

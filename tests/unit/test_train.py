@@ -143,6 +143,7 @@ def test_scalars_are_what_they_say() -> None:
     assert scalars[2]["lr"] == pytest.approx(1e-3) and scalars[0]["lr"] == pytest.approx(1e-3 / 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "engine"), [("mlp_narrow", "stack"), ("mlp_narrow", "loop"), ("cnn_shallow", "loop")]
 )
@@ -173,6 +174,7 @@ def test_rows_of_a_lane_do_not_depend_on_its_pack(engine: str) -> None:
     assert_same_rows(alone, packed, {trial(3, engine=engine).trial_id}, skip=("lane",))
 
 
+@pytest.mark.slow
 def test_measuring_changes_nothing() -> None:
     t = trial(0, model="transformer_narrow", engine="loop", steps=6)
     bare = t.model_copy(

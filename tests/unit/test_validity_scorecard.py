@@ -216,6 +216,7 @@ def test_another_function_in_the_file_is_another_detector(user_file: Path) -> No
     assert subject("difference_z").label != subject("difference_z", {"threshold": 3.0}).label
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
     who = subject("rolling_level")
     tasks = plan(TINY)
@@ -231,6 +232,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert scorecard(who, TINY, whole) == scorecard(who, TINY, fresh)
 
 
+@pytest.mark.slow
 def test_two_processes_say_what_one_says(tmp_path: Path, user_file: Path) -> None:
     who = subject(f"{user_file}:detect")
     tasks = [t for t in plan(TINY) if t.kind in ("planted", "battery")]
