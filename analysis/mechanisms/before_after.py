@@ -74,6 +74,8 @@ def mechanisms(
     distances = _distances(data.frame(DISTANCES.name))
     matching = Matching(trials, _with_steps(data.frame("scalars"), steps), steps, distances, controls)
     around, windows = best_windows(events, data.frame("events"), matching, widest)
+    if around.empty:  # no event lies between two checkpoints that are near enough
+        return nothing
     cells = dict(zip(trials["trial_id"], arms(trials), strict=True))
     found = list(_compared(around, windows, panel, distances, cells))
     if not found:

@@ -72,7 +72,7 @@ def analyze(
                 file=sys.stderr,
             )
             for letter in report.dead:
-                print(f"✗ {report.analysis}: {letter}", file=sys.stderr)
+                print(f"✗ {report.analysis}: {letter.partition}: {letter.error}", file=sys.stderr)
     raise typer.Exit(1 if failed else 0)
 
 
