@@ -18,9 +18,10 @@ from scipy import stats
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.inference.multiplicity import bh
+from ndt_ray.analysis.inference.permutation import sign_flips
 from ndt_ray.analysis.inference.seeds import interval
 from ndt_ray.analysis.nulls import generator
-from ndt_ray.analysis.recovery import sign_flip_p
+from ndt_ray.analysis.sweep_events import primary
 from ndt_ray.store.schema import Column, Table
 
 Floats = NDArray[np.float64]
@@ -32,7 +33,7 @@ FAMILIES = {"mlp": "mlp", "cnn": "cnn", "resnet": "cnn", "transformer": "transfo
 
 EVENT_MECHANISMS = Table(
     "event_mechanisms",
-    "One row per significant event: what was measured of its layer before and after (the plan's results table).",
+    "One row per event of the declared family: what was measured of its layer before and after.",
     (
         Column("trial_id", "string", "content hash of the trial (experiment_id)"),
         Column("cell", "string", "architecture × data set"),
@@ -90,6 +91,7 @@ PATTERNS = Table(
 READS = (
     "trials",
     "events",
+    "event_families",
     "features",
     "unit_metrics",
     "composition_metrics",
@@ -120,9 +122,8 @@ def hypotheses(data: AnalysisInput, *, alpha: float = 0.05) -> dict[str, pd.Data
     trials = data.frame("trials")
     if trials.empty:
         return {t.name: pd.DataFrame() for t in (EVENT_MECHANISMS, HYPOTHESES, PATTERNS)}
-    table = event_table(
-        trials, data.frame("events"), *(data.frame(t) for t in ("features", "unit_metrics", "composition_metrics"))
-    )
+    events = primary(data.frame("events"), data.frame("event_families"))
+    table = event_table(trials, events, *(data.frame(t) for t in ("features", "unit_metrics", "composition_metrics")))
     tests = data.frame("mechanism_tests")
     found = [*_from_events(table), *_from_tests(tests), *_from_recovery(data.frame("recovery"))]
     q = bh([t.p if t.n >= FEWEST else math.nan for t in found]) if found else np.zeros(0)
@@ -141,12 +142,11 @@ def event_table(
     unit_metrics: pd.DataFrame,
     composition: pd.DataFrame,
 ) -> pd.DataFrame:
-    """Rows of `event_mechanisms`; values whose checkpoints are missing are null."""
+    """Rows of `event_mechanisms` for the events of one family; values whose checkpoints are missing are null."""
     if events.empty:
         return pd.DataFrame()
-    kept = events[events["significant"].astype(bool)].drop_duplicates(["trial_id", "layer", "step_before"])
     known = trials.set_index("trial_id")
-    kept = kept[kept["trial_id"].isin(known.index)]
+    kept = events[events["trial_id"].isin(known.index)]
     selectivity = _series(unit_metrics, "class_selectivity")
     depth = _series(composition, "compositional_depth")
     words = _words(features)
@@ -247,7 +247,7 @@ def _from_events(table: pd.DataFrame) -> Iterator[Tested]:
     yield Tested(
         "selectivity_unmatched", "*", "Selectivity is higher after events than before (without matched windows).",
         "selectivity_after_jump - selectivity_before_jump", "increase", len(increase),
-        float(increase.mean()) if len(increase) else math.nan, within.lo, within.hi, sign_flip_p(increase),
+        float(increase.mean()) if len(increase) else math.nan, within.lo, within.hi, sign_flips(increase).p,
     )  # fmt: skip
     pair = means[["jump_magnitude", "new_feature_types_after"]].dropna().to_numpy()
     r, lo, hi, p = correlation(pair[:, 0], pair[:, 1]) if len(pair) else (math.nan,) * 4
@@ -286,7 +286,7 @@ def _from_recovery(rows: pd.DataFrame) -> Iterator[Tested]:
         yield Tested(
             "critical_periods", str(cell), "A disruption costs more at an event than away from it.",
             "area of the accuracy deficit, near events - elsewhere", "increase", len(values), float(values.mean()),
-            within.lo, within.hi, sign_flip_p(values),
+            within.lo, within.hi, sign_flips(values).p,
         )  # fmt: skip
 
 

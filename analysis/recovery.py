@@ -20,7 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.inference.multiplicity import attainable_q, bh
+from ndt_ray.analysis.inference.permutation import sign_flips
 from ndt_ray.analysis.inference.seeds import interval
+from ndt_ray.analysis.sweep_events import primary
 from ndt_ray.errors import SpecError
 from ndt_ray.spec import Control
 from ndt_ray.store.schema import Column, Table
@@ -77,8 +79,6 @@ CONTRASTS = Table(
     ("cell", "kind", "target", "at", "until", "dose", "against", "measure"),
 )
 
-PRIMARY = "primary"
-"""The declared family of series; the others are its multiverse."""
 COMPARED = ("impact", "area", "final")
 SHARE_LEFT = 0.2
 """Part of the horizon, at its end, over which `final` is taken."""
@@ -86,7 +86,7 @@ SHARE_LEFT = 0.2
 
 @analysis(
     name="recovery",
-    reads=("trials", "evaluations", "events", "measurements"),
+    reads=("trials", "evaluations", "events", "event_families"),
     writes=(RECOVERY, CONTRASTS),
     per="sweep",
 )
@@ -105,7 +105,7 @@ def recovery(data: AnalysisInput, *, horizon: int | None = None, alpha: float = 
     if not arms:
         return {"recovery": pd.DataFrame(), "recovery_contrasts": pd.DataFrame()}
     curves = {str(t): rows.sort_values("step") for t, rows in data.frame("evaluations").groupby("trial_id")}
-    near = _near_events(data.frame("events"))
+    near = _near_events(primary(data.frame("events"), data.frame("event_families")))
     common = _horizons(arms, horizon)
     rows = pd.DataFrame([_row(arm, curves, near, common[arm["cell"]]) for arm in arms])
     own = rows.drop(columns="seed_key")
@@ -143,13 +143,10 @@ def _horizons(arms: list[dict[str, Any]], asked: int | None) -> dict[str, int]:
 
 
 def _near_events(events: pd.DataFrame) -> dict[str, Floats]:
-    """Brackets (before, after) of the significant events of each trial."""
+    """Brackets (before, after) of the events of each trial."""
     if events.empty:
         return {}
-    kept = events[events["significant"].astype(bool)]
-    if (kept["family"] == PRIMARY).any():
-        kept = kept[kept["family"] == PRIMARY]
-    return {str(t): rows[["step_before", "step_after"]].to_numpy(float) for t, rows in kept.groupby("trial_id")}
+    return {str(t): rows[["step_before", "step_after"]].to_numpy(float) for t, rows in events.groupby("trial_id")}
 
 
 def _row(arm: dict[str, Any], curves: dict[str, pd.DataFrame], near: dict[str, Floats], horizon: int) -> dict[str, Any]:
@@ -194,24 +191,6 @@ def curve(after: ArrayLike, deficit: ArrayLike, loss: ArrayLike) -> dict[str, fl
     }
 
 
-def sign_flip_p(values: ArrayLike) -> float:
-    """Two-sided exact p of a mean of 0 under symmetry: the share of all 2^n sign flips at least as far out.
-
-    Beyond 14 values 2^14 seeded flips stand for all. NaN without values.
-    """
-    x = np.asarray(values, dtype=np.float64)
-    x = x[np.isfinite(x)]
-    if len(x) == 0:
-        return math.nan
-    if len(x) <= 14:
-        signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(x))))
-    else:
-        signs = np.random.default_rng(0).choice((1.0, -1.0), size=(1 << 14, len(x)))
-        signs[0] = 1.0
-    means = np.abs(signs @ x) / len(x)
-    return float((means >= abs(x.mean()) * (1 - 1e-12)).mean())
-
-
 def _contrasts(rows: pd.DataFrame, alpha: float) -> Iterator[dict[str, Any]]:
     arm = ["cell", "kind", "target", "at", "until", "dose"]
     found: list[dict[str, Any]] = []
@@ -250,7 +229,8 @@ def _contrast(name: dict[str, Any], against: str, measure: str, values: Floats) 
     within = interval(known)
     row = name | {"against": against, "measure": measure, "n": len(known)}
     row |= {"mean": float(known.mean()) if len(known) else math.nan, "lo": within.lo, "hi": within.hi}
-    return row | {"p": sign_flip_p(known), "p_attainable": 2.0 ** (1 - len(known)) if len(known) else math.nan}
+    tested = sign_flips(known)
+    return row | {"p": tested.p, "p_attainable": tested.smallest if len(known) else math.nan}
 
 
 def _finding(row: dict[str, Any], final: dict[str, Any], alpha: float) -> str:

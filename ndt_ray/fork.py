@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from ndt_ray.analysis.sweep_events import primary
 from ndt_ray.analysis.windows import matched_windows
 from ndt_ray.errors import SpecError, did_you_mean
 from ndt_ray.spec import Control, Trial
@@ -20,8 +21,6 @@ from ndt_ray.store.reader import Store
 from ndt_ray.store.sweep import open_sweep
 
 WINDOWED = ("frozen", "damage")
-PRIMARY = "primary"
-"""The declared family of series; the others are its multiverse."""
 FILLED_IN = ("seed", "control", "width", "source")
 EVALUATIONS = 20
 """Least number of held-out evaluations after an intervention that a recovery curve is drawn from."""
@@ -127,12 +126,11 @@ class _Found:
 
 def _at_events(store: Store, sweep: str, trials: pd.DataFrame, question: Question, targets: Sequence[str]) -> _Found:
     """Steps of the events that most seeds share, and of windows matched to them."""
-    if "events" not in store.names():
+    if not {"events", "event_families"} <= set(store.names()):
         raise SpecError(f"sweep '{sweep}' has no events yet: `ndt analyze {sweep} events` looks for them")
-    events = store.sql("SELECT * FROM events WHERE sweep = ? AND significant", [sweep])
+    tables = (store.sql(f"SELECT * FROM {t} WHERE sweep = ?", [sweep]) for t in ("events", "event_families"))
+    events = primary(*tables)
     events = events[events["trial_id"].isin(trials["trial_id"])]
-    if (events["family"] == PRIMARY).any():
-        events = events[events["family"] == PRIMARY]
     layers = set(targets) if question.kind != "damage" else set()
     if layers:
         events = events[events["layer"].isin(layers)]

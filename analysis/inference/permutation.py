@@ -48,7 +48,12 @@ def unpaired(a: ArrayLike, b: ArrayLike, *key: str) -> Tested:
 
 def paired(a: ArrayLike, b: ArrayLike, *key: str) -> Tested:
     """Mean of the differences of pairs against 0."""
-    d = np.asarray(a, np.float64).ravel() - np.asarray(b, np.float64).ravel()
+    return sign_flips(np.asarray(a, np.float64).ravel() - np.asarray(b, np.float64).ravel(), *key)
+
+
+def sign_flips(values: ArrayLike, *key: str) -> Tested:
+    """Mean of values, symmetric about 0 under the null, against 0; NaN for under two."""
+    d = np.asarray(values, np.float64).ravel()
     n = len(d)
     if n < 2:
         return Tested(math.nan, True, 1.0)

@@ -16,6 +16,7 @@ from scipy import stats
 from scipy.special import stdtr
 
 from ndt_ray.analysis.inference.multiplicity import bh
+from ndt_ray.analysis.inference.permutation import sign_flips
 
 Floats = NDArray[np.float64]
 FEWEST_CONTROLS = 3
@@ -150,7 +151,7 @@ def metric_test(differences: Mapping[str, Sequence[float]]) -> MetricTest:
     margin = float(stats.t.ppf(0.975, len(values) - 1)) * error
     found.lo, found.hi, found.effect = found.mean - margin, found.mean + margin, found.mean / spread
     found.p = float(2 * stdtr(len(values) - 1, -abs(found.mean) / error))
-    found.p_sign = sign_flip_p(values)
+    found.p_sign = sign_flips(values).p
     return found
 
 
@@ -194,18 +195,6 @@ def seed_test(windows: Sequence[tuple[str, Mapping[str, float]]], most: int = 6,
     means = z[np.arange(len(z)), orders[:, owners]].mean(1)
     at_least = np.abs(means) >= abs(means[0]) * (1 - 1e-9)
     return SeedTest(len(trials), len(table), float(means[0]), float(at_least.mean()))
-
-
-def sign_flip_p(values: Floats, most: int = 14, draws: int = 9999) -> float:
-    """Two-sided p of the mean under independent flips of sign: all of them up to 2^14, else drawn (seeded)."""
-    n = len(values)
-    if n <= most:
-        signs = 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
-        means = np.abs(signs @ values) / n
-        return float((means >= abs(values.mean()) * (1 - 1e-12)).mean())
-    signs = np.random.Generator(np.random.Philox(key=n)).choice([-1.0, 1.0], size=(draws, n))
-    means = np.abs(signs @ values) / n
-    return float((1 + (means >= abs(values.mean()) * (1 - 1e-12)).sum()) / (1 + draws))
 
 
 def spreads(changes: Mapping[tuple[str, str], Sequence[Change]]) -> dict[tuple[str, str], float]:

@@ -5,6 +5,7 @@ before is cross-validated over stimuli, and both stand beside the same with the 
 layer is needed for is said by taking it away. Founding plan: dependencies are correlations above 0.7.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -66,9 +67,7 @@ def composition(data: AnalysisInput, *, draws: int = 20) -> dict[str, pd.DataFra
     sampled = [
         _sampled(context.stimuli(layer.path), str(data.partition.trial_id), layer.path) for layer in context.layers
     ]
-    for (early, before), (late, layer) in zip(
-        zip(sampled, context.layers, strict=True), list(zip(sampled, context.layers, strict=True))[1:], strict=False
-    ):
+    for (early, before), (late, layer) in itertools.pairwise(zip(sampled, context.layers, strict=True)):
         null = [late[rng.permutation(context.n)] for _ in range(draws)]
         for metric, values in (
             ("dependent_share", [float((correlations(early, y) > DEPENDENT).mean()) for y in (late, *null)]),

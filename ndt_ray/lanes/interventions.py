@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ndt_ray.errors import SpecError
 from ndt_ray.lanes.arena import Arena, Slot
 from ndt_ray.lanes.engine import Build, Engine
-from ndt_ray.lanes.random import words
+from ndt_ray.lanes.random import gaussian, words
 from ndt_ray.spec import Trial
 
 BLUR = 4
@@ -34,6 +35,14 @@ class Lesions:
             for lane, t in enumerate(engine.trials)
             if t.control.kind in ("ablate", "reinit", "perturb")
         ]
+        for _, lane in self.due:
+            control = engine.trials[lane].control
+            if control.kind != "reinit" and not any(
+                len(s.shape) > 1 for s in layer_slots(engine.arena, str(control.layer))
+            ):
+                raise SpecError(
+                    f"control: '{control}' has no weights to act on - {control.layer} has no units with inputs"
+                )
 
     def at(self, step: int) -> None:
         """To be called when the update that leads to `step` is done, and at step 0, before anything is recorded."""
@@ -78,11 +87,10 @@ def chosen_units(trial: Trial, slot: Slot, dose: float) -> Tensor:
 
 
 def _gaussian(trial: Trial, slot: Slot, units: int) -> Tensor:
-    """Standard normal numbers `[units, ...]` of (seed.data, parameter), by Box and Muller from raw words."""
+    """Standard normal numbers `[units, ...]` of (seed.data, parameter)."""
     n = units * int(np.prod(slot.shape[1:]))
-    u = (words(f"perturb {slot.name}", trial.seed.data, 0, 0, 2 * n) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    normal = np.sqrt(-2 * np.log1p(-u[:n])) * np.cos(2 * np.pi * u[n:])
-    return torch.from_numpy(normal.astype(np.float32)).view(units, *slot.shape[1:])
+    drawn = gaussian(f"perturb {slot.name}", trial.seed.data, 0, 0, n)
+    return torch.from_numpy(drawn).view(units, *slot.shape[1:])
 
 
 class Damage:
@@ -93,17 +101,15 @@ class Damage:
 
     def spoil(self, update: int, inputs: Tensor, labels: Tensor, shuffled: Tensor | None) -> tuple[Tensor, Tensor]:
         """Inputs `[S, B, ...]` and labels `[S, B]` of one update; `shuffled`: what labels become, `[S, B]`."""
-        for lane, trial in self.lanes:
+        due = [(n, t) for n, t in self.lanes if (t.control.at or 0) <= update < (t.control.until or 0)]
+        if due:
+            inputs, labels = inputs.clone(), labels.clone()
+        for lane, trial in due:
             c = trial.control
-            assert c.at is not None and c.until is not None
-            if not c.at <= update < c.until:
-                continue
             if c.damage == "labels":
                 assert shuffled is not None
-                labels = labels.clone()
                 labels[lane] = shuffled[lane]
             else:
-                inputs = inputs.clone()
                 inputs[lane] = damaged(inputs[lane], str(c.damage), trial.seed.data, update)
         return inputs, labels
 
@@ -115,8 +121,5 @@ def damaged(images: Tensor, kind: str, seed: int, update: int) -> Tensor:
     if kind == "blur":
         size = (max(1, images.shape[-2] // BLUR), max(1, images.shape[-1] // BLUR))
         return F.interpolate(F.adaptive_avg_pool2d(images, size), images.shape[-2:], mode="bilinear")
-    n = images.numel()
-    u = (words("damage", seed, 0, update, 2 * n) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    normal = np.sqrt(-2 * np.log1p(-u[:n])) * np.cos(2 * np.pi * u[n:])
-    noise = torch.from_numpy(normal.astype(np.float32)).view(images.shape).to(images.device)
+    noise = torch.from_numpy(gaussian("damage", seed, 0, update, images.numel())).view(images.shape).to(images.device)
     return images.mean() + images.std() * noise

@@ -25,6 +25,12 @@ def words(purpose: str, seed: int, stream: int, counter: int, n: int) -> np.ndar
     return raw
 
 
+def gaussian(purpose: str, seed: int, stream: int, counter: int, n: int) -> np.ndarray:
+    """`n` standard normal numbers (float32) by Box and Muller, from the words of the same arguments."""
+    u = (words(purpose, seed, stream, counter, 2 * n) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return np.asarray(np.sqrt(-2 * np.log1p(-u[:n])) * np.cos(2 * np.pi * u[n:]), dtype=np.float32)
+
+
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     """Order of `n` samples in one epoch (int64): the stable rank of `n` random words."""
     return np.argsort(words("order", seed, 0, epoch, n), kind="stable")

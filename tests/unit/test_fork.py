@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from ndt_ray.analysis.api import Partition, conform
-from ndt_ray.analysis.events.tables import EVENTS
+from ndt_ray.analysis.events.tables import EVENT_FAMILIES, EVENTS
 from ndt_ray.analysis.stored import StoredSweep, analyze
 from ndt_ray.cli import main
 from ndt_ray.errors import SpecError
@@ -37,13 +37,18 @@ def store(tmp_path_factory):
     return open_store(where)
 
 
+FAMILY = {"family": "primary", "detector": "d", "null": "n"}
+
+
 def planted(store, rows):
     """Puts events into the store as if they had been found."""
     empty = {c.name: None for c in EVENTS.columns}
     known = {"view": "units", "measure": "participation_ratio", "detector": "d", "null": "n", "family": "primary"}
     frame = pd.DataFrame([{**empty, **known, "significant": True, "relative_size": 0.1, **row} for row in rows])
     tables = StoredSweep(store, "parent")
-    tables.commit("planted", [tables.write("planted", Partition(), "k", {"events": conform(EVENTS, frame)})])
+    declared = pd.DataFrame([{c.name: None for c in EVENT_FAMILIES.columns} | {**FAMILY, "primary": True}])
+    found = {"events": conform(EVENTS, frame), "event_families": conform(EVENT_FAMILIES, declared)}
+    tables.commit("planted", [tables.write("planted", Partition(), "k", found)])
 
 
 def controls(sweep):

@@ -19,7 +19,9 @@ def planted(n=8, slope=1.0, gain=0.2, noise=0.05, cell="cnn/mnist", model="cnn_d
         t, size = f"{cell}-{i}", 0.1 + 0.1 * i
         trials.append({"trial_id": t, "cell": cell, "model": model})
         row = {"trial_id": t, "layer": "a", "step_before": 100, "step_after": 110, "significant": True}
+        row |= {"family": "primary", "layer_index": 0}
         events.append({**row, "relative_size": size, "confirm_relative": np.nan})
+        events.append({**events[-1], "family": "velocity"})  # of the multiverse: no second event
         many = int(np.clip(round(slope * i + 0.3 * RNG.normal()), 0, 6))
         features += [{"trial_id": t, "layer": "a", "step": 90, "feature_type": "flat", "flag": None}]
         features += [

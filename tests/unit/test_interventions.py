@@ -6,8 +6,9 @@ import torch
 from pydantic import ValidationError
 from test_train import Memory, assert_same_rows, pack, run, trial
 
+from ndt_ray.errors import SpecError
 from ndt_ray.lanes import make_engine
-from ndt_ray.lanes.interventions import chosen_units, damaged
+from ndt_ray.lanes.interventions import Lesions, chosen_units, damaged
 from ndt_ray.spec import Control, Trial
 from ndt_ray.train import continue_trial
 
@@ -138,6 +139,12 @@ def test_reinitialising_puts_back_the_initial_layer_and_forgets_its_moments() ->
         assert np.array_equal(after[name], start[name]) and not np.array_equal(after[name], before[name])
     assert not after[f"exp_avg.{LAYER}.weight"].any()
     assert all(LAYER in name for name in changed(after, before))
+
+
+def test_a_lesion_that_would_touch_nothing_is_refused() -> None:
+    mine = trial(3, model="transformer_shallow", engine="loop", control="ablate:transformer.layers.0.norm1@5")
+    with pytest.raises(SpecError, match="no weights to act on"):
+        Lesions(make_engine([mine], pack([mine]).build, torch.device("cpu")), pack([mine]).build)
 
 
 def test_a_random_direction_is_as_long_as_what_ablation_takes() -> None:

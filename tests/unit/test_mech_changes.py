@@ -174,12 +174,6 @@ def test_a_metric_test_is_a_t_test_over_trials() -> None:
     assert changes.metric_test({k: [0.0] for k in "abc"}).p == 1
 
 
-def test_sign_flips_are_exact_for_few_and_drawn_for_many() -> None:
-    assert changes.sign_flip_p(np.ones(6)) == pytest.approx(2 / 64)
-    assert changes.sign_flip_p(np.array([1.0, -1.0])) == 1
-    assert changes.sign_flip_p(np.ones(20)) == pytest.approx(1e-4)
-
-
 def test_effects_are_in_pooled_control_spreads() -> None:
     one = Change(0.0, 1.0, np.array([1.0, 3.0]), np.zeros(0))
     two = Change(0.0, 1.0, np.array([10.0, 12.0, 14.0]), np.zeros(0))
