@@ -1,5 +1,6 @@
 """Architectures: exact parameter counts and names, the functions they compute, and forwards blind to leading dims."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -325,6 +326,25 @@ def test_modular_transformer_reads_out_at_the_last_position_as_a_full_causal_one
     x = x + mixed @ attention.out_proj.weight.T
     x = x + (x @ model.blocks[0].linear1.weight.T).relu() @ model.blocks[0].linear2.weight.T
     torch.testing.assert_close(model(ids), (x @ model.unembed.weight.T)[:, -1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("lanes", [(), (2,)])
+def test_attention_by_tables_is_attention_by_rows(monkeypatch: pytest.MonkeyPatch, lanes: tuple[int, ...]) -> None:
+    model = build(modular_transformer, MODULAR, {"width": 16, "heads": 2, "hidden": 24}, seed=0)
+    ids = torch.stack([batch(MODULAR, 6) for _ in range(2)])[: math.prod(lanes)].view(*lanes, 6, -1)
+    found = []
+    for largest in (512, 0):
+        monkeypatch.setattr("ndt_ray.models.modular.LARGEST_TABLE", largest)
+        patterns: list[torch.Tensor] = []
+        hook = model.blocks[0].self_attn.pattern.register_forward_hook(lambda _m, _i, out, to=patterns: to.append(out))
+        model.zero_grad()
+        logits = model(ids)
+        logits.square().sum().backward()
+        hook.remove()
+        found.append([logits, *patterns, *(p.grad for p in model.parameters())])
+    for table, row in zip(*found, strict=True):
+        assert row.abs().max() > 0
+        torch.testing.assert_close(table, row, rtol=1e-4, atol=1e-6)
 
 
 def test_vit_cuts_squares_row_by_row() -> None:
