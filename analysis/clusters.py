@@ -86,6 +86,8 @@ def fits(points: Floats, limit: int = 8, references: int = 20, seed: int = 0) ->
 
 
 def _bic(points: Floats, k: int, seed: int) -> float:
+    if len(points) < 2:
+        return float("nan")
     mixture = GaussianMixture(k, covariance_type="diag", random_state=seed, reg_covar=1e-3, max_iter=300, tol=1e-2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # too many components: its criterion says so as well

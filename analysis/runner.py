@@ -54,7 +54,14 @@ class SweepTables(Protocol):
     def committed(self, analysis: str) -> Mapping[str, str]:
         """The key of the output in place, by partition (as text)."""
 
-    def write(self, analysis: str, partition: Partition, key: str, tables: Mapping[str, pa.Table]) -> Any:
+    def write(
+        self,
+        analysis: str,
+        partition: Partition,
+        key: str,
+        tables: Mapping[str, pa.Table],
+        parameters: Mapping[str, Any],
+    ) -> Any:
         """Write the files of an output, called by workers; nobody sees them before `commit` gets what this returns."""
 
     def commit(self, analysis: str, written: Iterable[Any], drop: Iterable[str] = ()) -> None:
@@ -158,7 +165,7 @@ class Job:
                     known[name] = self.tables.read(name, partition)
             read = {name: known[name] for name in self.analysis.reads}
             found = self.analysis(AnalysisInput(self.tables.sweep, partition, read, contexts), **self.parameters)
-            written = self.tables.write(self.analysis.name, partition, key, found)
+            written = self.tables.write(self.analysis.name, partition, key, found, self.parameters)
         except Exception as error:
             return Outcome(error=_line(error), traceback=traceback.format_exc())
         return Outcome({name: table.num_rows for name, table in found.items()}, written)

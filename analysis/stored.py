@@ -11,7 +11,7 @@ import pyarrow as pa
 from ndt_ray import cluster
 from ndt_ray.analysis.api import KEYS, Partition, Per
 from ndt_ray.analysis.order import in_order
-from ndt_ray.analysis.runner import Progress, Report, run, run_together, together
+from ndt_ray.analysis.runner import Progress, Report, resolved, run, run_together, together
 from ndt_ray.store.checkpoints import Tensors
 from ndt_ray.store.outputs import Output, Outputs
 from ndt_ray.store.reader import Store
@@ -91,9 +91,21 @@ class StoredSweep:
         """Keys of the outputs in place, by partition."""
         return {key: output.cache_key for key, output in self._outputs(analysis).entries().items()}
 
-    def write(self, analysis: str, partition: Partition, key: str, tables: Mapping[str, pa.Table]) -> Output:
+    def write(
+        self,
+        analysis: str,
+        partition: Partition,
+        key: str,
+        tables: Mapping[str, pa.Table],
+        parameters: Mapping[str, Any],
+    ) -> Output:
         """Write an output's files; invisible until committed."""
-        return self._outputs(analysis).write(str(partition), tables, cache_key=key)
+        return self._outputs(analysis).write(str(partition), tables, cache_key=key, parameters=dict(parameters))
+
+    def parameters(self, analysis: str) -> dict[str, Any] | None:
+        """What all outputs in place were computed with; None where there are none, or they differ."""
+        found = [output.meta.get("parameters") for output in self._outputs(analysis).entries().values()]
+        return found[0] if found and all(p == found[0] for p in found) else None
 
     def commit(self, analysis: str, written: Iterable[Output], drop: Iterable[str] = ()) -> None:
         """Put outputs in place of the former ones of their partitions."""
@@ -114,11 +126,20 @@ def analyze_all(
 ) -> list[Report]:
     """Run several, with their parameters, and those whose tables they read, writers first; a report each.
 
+    One that is not asked for keeps the parameters of the outputs in place. SpecError for an unknown parameter, before
+    anything is computed.
+
     Neighbours that look at networks share each one's loading. With executor `ray`, one cluster serves all, started
     when the first of them has work to do.
     """
     open_sweep(store, sweep)
-    ordered = in_order(analyses)
+    asked = {resolved(name).name for name, _ in analyses}
+    ordered = []
+    for name, parameters in in_order(analyses):
+        found = resolved(name)
+        found.parameters(parameters)
+        kept = None if found.name in asked else StoredSweep(store, sweep).parameters(found.name)
+        ordered.append((name, {k: v for k, v in kept.items() if k in found.defaults} if kept else parameters))
     reports: list[Report] = []
     with ExitStack() as stack:
         tell = options.pop("progress", None)

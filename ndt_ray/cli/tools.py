@@ -33,7 +33,10 @@ def analyze(
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="[ANALYSIS.]NAME=VALUE", help="A parameter, of all analyses named or of one; repeatable."
+        ),
     ] = None,
     executor: ExecutorOption = "ray",
     address: AddressOption = None,
@@ -45,12 +48,13 @@ def analyze(
     from ndt_ray.analysis.stored import analyze_all
 
     there = opened(store)
-    parameters = dict(_assignment(a) for a in assignments or ())
+    chosen = names or registry.names("analysis")
+    parameters = _parameters(chosen, [_assignment(a) for a in assignments or ()])
     failed = False
     options: dict[str, Any] = {"executor": executor}
     if executor == "ray":
         options |= {"workers": workers, "address": address}
-    wanted = [(name, parameters or None) for name in names or registry.names("analysis")]
+    wanted = [(name, parameters[name] or None) for name in chosen]
     for report in analyze_all(there, sweep, wanted, **options):
         failed |= not report.ok
         if as_json:
@@ -74,6 +78,18 @@ def analyze(
             for letter in report.dead:
                 print(f"✗ {report.analysis}: {letter.partition}: {letter.error}", file=sys.stderr)
     raise typer.Exit(1 if failed else 0)
+
+
+def _parameters(analyses: list[str], assignments: list[tuple[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By analysis; NAME alone is for every one of them, ANALYSIS.NAME for that one."""
+    found: dict[str, dict[str, Any]] = {analysis: {} for analysis in analyses}
+    for path, value in assignments:
+        analysis, dot, name = path.rpartition(".")
+        if dot and analysis not in found:
+            raise SpecError(f"--set {path}: analysis '{analysis}' is not among those to run ({', '.join(analyses)})")
+        for chosen in [analysis] if dot else analyses:
+            found[chosen][name] = value
+    return found
 
 
 def _assignment(text: str) -> tuple[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from ndt_ray.figures.charts import Spec
@@ -120,8 +121,15 @@ def headlines(sections: Sequence[Section]) -> Iterator[tuple[Claim, str]]:
                 yield claim, section.id
 
 
+SHOWN_VALUES = 8
+"""Of a list in a cell of a table; a longer one says how many it has."""
+
+
 def plain(value: Any) -> Any:
     """A value as JSON takes it; None for what is missing."""
+    if isinstance(value, np.ndarray | list | tuple):
+        several = [str(plain(v)) for v in np.ravel(np.asarray(value))[: SHOWN_VALUES + 1]]
+        return ", ".join(several) if len(several) <= SHOWN_VALUES else f"{np.size(value)} values"
     if value is None or value is pd.NA or value is pd.NaT:
         return None
     value = value.item() if hasattr(value, "item") else value

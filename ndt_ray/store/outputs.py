@@ -55,16 +55,15 @@ class Outputs:
     ) -> Output:
         """Write the files of one key; they are invisible until committed, so that any worker may do this.
 
-        Tables must be registered (schema.register_table); SpecError if one is not, or if columns do not fit.
+        Tables must be registered (schema.register_table); SpecError if one is not, or if columns do not fit. One
+        without rows gets its file too: that it was looked for and found empty is a result.
         """
         parts = []
         for name, rows in sorted(tables.items()):
             if name not in TABLES or TABLES[name].origin != "analysis":
                 known = [t.name for t in TABLES.values() if t.origin == "analysis"]
                 raise SpecError(f"analysis {self.analysis}: no table {name!r} is registered{did_you_mean(name, known)}")
-            table = _conform(TABLES[name], rows)
-            if table.num_rows:
-                parts.append(self._write(name, key, table))
+            parts.append(self._write(name, key, _conform(TABLES[name], rows)))
         return Output(key, cache_key, tuple(parts), meta)
 
     def commit(self, outputs: Iterable[Output], drop: Iterable[str] = ()) -> None:

@@ -119,8 +119,10 @@ class TableViews:
 
     def _make(self, name: str, parts: list[Part]) -> View:
         groups: dict[str, list[Part]] = {}
-        for part in sorted(parts, key=lambda p: p.path):
-            groups.setdefault(part.schema, []).append(part)
+        for part in sorted(parts, key=lambda p: (not p.rows, p.path)):
+            group = groups.setdefault(part.schema, [])
+            if part.rows or not group:  # of empty files one is enough to know the columns
+                group.append(part)
         schemas = {digest: self._schema(group[0]) for digest, group in groups.items()}
         columns = _columns(TABLES.get(name), schemas.values())
         partitions = TABLES[name].partitions if name in TABLES else ("sweep",)

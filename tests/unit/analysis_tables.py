@@ -92,7 +92,14 @@ class Folder:
     def committed(self, analysis: str) -> dict[str, str]:
         return {f.name: pickle.loads(f.read_bytes())[0] for f in self._folder(f"out/{analysis}").iterdir()}
 
-    def write(self, analysis: str, partition: Partition, key: str, tables: Mapping[str, pa.Table]) -> Any:
+    def write(
+        self,
+        analysis: str,
+        partition: Partition,
+        key: str,
+        tables: Mapping[str, pa.Table],
+        parameters: Mapping[str, Any],
+    ) -> Any:
         written = self._folder("written") / f"{key}-{uuid.uuid4().hex}"
         written.write_bytes(pickle.dumps((key, tables)))
         return str(partition), written

@@ -17,6 +17,8 @@ import pytest
 import typer
 
 from ndt_ray.cli import app, main
+from ndt_ray.cli.tools import _parameters
+from ndt_ray.errors import SpecError
 from ndt_ray.store import filesystem
 from ndt_ray.store.reader import open_store
 
@@ -391,3 +393,10 @@ def test_a_large_grid_is_announced_and_planned(ndt: Ndt, spec: Path, tmp_path: P
     assert found.code == 0 and "a grid of 120,000 points: planning takes about" in found.err
     assert "120,000 trials in 7,500 packs" in found.out
     assert psutil.Process().memory_info().rss - before < 500e6
+
+
+def test_parameters_of_analyses_are_for_all_or_for_one() -> None:
+    found = _parameters(["jumps", "growth"], [("n", 1), ("jumps.n_surrogates", 37)])
+    assert found == {"jumps": {"n": 1, "n_surrogates": 37}, "growth": {"n": 1}}
+    with pytest.raises(SpecError, match="'events' is not among those to run"):
+        _parameters(["jumps"], [("events.alpha", 0.1)])

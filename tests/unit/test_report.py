@@ -20,6 +20,7 @@ from ndt_ray.cli.reports import after_sweep
 from ndt_ray.errors import SpecError, StoreError
 from ndt_ray.report import write_report
 from ndt_ray.report.page import LIMIT, Page, collect, render
+from ndt_ray.report.parts import plain
 from ndt_ray.store.outputs import write_output
 from ndt_ray.store.reader import Store
 from ndt_ray.store.schema import TABLES, Column, Table, register_table
@@ -477,6 +478,20 @@ def test_tables_carry_all_digits_and_can_be_sorted_and_saved(html: str, page: Pa
     assert tables == sum("csv" == a.get("class") for _, a in elements.found)
     headers = [a for tag, a in elements.found if tag == "th"]
     assert headers and all(a["scope"] == "col" and a["aria-sort"] == "none" for a in headers)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ([0.5, 2.5], "0.5, 2.5"),
+        (np.arange(3), "0, 1, 2"),
+        (np.zeros((4, 4)), "16 values"),
+        ([], ""),
+        (np.float32(2), 2.0),
+    ],
+)
+def test_lists_in_cells_are_short(value: Any, shown: Any) -> None:
+    assert plain(value) == shown
 
 
 def test_landmarks_and_labels(html: str) -> None:

@@ -11,8 +11,9 @@ from analysis_tables import Folder, measurements, noise, trial
 
 from ndt_ray.analysis.api import AnalysisInput, Partition, analysis, conform
 from ndt_ray.analysis.runner import Progress, Report, run
-from ndt_ray.analysis.stored import StoredSweep, analyze
+from ndt_ray.analysis.stored import StoredSweep, analyze, analyze_all
 from ndt_ray.errors import SpecError, StoreError
+from ndt_ray.store.outputs import Outputs
 from ndt_ray.store.reader import Store, open_store
 from ndt_ray.store.schema import Column, Table
 from ndt_ray.store.sweep import create_sweep
@@ -244,6 +245,29 @@ def test_an_analysis_of_analyses_is_stale_when_they_change(store: Store) -> None
     analyze(store, "planted", "jumps", parameters={"n_surrogates": 21}, partitions=[Partition(TRIALS[1])])
     own, whole = tables.input_hashes(("jumps",), who)
     assert own == jumps_after[0] and whole != jumps_after[1]  # the other trial's jumps concern the sweep only
+
+
+def test_what_an_analysis_stands_on_keeps_the_parameters_it_was_asked_for_with(store: Store) -> None:
+    analyze(store, "planted", "jumps", parameters={"n_surrogates": 20})
+    before = Outputs(store, "planted", "jumps").entries()
+
+    @analysis(name="standing", reads=("jumps",), writes=(MEANS,), per="trial")
+    def standing(data: AnalysisInput) -> dict[str, pd.DataFrame]:
+        """Mean size of jumps."""
+        mean = data.frame("jumps")["z"].mean()
+        return {"test_means": pd.DataFrame([{"trial_id": data.partition.trial_id, "mean": mean, "n": 1}])}
+
+    reports = analyze_all(store, "planted", [(standing, None)], executor="inline")
+    assert [(r.analysis, r.done, r.skipped) for r in reports] == [("jumps", 0, 2), ("standing", 2, 0)]
+    assert Outputs(store, "planted", "jumps").entries() == before
+    analyze_all(store, "planted", [("jumps", None)], executor="inline")
+    assert Outputs(store, "planted", "jumps").entries() != before  # asked for without parameters: the defaults
+
+
+def test_an_unknown_parameter_is_refused_before_anything_is_computed(store: Store) -> None:
+    with pytest.raises(SpecError, match="'growth' has no parameter 'n_surrogates'"):
+        analyze_all(store, "planted", [("jumps", {"n_surrogates": 20}), ("growth", {"n_surrogates": 20})])
+    assert Outputs(store, "planted", "jumps").entries() == {}
 
 
 def test_partitions_come_from_the_tables_and_rows_belong_to_them(store: Store) -> None:

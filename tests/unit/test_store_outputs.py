@@ -64,7 +64,21 @@ def test_outputs_appear_when_committed_and_are_replaced_by_key(store: Store) -> 
 
 def test_an_output_without_rows_is_still_done(store: Store) -> None:
     write_output(store, "s", "jumps", "quiet", {"toys": rows("q", 0)}, cache_key="1")
-    assert shown(store) == [] and Outputs(store, "s", "jumps").entries()["quiet"].parts == ()
+    assert shown(store) == [] and Outputs(store, "s", "jumps").entries()["quiet"].parts[0].rows == 0
+
+
+def test_a_table_that_was_found_empty_is_there_for_a_reader_who_does_not_know_it(store: Store) -> None:
+    write_output(store, "s", "jumps", "a", {"toys": rows("a", 0)}, cache_key="1")
+    write_output(store, "s", "jumps", "b", {"toys": rows("b", 0)}, cache_key="1")
+    known = TABLES.pop("toys")
+    try:
+        assert shown(store) == [] and list(store.table("toys").columns) == ["trial_id", "n", "value", "sweep"]
+        TABLES["toys"] = known
+        write_output(store, "s", "jumps", "c", {"toys": rows("c", 2)}, cache_key="1")
+        del TABLES["toys"]
+        assert shown(store) == [("c", 2)]
+    finally:
+        TABLES["toys"] = known
 
 
 def test_an_arrow_table_is_taken_if_its_columns_are_right(store: Store) -> None:

@@ -159,6 +159,7 @@ def test_clusters_that_do_not_come_back_are_told_from_those_that_do() -> None:
     assert clusters.jaccard(blob, labels, runs, 20).min() < clusters.STABLE + 0.15
     assert clusters.chosen(clusters.fits(clear))[2] == 2 and clusters.chosen(clusters.fits(blob))[2] == 1
     assert clusters.chosen(clusters.fits(np.zeros((30, 3))))[2] == 1 and clusters.fits(np.zeros((0, 3))) == []
+    assert [f.k for f in clusters.fits(np.ones((1, 3)))] == [1]
 
 
 def test_names_fall_back_to_what_the_medians_say() -> None:
