@@ -46,6 +46,7 @@ def test_a_step_is_found_where_it_is(phi: float, seed: int) -> None:
     assert event.location == 139.5 and abs(event.size - 8) < 2 and event.p >= found.p
 
 
+@pytest.mark.slow
 def test_a_change_of_slope_is_found_as_one() -> None:
     """In the middle of a run, where the trend explains nearly all of its energy."""
     found = quick(ar1(0.0, 6, 400) + np.maximum(0, np.arange(400) - 210) * (8 / 60))
@@ -90,6 +91,7 @@ def test_trend_relaxation_and_shrinking_noise_are_no_events() -> None:
     assert all(x.p > 0.01 and x.kind == "calibrated" for x in (drift, relaxing, shrinking))
 
 
+@pytest.mark.slow
 def test_curves_of_the_whole_run_are_no_events_and_hide_none() -> None:
     """Half a cosine, and a sigmoid over 60 % of the run away from its middle; the same with a step on it."""
     t = np.arange(400) / 400
