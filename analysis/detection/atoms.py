@@ -1,8 +1,8 @@
 """The shapes that a series is compared with: a smooth trend, and events of every place and width beyond it.
 
-For n measurements: `trend` spans what is no event (a parabola and decays from the initialisation), `atoms` are steps,
-sigmoids, bumps and kinks. `Whitened` holds them as an AR(1) noise sees them, for every coefficient of a grid, so that
-the likelihood of all events in many series is one matrix product.
+For n measurements: `trend` spans what is no event (a parabola and decays from the initialisation), `bends` are trends
+that curve as slowly as the run, `atoms` are steps, sigmoids, bumps and kinks. `Whitened` holds them as an AR(1) noise
+sees them, for every coefficient of a grid, so that the likelihood of all events in many series is one matrix product.
 """
 
 import functools
@@ -26,6 +26,12 @@ RISE = 2 * float(np.log(9))
 """A logistic of scale s rises from 10 to 90 % within 2 ln 9 · s."""
 DECAYS = (0.01, 0.04, 0.16)
 """Time constants of the trend's decays, in shares of the series: together they follow any relaxation from the start."""
+BENDS = tuple(float(x) for x in np.geomspace(0.01, 0.6, 16))
+"""Time constants of the decays among the bends, in shares of the series."""
+BROAD = (0.6, 0.75, 0.95)
+"""10-90 % widths of the sigmoids among the bends, in shares of the series."""
+CENTRES = (0.3, 0.4, 0.5, 0.6, 0.7)
+"""Their middles; nearer to the ends they are half a sigmoid, and what they follow is as often an event's rise."""
 WIDEST = 0.3
 """Widest sigmoid, 10-90 %, as a share of the series."""
 KINK = 0.15
@@ -34,6 +40,8 @@ EDGE = 5
 """No event is sought within so many measurements of either end."""
 SWALLOWED = 0.02
 """An atom of which the trend leaves less than this share of its energy cannot be told from the trend."""
+SWALLOWED_KINK = 0.004
+"""The same for kinks: their size is that near the corner, and most of their energy is the slope that follows."""
 
 
 def trend(n: int) -> Floats:
@@ -41,6 +49,20 @@ def trend(n: int) -> Floats:
     t = np.arange(n) / max(n - 1, 1)
     decays = [np.exp(-t / share) for share in DECAYS if share * n >= 2]
     return np.stack([np.ones(n), t, t * t, *decays], axis=1)
+
+
+@functools.lru_cache(maxsize=6)
+def bends(n: int) -> tuple[Floats, Floats]:
+    """Trends with one bend as slow as the run: columns that all have `[n, k]`, and the bends `[n, bends]`.
+
+    A parabola, the fastest decay, and any one of decays, broad sigmoids and half a cosine. They follow whole-run curves
+    that `trend` does not (a schedule, a slow sigmoid), and fewer events than it.
+    """
+    t = np.arange(n) / max(n - 1, 1)
+    slow = [np.exp(-t / share) for share in BENDS if share * n >= 2]
+    slow += [curve("sigmoid", n, c * n, w * n) for w in BROAD for c in CENTRES]
+    slow.append(np.cos(np.pi * t))
+    return trend(n)[:, :4], np.stack(slow, axis=1)
 
 
 @dataclass(frozen=True)
@@ -120,16 +142,17 @@ def whiten(values: Floats, phi: float) -> Floats:
 @functools.lru_cache(maxsize=6)
 def whitened(n: int, shape: Shape) -> tuple[Whitened, ...]:
     """The dictionary for n measurements at every coefficient of `PHIS`."""
-    columns, events = trend(n), atoms(n, shape).values
+    columns, known = trend(n), atoms(n, shape)
+    least = np.where([kind == "kink" for kind in known.kind], SWALLOWED_KINK, SWALLOWED)
     out = []
     for phi in PHIS:
         basis, _ = np.linalg.qr(whiten(columns.T, phi).T)
-        seen = whiten(events.T, phi).T
+        seen = whiten(known.values.T, phi).T
         rest = seen - basis @ (basis.T @ seen)
         rest -= basis @ (basis.T @ rest)
         left = np.einsum("ij,ij->j", rest, rest)
         centred = seen - basis[:, :1] @ (basis[:, :1].T @ seen)
-        swallowed = left < SWALLOWED * np.einsum("ij,ij->j", centred, centred)
+        swallowed = left < least * np.einsum("ij,ij->j", centred, centred)
         unit = np.where(swallowed, 0.0, rest / np.sqrt(np.where(swallowed, 1.0, left)))
         out.append(Whitened(phi, basis, unit.astype(np.float32)))
     return tuple(out)

@@ -6,15 +6,35 @@ from dataclasses import dataclass
 import numpy as np
 
 from ndt_ray.analysis.detection import Bools, Floats
-from ndt_ray.analysis.detection.atoms import EDGE, PHIS, SWALLOWED, Shape, Singles, atoms, curve, trend, whiten
+from ndt_ray.analysis.detection.atoms import (
+    EDGE,
+    PHIS,
+    SWALLOWED,
+    SWALLOWED_KINK,
+    Shape,
+    Singles,
+    atoms,
+    bends,
+    curve,
+    trend,
+    whiten,
+)
 from ndt_ray.analysis.detection.likelihood import fit
 
 ROUNDS = 4
 """Refinements of every event; the grid of places and widths halves from one to the next."""
 MOST_EVENTS = 12
 """Events that are sought in one series."""
+NOTICED = 12.0
+"""Gain of an event from which on a bent trend is tried in its place: smaller ones are no events on any noise."""
+AS_WELL = 16.0
+"""Twice the log likelihood by which an event must explain a series better than a bent trend."""
+STRAIGHT = 1e-6
+"""A bend of which other columns leave less than this share of its energy is none."""
 SHADOW = 0.1
 """Share of a larger event's size below which its neighbours are what its shape leaves behind."""
+KINK_GAP = 4.0
+"""Distance of the corners, in measurements, that are tried in the first refinement of a kink."""
 NARROWEST = 2.0
 """A sigmoid that rises faster than in this many measurements is a step."""
 
@@ -38,9 +58,15 @@ def located(n: int, shape: Shape, atom: int) -> Located:
     return Located(known.kind[atom], float(known.location[atom]), float(known.width[atom]))
 
 
-def design(n: int, events: Sequence[Located]) -> Floats:
-    """Columns of trend and events, `[n, columns]`."""
-    return np.stack([*trend(n).T, *(e.curve(n) for e in events)], axis=1)
+def design(smooth: Floats, events: Sequence[Located]) -> Floats:
+    """Columns of a trend `[n, columns]` and of events."""
+    return np.stack([*smooth.T, *(e.curve(len(smooth)) for e in events)], axis=1)
+
+
+def left_by(columns: Floats, values: Floats) -> Floats:
+    """What columns `[n, k]` leave of values `[..., n]`, by least squares."""
+    basis, _ = np.linalg.qr(columns)
+    return np.asarray(values - (values @ basis) @ basis.T)
 
 
 def likelihood(seen: Floats, columns: Floats) -> float:
@@ -57,51 +83,120 @@ def likelihood(seen: Floats, columns: Floats) -> float:
 
 @dataclass(frozen=True)
 class Settled:
-    """Events that each cost the likelihood at least what was asked: their losses, and sizes in units of the series."""
+    """Events that each cost the likelihood at least what was asked: their losses, and sizes in units of the series.
+
+    `smooth` `[n, columns]`: the trend beside them.
+    """
 
     events: list[Located]
     losses: Floats
     sizes: Floats
     phi: float
+    smooth: Floats
 
     def sum(self, n: int) -> Floats:
         """All events at their sizes, `[n]`."""
         return sum((s * e.curve(n) for e, s in zip(self.events, self.sizes, strict=True)), np.zeros(n))
 
 
-def search(values: Floats, scale: Floats, shape: Shape, least: float, lone: bool = True) -> Settled:
+def nothing(smooth: Floats) -> Settled:
+    """No event beside a trend."""
+    return Settled([], np.zeros(0), np.zeros(0), 0.0, smooth)
+
+
+def search(
+    values: Floats, scale: Floats, shape: Shape, least: float, lone: bool = True, smooth: Floats | None = None
+) -> Settled:
     """Events of one series, the largest first; each is located before the next is sought in what is left.
 
-    `values` `[n]` with noise that is AR(1) times `scale`. An event must gain, and its loss cost, twice the log
+    `values` `[n]`, a trend and noise that is AR(1) times `scale`. An event must gain, and its loss cost, twice the log
     likelihood `least`; two that only together gain as much (up and down again) are taken together. Without `lone`,
-    no event of a single measurement is sought.
+    no event of a single measurement is sought. `smooth` `[n, columns]` is the trend; where it is not known, it is bent
+    if that explains the series as well as the next event does.
     """
-    n, settled = len(values), Settled([], np.zeros(0), np.zeros(0), 0.0)
+    n = len(values)
+    settled, may_bend = nothing(trend(n) if smooth is None else smooth), smooth is None
     while len(settled.events) < MOST_EVENTS:
-        left = (values - settled.sum(n)) / scale
-        found = fit(left[None], shape, 2, free=_free(settled.events, n, shape, lone))
+        left = left_by(settled.smooth, values - settled.sum(n)) / scale
+        free = _free(settled.events, n, shape, lone)
+        found = fit(left[None], shape, 2, free)
         gain, pair = found.gain[0], [located(n, shape, int(a)) for a in found.atom[0]]
+        if pair[0].kind == "kink" and gain[0] >= NOTICED:
+            pair[0] = _kink_or_not(values, scale, settled, left, pair[0], free)
+        if may_bend and gain[0] >= NOTICED:
+            curved = _bent(values, scale, settled, pair[0], float(found.phi[0, 1]))
+            if curved is not None:
+                may_bend = False
+                settled = settle(values, scale, settled.events, settled.phi, least, curved)
+                continue
         if gain.max() < least:
             break
         more = pair[:1] if gain[0] >= least else pair
-        tried = settle(values, scale, [*settled.events, *more], float(found.phi[0, len(more)]), least)
+        phi = float(found.phi[0, len(more)])
+        tried = settle(values, scale, [*settled.events, *more], phi, least, settled.smooth)
         if len(tried.events) <= len(settled.events):
             break
         settled = tried
     return settled
 
 
-def settle(values: Floats, scale: Floats, events: Sequence[Located], phi: float, least: float) -> Settled:
+def _kink_or_not(
+    values: Floats, scale: Floats, settled: Settled, left: Floats, kink: Located, free: Singles | None
+) -> Located:
+    """A kink, or the best event of another kind where that explains a series as well once both are refined."""
+    n, weight = len(values), 1 / scale
+    others = np.array([kind != "kink" for kind in atoms(n, "level").kind], np.float32)
+    found = fit(left[None], "level", 1, others if free is None else others * free)
+    phi, levels, seen = float(found.phi[0, 1]), [], values * weight
+    tried = [kink, located(n, "level", int(found.atom[0, 0]))]
+    for event in tried:
+        events = refined(seen, weight, [*settled.events, event], phi, settled.smooth)
+        levels.append(likelihood(seen, design(settled.smooth, events) * weight[:, None]))
+    return tried[int(levels[1] >= levels[0])]
+
+
+def _bent(values: Floats, scale: Floats, settled: Settled, event: Located, phi: float) -> Floats | None:
+    """The bent trend that explains a series about as well as one more event beside the trend that there is, or None."""
+    weight = 1 / scale
+    seen = values * weight
+    events = refined(seen, weight, [*settled.events, event], phi, settled.smooth)
+    with_event = likelihood(seen, design(settled.smooth, events) * weight[:, None])
+    common, curves = bends(len(values))
+    explained, bend = _best_bend(seen, design(common, settled.events) * weight[:, None], curves * weight[:, None])
+    if explained <= with_event - AS_WELL:
+        return None
+    return np.concatenate([common, curves[:, [bend]]], axis=1)
+
+
+def _best_bend(seen: Floats, columns: Floats, curves: Floats) -> tuple[float, int]:
+    """`likelihood` of a weighted series given weighted columns and one of weighted curves, the best; and which."""
+    n, found = len(seen), (-np.inf, 0)
+    for phi in PHIS:
+        basis, _ = np.linalg.qr(whiten(columns.T, phi).T)
+        white, bent = whiten(seen, phi), whiten(curves.T, phi)
+        rest, left = white - basis @ (basis.T @ white), bent - (bent @ basis) @ basis.T
+        own = np.einsum("ij,ij->i", left, left)
+        told = own > STRAIGHT * np.einsum("ij,ij->i", bent, bent)
+        taken = np.where(told, (left @ rest) ** 2 / np.maximum(own, 1e-300), 0.0)
+        energy = max(float(rest @ rest - taken.max()), 1e-300)
+        level = float(np.log1p(-(phi**2)) - n * np.log(energy / n))
+        found = max(found, (level, int(taken.argmax())))
+    return found
+
+
+def settle(
+    values: Floats, scale: Floats, events: Sequence[Located], phi: float, least: float, smooth: Floats
+) -> Settled:
     """Refine events, drop the one whose loss costs least, and again, until each costs `least` or more.
 
     Trend and events are columns over the scale, so that a changing scale bends no event. Dropped are events that
     cannot be told from the trend or from each other, and what a larger one nearby leaves behind (`SHADOW`).
     """
-    n, weight = len(values), 1 / scale
+    weight = 1 / scale
     seen, found = values * weight, list(events)
     while found:
-        found = _distinct(refined(seen, weight, found, phi), n)
-        columns = design(n, found) * weight[:, None]
+        found = _distinct(refined(seen, weight, found, phi, smooth), smooth)
+        columns = design(smooth, found) * weight[:, None]
         first = columns.shape[1] - len(found)
         whole = likelihood(seen, columns)
         losses = np.array([whole - likelihood(seen, np.delete(columns, first + k, axis=1)) for k in range(len(found))])
@@ -111,8 +206,8 @@ def settle(values: Floats, scale: Floats, events: Sequence[Located], phi: float,
         if losses.size and losses.min() < least:
             del found[int(losses.argmin())]
             continue
-        return Settled(found, losses, sizes, phi)
-    return Settled([], np.zeros(0), np.zeros(0), phi)
+        return Settled(found, losses, sizes, phi, smooth)
+    return nothing(smooth)
 
 
 def _free(events: Sequence[Located], n: int, shape: Shape, lone: bool) -> Singles | None:
@@ -136,7 +231,7 @@ def _in_shadow(events: Sequence[Located], sizes: Floats) -> Bools:
     return np.asarray((near & small).any(axis=1), dtype=bool)
 
 
-def refined(seen: Floats, weight: Floats, events: Sequence[Located], phi: float) -> list[Located]:
+def refined(seen: Floats, weight: Floats, events: Sequence[Located], phi: float, smooth: Floats) -> list[Located]:
     """Places and widths that fit a weighted series `[n]` best, one event after the other, four times over."""
     n, found = len(seen), list(events)
     white = whiten(seen, phi)
@@ -145,7 +240,7 @@ def refined(seen: Floats, weight: Floats, events: Sequence[Located], phi: float)
             tried = [e for e in _nearby(event, 0.5**round_) if EDGE - 1 <= e.place <= n - EDGE]
             if len(tried) < 2:
                 continue
-            others = design(n, found[:k] + found[k + 1 :])
+            others = design(smooth, found[:k] + found[k + 1 :])
             curves = np.stack([event.curve(n), *(e.curve(n) for e in tried)])
             share = _own_share(curves, others)
             told = share[1:] >= min(SWALLOWED, share[0])
@@ -168,11 +263,12 @@ def _own_share(curves: Floats, others: Floats) -> Floats:
     return np.asarray(np.einsum("ij,ij->i", left, left) / np.maximum(np.einsum("ij,ij->i", centred, centred), 1e-300))
 
 
-def _distinct(events: Sequence[Located], n: int) -> list[Located]:
+def _distinct(events: Sequence[Located], smooth: Floats) -> list[Located]:
     """Events without those that trend and earlier events explain already."""
     kept: list[Located] = []
     for event in events:
-        if _own_share(event.curve(n)[None], design(n, kept))[0] >= SWALLOWED / 4:
+        least = (SWALLOWED_KINK if event.kind == "kink" else SWALLOWED) / 4
+        if _own_share(event.curve(len(smooth))[None], design(smooth, kept))[0] >= least:
             kept.append(event)
     return kept
 
@@ -189,7 +285,9 @@ def bracket(event: Located, n: int) -> tuple[int, int]:
 def _nearby(event: Located, fine: float) -> list[Located]:
     """Places and widths around an event; a step is compared with narrow sigmoids, and the other way round."""
     kind, place, width = event.kind, event.place, event.width
-    if kind == "kink" or (kind == "bump" and width < NARROWEST):
+    if kind == "kink":
+        return [Located(kind, place + d * fine * KINK_GAP, 0.0) for d in (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)]
+    if kind == "bump" and width < NARROWEST:
         return [event]
     steps = [Located("step", float(np.floor(place) + d + 0.5), 0.0) for d in (-2, -1, 0, 1, 2)]
     if width <= 1:

@@ -188,14 +188,14 @@ def _scaled(event: Event, unit: float, first: int, stride: int) -> Event:
 def _events(known: Described, critical: float, spread: Null, p_series: float) -> list[Event]:
     """Events whose loss would cost the likelihood more than the critical gain, each located."""
     n = len(known.tame)
-    settled = search(known.tame, known.scale, known.shape, critical)
+    settled = search(known.tame, known.scale, known.shape, critical, smooth=known.smooth)
     events = []
     # No event is surer than that there is any.
     p_events = np.maximum(spread.p(settled.losses), p_series)
     each = zip(settled.events, settled.losses, settled.sizes, p_events, strict=True)
     for shape, loss, size, p in each:
         before, after = bracket(shape, n)
-        if abs(size) <= known.quantum or not _visible(known.tame + known.drift, shape, before, after, float(size)):
+        if abs(size) <= known.quantum or not _visible(known.tame, shape, before, after, float(size)):
             continue
         scale = max(1, round(shape.width / 2))
         width = max(shape.width, 1.0)

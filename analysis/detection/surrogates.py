@@ -12,6 +12,7 @@ in the series' own units, so that they go through every step that the series goe
 - siblings: how continuations of one checkpoint that differ only in batch order differ from their mean (`siblings`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -22,13 +23,15 @@ from scipy.stats import t as student_t
 from ndt_ray.analysis.detection import Floats
 from ndt_ray.analysis.detection.atoms import PHIS, Shape, trend
 from ndt_ray.analysis.detection.likelihood import despiked, local_scale
-from ndt_ray.analysis.detection.locate import Settled, design, search, settle
+from ndt_ray.analysis.detection.locate import Located, design, left_by, nothing, search, settle
 from ndt_ray.errors import SpecError, did_you_mean
 
 NULLS = ("ar_sieve", "iaaft", "block")
 """Noise that a series alone can tell; `siblings` needs other series."""
 BEYOND_DOUBT = 32.0
-"""Gain above which an event is taken out before the noise is described: under 1 in 300 null series of any kind."""
+"""Gain above which an event is taken out before the noise is described, and with several memories what it must gain on
+average (`WITH_SEVERAL`): by chance both happen in 1 of 100 null series, in 1 of 20 near a unit root (300 a family)."""
+WITH_SEVERAL = 18.0
 MAX_ORDER = 20
 STATIONARY = 0.9975
 """Largest root of an autoregression that can be drawn from."""
@@ -41,7 +44,7 @@ _IAAFT_ROUNDS = 40
 class Described:
     """A series taken apart: trend, events, and scale · (remainder + spikes). All but `coefficients` are `[n]`.
 
-    `tame`: the series without the spikes and its `drift`, the trend that is fitted to it with all events.
+    `tame`: the series without the spikes. `smooth` `[n, columns]`: what spans the trend.
     `coefficients`: of the autoregression, corrected for bias. `phi`: lag-1 correlation that they imply. `quantum`:
     distance of the values a series of few values can take, else 0. `removed`: events taken out.
     """
@@ -49,7 +52,7 @@ class Described:
     trend: Floats
     scale: Floats
     tame: Floats
-    drift: Floats
+    smooth: Floats
     remainder: Floats
     spikes: Floats
     coefficients: Floats
@@ -72,34 +75,33 @@ class Described:
 def describe(values: Floats, shape: Shape, rng: np.random.Generator) -> Described:
     """Take one series `[n]` apart."""
     n = len(values)
-    basis, _ = np.linalg.qr(trend(n))
-    rest = values - basis @ (basis.T @ values)
+    rest = left_by(trend(n), values)
     scale = local_scale(rest[None])[0]
     raw = rest / scale
-    tame = (despiked(raw[None])[0] if shape == "level" else raw) * scale
+    without_spikes = despiked(raw[None])[0] if shape == "level" else raw
+    tame = values + (without_spikes - raw) * scale
     # A lone high value of a rate may be an event or the tail of its noise: it stays, and the tail is fitted to it.
     settled = search(tame, scale, shape, BEYOND_DOUBT, lone=shape == "level")
     if settled.events:
         # Beside an event the scale was that of its rise: once more without it.
-        calm = local_scale((tame - settled.sum(n))[None])[0]
-        settled = settle(tame, calm, settled.events, settled.phi, BEYOND_DOUBT)
-        with_, without = (_left(tame / calm, design(n, e) / calm[:, None]) for e in (settled.events, []))
+        calm = local_scale(left_by(settled.smooth, tame - settled.sum(n))[None])[0]
+        settled = settle(tame, calm, settled.events, settled.phi, BEYOND_DOUBT, settled.smooth)
+        with_, without = (_left(tame, calm, settled.smooth, e) for e in (settled.events, []))
         # Slow wander under faster noise looks like events to noise with one memory, and not to noise with several.
-        if _cost(without) - _cost(with_) < BEYOND_DOUBT * len(settled.events):
-            settled = Settled([], np.zeros(0), np.zeros(0), 0.0)
+        if _cost(without) - _cost(with_) < WITH_SEVERAL * len(settled.events):
+            settled = nothing(settled.smooth)
         else:
             scale = calm
-    events = settled.sum(n)
-    known = design(n, settled.events) / scale[:, None]
-    remainder = _left(tame / scale, known)
-    coefficients = _autoregression(remainder, known, rng)
+    events, smooth = settled.sum(n), settled.smooth
+    remainder = _left(tame, scale, smooth, settled.events)
+    coefficients = _autoregression(remainder, design(smooth, settled.events) / scale[:, None], rng)
     return Described(
-        trend=basis @ (basis.T @ (values - events)),
+        trend=values - events - left_by(smooth, values - events),
         scale=scale,
         tame=tame,
-        drift=values - rest,
+        smooth=smooth,
         remainder=remainder,
-        spikes=rest / scale - tame / scale,
+        spikes=raw - without_spikes,
         coefficients=coefficients,
         phi=_implied_phi(coefficients),
         quantum=quantum(values),
@@ -147,10 +149,9 @@ def quantum(values: Floats) -> float:
     return least if np.allclose(gaps / least, np.rint(gaps / least), atol=1e-6) else 0.0
 
 
-def _left(values: Floats, columns: Floats) -> Floats:
-    """What columns leave of values."""
-    basis, _ = np.linalg.qr(columns)
-    return values - basis @ (basis.T @ values)
+def _left(values: Floats, scale: Floats, smooth: Floats, events: Sequence[Located]) -> Floats:
+    """What trend and events leave of values, in units of their scale."""
+    return left_by(design(smooth, events) / scale[:, None], values / scale)
 
 
 def _cost(remainder: Floats) -> float:
@@ -166,16 +167,15 @@ def _costs(remainder: Floats) -> Floats:
     return np.asarray(n * np.log(np.maximum(variance, 1e-300)) + 2 * np.arange(1, highest + 1))
 
 
-def _autoregression(remainder: Floats, design: Floats, rng: np.random.Generator) -> Floats:
+def _autoregression(remainder: Floats, columns: Floats, rng: np.random.Generator) -> Floats:
     """Coefficients of order 1 or more by AIC, corrected for the bias that trend and small samples give them."""
     n = len(remainder)
     order = int(_costs(remainder).argmin()) + 1
     found = _levinson(remainder[None], order)[0][order - 1][0]
     if _largest_root(found) >= STATIONARY:
         return cast(Floats, found)
-    basis, _ = np.linalg.qr(design)
     noise = lfilter([1.0], np.r_[1.0, -found], rng.standard_normal((_BIAS_RUNS, n + _BURN)), axis=-1)[:, _BURN:]
-    again = _levinson(noise - (noise @ basis) @ basis.T, order)[0][order - 1]
+    again = _levinson(left_by(columns, noise), order)[0][order - 1]
     bias = again.mean(axis=0) - found
     for shrunk in (1.0, 0.8, 0.6, 0.4, 0.2):
         corrected = found - shrunk * bias
@@ -216,7 +216,7 @@ def _sieve(known: Described, count: int, rng: np.random.Generator) -> Floats:
     n, order = len(known.remainder), len(known.coefficients)
     innovations = lfilter(np.r_[1.0, -known.coefficients], [1.0], known.remainder)[order:]
     innovations = innovations - innovations.mean()
-    innovations *= np.sqrt(n / max(n - order - known.removed - trend(n).shape[1], 1))
+    innovations *= np.sqrt(n / max(n - order - known.removed - known.smooth.shape[1], 1))
     if known.shape == "level":
         drawn = rng.choice(innovations, (count, n + _BURN))
     else:

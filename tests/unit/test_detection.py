@@ -6,11 +6,12 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from ndt_ray.analysis.detection import make
-from ndt_ray.analysis.detection.atoms import PHIS, apart, atoms, trend, whiten, whitened
+from ndt_ray.analysis.detection.atoms import PHIS, apart, atoms, bends, trend, whiten, whitened
 from ndt_ray.analysis.detection.likelihood import fit, local_scale, median_of_five, standardised
-from ndt_ray.analysis.detection.locate import Located, bracket, design, likelihood, settle
+from ndt_ray.analysis.detection.locate import Located, bracket, design, likelihood, search, settle
 from ndt_ray.analysis.detection.profile import LONGEST, Judged, Profile, judge
 from ndt_ray.analysis.detection.transient import find
+from ndt_ray.analysis.validity import families
 from ndt_ray.errors import SpecError
 
 N = 240
@@ -45,6 +46,20 @@ def test_a_step_is_found_where_it_is(phi: float, seed: int) -> None:
     assert event.location == 139.5 and abs(event.size - 8) < 2 and event.p >= found.p
 
 
+@pytest.mark.slow
+def test_a_change_of_slope_is_found_as_one() -> None:
+    """In the middle of a run, where the trend explains nearly all of its energy."""
+    found = quick(ar1(0.0, 6, 400) + np.maximum(0, np.arange(400) - 210) * (8 / 60))
+    assert found.p < 0.01 and [e.kind for e in found.events] == ["kink"]
+    assert found.events[0].location == pytest.approx(210, abs=15)
+
+
+def test_a_wide_sigmoid_is_not_taken_for_a_change_of_slope() -> None:
+    """The nearest corner of the grid gains more than the nearest sigmoid; refined, the sigmoid does."""
+    found = quick(families.planted("sigmoid_60", 8.0, 0.5, 1, first=17).values[0])
+    assert found.p < 0.01 and [e.kind for e in found.events] == ["sigmoid"]
+
+
 @pytest.mark.parametrize("width", [20.0, 60.0])
 def test_a_sigmoid_is_found_with_its_width(width: float) -> None:
     found = quick(ar1(0.5, 5, 400) - 8 * sigmoid(198, width, 400))
@@ -74,6 +89,31 @@ def test_trend_relaxation_and_shrinking_noise_are_no_events() -> None:
     relaxing = quick(30 * np.exp(-t / 0.15) + ar1(0.0, 22))
     shrinking = quick(np.exp(-3 * t) * ar1(0.0, 23))
     assert all(x.p > 0.01 and x.kind == "calibrated" for x in (drift, relaxing, shrinking))
+
+
+@pytest.mark.slow
+def test_curves_of_the_whole_run_are_no_events_and_hide_none() -> None:
+    """Half a cosine, and a sigmoid over 60 % of the run away from its middle; the same with a step on it."""
+    t = np.arange(400) / 400
+    curves = (15 * (1 + np.cos(np.pi * t)), 30 * sigmoid(180, 240, 400))
+    for k, curve in enumerate(curves):
+        noise = ar1(0.0, 24 + k, 400)
+        quiet = quick(curve + noise)
+        assert quiet.p > 0.01 and not any(e.p <= 0.01 for e in quiet.events)
+        assert quick(curve + noise + 8.0 * (t > 0.6)).events[0].location == pytest.approx(240.5, abs=2)
+
+
+def test_a_bent_trend_is_taken_where_it_explains_as_well_as_an_event() -> None:
+    t, flat = np.arange(400) / 400, trend(400)
+    scale = np.full(400, 1.0)
+    noise = ar1(0.0, 26, 400)
+    slow = search(30 * sigmoid(200, 240, 400) + noise, scale, "level", 32.0)
+    assert not slow.events and slow.smooth.shape[1] == bends(400)[0].shape[1] + 1
+    event = search(8 * sigmoid(200, 60, 400) + noise, scale, "level", 32.0)
+    assert [e.kind for e in event.events] == ["sigmoid"] and np.array_equal(event.smooth, flat)
+    # A trend that is given is kept.
+    kept = search(15 * (1 + np.cos(np.pi * t)) + noise, scale, "level", 12.0, smooth=flat)
+    assert kept.events and kept.smooth is flat
 
 
 def test_p_depends_neither_on_units_nor_on_the_trend() -> None:
@@ -185,7 +225,7 @@ def test_the_gain_is_that_of_least_squares() -> None:
             x = np.column_stack([columns, whiten(known.values[:, a], phi)])
             rest = white - x @ np.linalg.lstsq(x, white, rcond=None)[0]
             best = max(best, np.log1p(-(phi**2)) - n * np.log(rest @ rest / n))
-    assert found.gain[0, 0] == pytest.approx(best - likelihood(seen[0], design(n, [])), abs=1e-3)
+    assert found.gain[0, 0] == pytest.approx(best - likelihood(seen[0], design(trend(n), [])), abs=1e-3)
 
 
 def test_scale_follows_the_noise_and_not_slopes_or_steps() -> None:
@@ -224,7 +264,8 @@ def test_a_small_event_in_the_shadow_of_a_large_one_is_none() -> None:
     values[100:] += 20
     values[120:] += 0.8
     both = [Located("step", 99.5, 0.0), Located("step", 119.5, 0.0)]
-    assert len(settle(values, np.full(N, 0.05), both, 0.0, 20.0).events) == 2
+    assert len(settle(values, np.full(N, 0.05), both, 0.0, 20.0, trend(N)).events) == 2
     wide = 20 * sigmoid(100, 30) + 0.8 * (np.arange(N) > 130) + 0.05 * ar1(0.0, 9)
-    left = settle(wide, np.full(N, 0.05), [Located("sigmoid", 100, 30.0), Located("step", 130.5, 0.0)], 0.0, 20.0)
+    sought = [Located("sigmoid", 100, 30.0), Located("step", 130.5, 0.0)]
+    left = settle(wide, np.full(N, 0.05), sought, 0.0, 20.0, trend(N))
     assert [e.kind for e in left.events] == ["sigmoid"]

@@ -9,6 +9,7 @@ from ndt_ray.analysis.detection import maxtest
 from ndt_ray.analysis.detection.maxtest import ENOUGH, LEAST, Null, Tail, fit_pareto, pareto, sequential
 from ndt_ray.analysis.detection.profile import judge
 from ndt_ray.analysis.detection.surrogates import NULLS, describe, draw, quantum, siblings, student
+from ndt_ray.analysis.validity import families
 from ndt_ray.errors import SpecError
 
 N = 400
@@ -39,6 +40,16 @@ def test_the_noise_is_known_beside_a_step(phi: float) -> None:
     assert known.phi == pytest.approx(phi, abs=0.12) and known.sd == pytest.approx(1, abs=0.35)
     # The trend goes on as if nothing had happened.
     assert np.ptp(known.trend) < 26
+
+
+def test_wide_sigmoids_are_no_memory_and_whole_run_curves_stay_in_the_trend() -> None:
+    """Noise of several memories would explain this event half: its null would be as wide as a walk's."""
+    t = np.arange(N)
+    event = describe(families.planted("sigmoid_60", 8.0, 0.5, 1, first=62).values[0], "level", rng())
+    assert event.removed == 1 and event.phi == pytest.approx(0.5, abs=0.12)
+    curve = 15 * (1 + np.cos(np.pi * t / N))
+    known = describe(curve + ar1(0.0, 11), "level", rng())
+    assert known.removed == 0 and abs(known.phi) < 0.15 and np.abs(known.trend - curve).max() < 1.5
 
 
 def test_small_sample_bias_of_memory_is_corrected() -> None:

@@ -56,6 +56,14 @@ def test_it_is_calibrated_on_every_null_family(results: Mapping[Task, list[Found
     assert not too_many(small, total, SLACK * alpha), f"{small} of {total} at {alpha}"
 
 
+def test_schedules_and_slow_rises_are_trend() -> None:
+    """Whole-run curves of 30 noise SDs, on which the scorecard requires nothing: at most twice the nominal slack."""
+    who = subject("profile", {"n_surrogates": 100})
+    for name in ("half_cosine", "slow_sigmoid"):
+        said = who.judge(families.null(name, SIZE.bars), [f"null {name} {i}" for i in range(SIZE.bars)])
+        assert not too_many(sum(f.p <= 0.05 for f in said), SIZE.bars, 2 * SLACK * 0.05), name
+
+
 def test_p_values_say_where_they_come_from(results: Mapping[Task, list[Found]]) -> None:
     """p is in (0, 1], an event's p is not below its series' by chance alone, and the same series has the same p."""
     for task, said in results.items():
