@@ -61,6 +61,7 @@ class Facts:
     clock: float
     store_error: str | None
     scratch: str = field(default_factory=tempfile.gettempdir)
+    solver: str = ""
 
 
 def doctor(store: str | Path | None = None, address: str | None = None) -> list[Check]:
@@ -95,6 +96,7 @@ def inspect(probe: "Probe | None" = None) -> Facts:
         memory_available=int(psutil.virtual_memory().available),
         clock=time.time(),
         store_error=None if probe is None else probe.seen_from_here(),
+        solver=_solver(),
     )
 
 
@@ -103,6 +105,14 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "missing"
+
+
+def _solver() -> str:
+    try:
+        from ndt_ray import native
+    except ImportError:  # no torch, which is said already
+        return ""
+    return native.status()
 
 
 def _gpus() -> list[str]:
@@ -136,6 +146,8 @@ def judge(node: str, facts: Facts, driver: Facts, resources: Mapping[str, float]
     need = workers * MIN_MEMORY_A_WORKER
     todo = f"use fewer workers: {workers} need about this much"
     checks.append(_at_least(node, "memory", facts.memory_available, need, "available", todo))
+    if facts.solver:
+        checks.append(Check(node, "spectra", "ok", f"solved by {facts.solver}"))
     if facts.store_error:
         todo = "give every node the same store: a shared folder or an object store, with credentials in its environment"
         checks.append(Check(node, "sees the store", "fail", facts.store_error, todo))

@@ -27,7 +27,7 @@ from ndt_ray.store.sweep import Sweep as SweepFolder
 
 ExecutorName = Literal["inline", "ray"]
 Emit = Callable[[Event], None]
-PASSED_ON = ("NDT_DATA", "NDT_CACHE", "NDT_OFFLINE", "NDT_COMMIT_SECONDS", "MKL_CBWR")
+PASSED_ON = ("NDT_DATA", "NDT_CACHE", "NDT_OFFLINE", "NDT_COMMIT_SECONDS", "NDT_NATIVE", "MKL_CBWR")
 """Settings of this process that workers take over where they have none of their own."""
 MOST_PACKS = 4000
 """Given to Tune at a time: its driver grows by 30 kB a trial, and its loop slows down with the trials it holds."""

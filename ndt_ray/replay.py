@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ndt_ray import native
 from ndt_ray.errors import CheckpointError, SpecError, StoreError, did_you_mean
 from ndt_ray.jobs import ForeignFingerprint
 from ndt_ray.lanes.numerics import fingerprint
@@ -91,7 +92,7 @@ def replay(
     missing = [s for s in wanted if out is not None or s not in here or measure]
     if missing:
         on_gpu = " cuda" in known["fingerprint"] and torch.cuda.is_available()
-        with prepared(float(on_gpu)) as device:
+        with prepared(float(on_gpu)) as device, native.as_recorded(known["fingerprint"]):
             same = fingerprint(device) == known["fingerprint"]
             if not same and not allow_different:
                 raise ForeignFingerprint(

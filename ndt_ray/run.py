@@ -300,6 +300,7 @@ def continue_from(
     """
     import torch
 
+    from ndt_ray import native
     from ndt_ray.lanes.numerics import fingerprint
     from ndt_ray.spec import Trial
     from ndt_ray.train import continue_trial
@@ -320,7 +321,7 @@ def continue_from(
         raise SpecError(f"steps must be in order, 0 <= step <= until <= {last}, but got ({step=}, {until=})")
     state, _ = store.checkpoint(trial_id, step, rows[0]["sweep"])
     on_gpu = " cuda" in rows[0]["fingerprint"] and torch.cuda.is_available()
-    with prepared(float(on_gpu)) as device:
+    with prepared(float(on_gpu)) as device, native.as_recorded(rows[0]["fingerprint"]):
         if fingerprint(device) != rows[0]["fingerprint"]:
             raise ForeignFingerprint(
                 f"trial {trial_id} was trained on '{rows[0]['fingerprint']}', and this machine is "

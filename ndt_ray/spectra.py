@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ndt_ray import grams
+from ndt_ray import grams, native
 from ndt_ray.directions import DIRECTIONS, Directions, Leading, directions
 from ndt_ray.errors import SpecError
 from ndt_ray.grams import BLOCKS, Shape
@@ -206,10 +206,10 @@ def _centred(groups: Sequence[_Group], extras: bool, with_directions: bool) -> l
     found = [_Found.of(grams.sums(stacks)) for _, stacks in groups]
     # With one row a stimulus, the matrix of the stimuli is the matrix.
     shared = [DIRECTIONS if with_directions and shape.rows == 1 else 0 for shape, _ in groups]
-    plain = _solve([(f.centred, n) for f, n in zip(found, shared, strict=True)])
-    raw = _solve([(f.uncentred, 0) for f in found])
+    wanted = [*((f.centred, n) for f, n in zip(found, shared, strict=True)), *((f.uncentred, 0) for f in found)]
+    solved = _solve(wanted)
     out = []
-    for (shape, _), f, p, r in zip(groups, found, plain, raw, strict=True):
+    for (shape, _), f, p, r in zip(groups, found, solved[: len(found)], solved[len(found) :], strict=True):
         out.append(_spectrum(shape, f, p, r, _stimuli(shape, f, p, with_directions) if extras else None))
     return out
 
@@ -265,28 +265,36 @@ def eigenvalues(matrices: Floats, leading: int = 0) -> Solved:
     """Spectra of symmetric non-negative matrices `[k, n, n]`, each solved by itself, on the host.
 
     The sum and sum of squares of the eigenvalues are checked against the matrix; what is not finite, or fails, is NaN.
-    `leading`: how many eigenvectors are wanted, which doubles the time.
+    `leading`: how many eigenvectors are wanted, n at most.
     """
     trace = np.einsum("kii->k", matrices)
     finite = np.isfinite(trace)
     if not finite.all():
         # LAPACK would refuse, or loop, on what is not finite.
         matrices = np.where(finite[:, None, None], matrices, 0.0)
-    vectors = None
-    if leading:
-        ascending, vectors = torch.linalg.eigh(torch.from_numpy(matrices))
-    else:
-        ascending = torch.linalg.eigvalsh(torch.from_numpy(matrices))
-    values = ascending.numpy()[:, ::-1]
+    values, vectors = _descending(matrices, min(leading, matrices.shape[-1]))
     norm = _squares(matrices.reshape(len(matrices), -1))
     with np.errstate(invalid="ignore"):
         off = np.abs(values.sum(1) - trace) > SOLVED * trace
-        off |= np.abs((values * values).sum(1) - norm) > SOLVED * norm
-    failed = off & finite
+        off |= np.abs(_squares(values) - norm) > SOLVED * norm
+    # What the batched kernel has not solved is NaN, which compares as neither.
+    failed = (off | np.isnan(values[:, 0])) & finite
     values = np.where((finite & ~failed)[:, None], np.clip(values, 0.0, None), np.nan)
-    if vectors is None:
-        return Solved(values, trace, norm, failed)
-    return Solved(values, trace, norm, failed, Leading(values[:, :leading], vectors.numpy()[:, :, : -leading - 1 : -1]))
+    return Solved(values, trace, norm, failed, None if vectors is None else Leading(values[:, :leading], vectors))
+
+
+def _descending(matrices: Floats, leading: int) -> tuple[Floats, Floats | None]:
+    """Eigenvalues, and the leading eigenvectors if any are wanted.
+
+    Their side alone says what solves them, not how many there are: a lane's bits do not depend on the others.
+    """
+    if matrices.shape[-1] <= native.LARGEST and native.active():
+        values, vectors = native.eigen(matrices, leading)
+        return values, vectors if leading else None
+    if not leading:
+        return torch.linalg.eigvalsh(torch.from_numpy(matrices)).numpy()[:, ::-1], None
+    ascending, found = torch.linalg.eigh(torch.from_numpy(matrices))
+    return ascending.numpy()[:, ::-1], found.numpy()[:, :, : -leading - 1 : -1]
 
 
 def _squares(x: Floats, y: Floats | None = None) -> Floats:

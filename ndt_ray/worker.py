@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ndt_ray import cluster, registry
+from ndt_ray import cluster, native, registry
 from ndt_ray.catalogue.calibration import pack_timer
 from ndt_ray.data import Dataset, load
 from ndt_ray.jobs import ForeignFingerprint, Job, Outcome
@@ -112,11 +112,17 @@ def run_pack(job: Job, report: Report) -> Outcome:
 
 
 def _run(job: Job, folder: Sweep, store: Store, device: torch.device, report: Report) -> Outcome:
+    before = newest(store.location, job.sweep, job.pack)
+    restart = before is not None and before.generation <= job.begin_after
+    begun_on = None if before is None or restart else before.fingerprint
+    with native.as_recorded(begun_on):
+        return _go_on(job, folder, store, device, report, restart)
+
+
+def _go_on(job: Job, folder: Sweep, store: Store, device: torch.device, report: Report, restart: bool) -> Outcome:
     trials = job.trials
     mark = f"{trials[0].engine} {fingerprint(device)}"
     ids = tuple(t.trial_id for t in trials)
-    before = newest(store.location, job.sweep, job.pack)
-    restart = before is not None and before.generation <= job.begin_after
     with PackWriter(store, job.sweep, job.pack, trials=ids, fingerprint=mark, restart=restart) as writer:
         if writer.finished:
             return Outcome(job.pack, "already", writer.step)

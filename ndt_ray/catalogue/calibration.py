@@ -1,6 +1,6 @@
 """Times of single steps, measurements and evaluations on this machine: measured once, kept in a small JSON file.
 
-The file is `$NDT_CACHE/calibration.json`, else `~/.cache/ndt-ray/calibration.json`. An entry is keyed by everything a
+The file is `calibration.json` in the cache folder (`NDT_CACHE`, else `~/.cache/ndt-ray`). An entry is keyed by everything a
 time depends on: machine, versions, model, data shape, batch, engine, lanes. Losing the file costs a minute.
 """
 
@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from ndt_ray import native
+from ndt_ray.cache import cache_folder
 from ndt_ray.plan.estimate import Cost
 from ndt_ray.spec import Checkpoint, Evaluate, Seeds, Trial
 
@@ -198,15 +200,9 @@ def quiet(
     )
 
 
-def cache_folder() -> Path:
-    """Where small things are kept between runs: NDT_CACHE, else ~/.cache/ndt-ray."""
-    given = os.environ.get("NDT_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "ndt-ray"
-
-
 @functools.cache
 def machine(device: str) -> str:
-    """What the times of a machine depend on: processor, cores, GPU, torch and its instruction set."""
+    """What the times of a machine depend on: processor, cores, GPU, torch, its instruction set, what solves spectra."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -216,7 +212,7 @@ def machine(device: str) -> str:
     parts = [name, f"{os.cpu_count()} cores", f"torch {torch.__version__}", torch.backends.cpu.get_cpu_capability()]
     if device == "cuda" and torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name(0))
-    return ", ".join([*parts, platform.node()])
+    return ", ".join([*parts, platform.node()]) + native.mark()
 
 
 def pack_timer(

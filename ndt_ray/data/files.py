@@ -1,6 +1,6 @@
 """Where data files lie, what they must hold, and how to get them: canonical names, checksums and addresses.
 
-Files are looked for under `NDT_DATA`, else under `$NDT_CACHE/data`, else under `~/.cache/ndt-ray/data`. A file that is
+Files are looked for under `NDT_DATA`, else under `data` in the cache folder (`NDT_CACHE`, else `~/.cache/ndt-ray`). A file that is
 missing is downloaded there and accepted by its checksum only; `NDT_OFFLINE=1` forbids that. Nothing is ever replaced.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+from ndt_ray.cache import cache_folder
 from ndt_ray.errors import DataError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -85,11 +86,11 @@ FILES: dict[str, dict[str, DataFile]] = {
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of data sets: `root`, else `NDT_DATA`, else `$NDT_CACHE/data`, else `~/.cache/ndt-ray/data`."""
+    """The folder of data sets: `root`, else `NDT_DATA`, else `data` in the cache folder."""
     named = root or os.environ.get("NDT_DATA")
     if named:
         return Path(named).expanduser()
-    return Path(os.environ.get("NDT_CACHE") or "~/.cache/ndt-ray").expanduser() / "data"
+    return cache_folder() / "data"
 
 
 def find(file: DataFile, root: Path) -> Path | None:

@@ -7,6 +7,8 @@ import platform
 import numpy as np
 import torch
 
+from ndt_ray import native
+
 
 def configure(device: torch.device, threads: int = 1) -> None:
     """One thread, no reduced precision, deterministic kernels. Process-wide; call it before any engine is made.
@@ -36,7 +38,8 @@ def _keep_memory() -> None:
 
 
 def fingerprint(device: torch.device) -> str:
-    """Library versions, instruction set or GPU model, and threads: equal strings promise equal bits."""
+    """Library versions, instruction set or GPU model, threads, and what solves for spectra if it is not LAPACK: equal
+    strings promise equal bits."""
     if device.type == "cuda":
         p = torch.cuda.get_device_properties(device)
         where = f"{p.name} sm{p.major}{p.minor} {p.multi_processor_count}sm cuda{torch.version.cuda}"
@@ -45,7 +48,7 @@ def fingerprint(device: torch.device) -> str:
         cbwr = os.environ.get("MKL_CBWR", "auto")
         isa = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
         where = f"{isa} {blas}:{cbwr} threads{torch.get_num_threads()}"
-    return f"torch{torch.__version__} numpy{np.__version__} {where}"
+    return f"torch{torch.__version__} numpy{np.__version__} {where}{native.mark()}"
 
 
 def pick_device(gpus: float) -> torch.device:

@@ -1,0 +1,253 @@
+"""The batched eigenvalue kernel against LAPACK, against itself in other company, and where it cannot be had."""
+
+import ctypes
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ndt_ray import native, spectra
+from ndt_ray.lanes.numerics import fingerprint
+from ndt_ray.native import build
+
+SIDES = (1, 2, 3, 8, 10, 31, 32, 33, 64)
+
+kernel_only = pytest.mark.skipif(
+    not native.active(), reason=f"the batched kernel is not used here ({native.status()}); with a C compiler it is"
+)
+
+
+@pytest.fixture
+def anew() -> Iterator[None]:
+    """What is known of the kernel is forgotten before and after."""
+    native._kernel.cache_clear()
+    yield
+    native._kernel.cache_clear()
+
+
+def hard(n: int, seed: int = 0) -> np.ndarray:
+    """Symmetric matrices `[k, n, n]`: full, zero, identity, rank one, graded both ways, repeated, huge, tiny."""
+    rng = np.random.default_rng(seed)
+    x, v = rng.normal(size=(2 * n, n)), rng.normal(size=n)
+    q = np.linalg.qr(rng.normal(size=(n, n)))[0]
+    low = rng.normal(size=(2 * n, max(1, n // 3))) @ rng.normal(size=(max(1, n // 3), n))
+    path = np.diag(np.ones(n - 1), 1)
+    spectra = [
+        np.logspace(0, -30, n),
+        np.logspace(0, -300, n),
+        np.repeat([1.0, 2.0], [n // 2, n - n // 2]),
+        np.r_[1.0, np.full(n - 1, 1e-9)],
+        np.r_[np.ones(n // 2), np.zeros(n - n // 2)],
+    ]
+    made = [
+        x.T @ x,
+        np.zeros((n, n)),
+        np.eye(n),
+        np.outer(v, v),
+        *((q * s) @ q.T for s in spectra),
+        np.diag(np.logspace(0, -300, n)),
+        np.diag(np.logspace(-300, 0, n)),
+        x.T @ x * 1e300,
+        x.T @ x * 1e-300,
+        low.T @ low,
+        np.eye(n) + 1e-14 * x.T @ x,
+        np.ones((n, n)),
+        path + path.T,
+        -(x.T @ x),
+    ]
+    return np.stack([(m + m.T) / 2 for m in made])
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+@kernel_only
+@pytest.mark.parametrize("n", SIDES)
+def test_it_agrees_with_lapack_on_hard_matrices(n: int) -> None:
+    for seed in range(3):
+        matrices = hard(n, seed)
+        unit = matrices / np.maximum(np.abs(matrices).max((1, 2), keepdims=True), np.finfo(float).tiny)
+        norm = np.maximum(np.linalg.norm(unit, 2, (1, 2)), np.finfo(float).tiny)[:, None]
+        expected = np.linalg.eigvalsh(unit)[:, ::-1]
+        found, _ = native.eigen(unit)
+        assert (np.diff(found) <= 0).all()
+        assert (np.abs(found - expected) <= 1e-14 * norm).all()
+        scaled = (
+            native.eigen(matrices)[0]
+            / np.maximum(np.abs(matrices).max((1, 2), keepdims=False), np.finfo(float).tiny)[:, None]
+        )
+        assert (np.abs(scaled - expected) <= 1e-14 * norm).all()
+
+
+@kernel_only
+@pytest.mark.parametrize("n", SIDES)
+def test_leading_vectors_are_orthonormal_eigenvectors(n: int) -> None:
+    matrices, leading = hard(n)[:-1], min(5, n)
+    matrices = matrices / np.maximum(np.abs(matrices).max((1, 2), keepdims=True), np.finfo(float).tiny)
+    norm = np.maximum(np.linalg.norm(matrices, 2, (1, 2)), np.finfo(float).tiny)[:, None, None]
+    values, vectors = native.eigen(matrices, leading)
+    assert same_bits(values, native.eigen(matrices)[0])
+    left = matrices @ vectors - vectors * values[:, None, :leading]
+    assert (np.abs(left) <= 1e-14 * norm).all()
+    np.testing.assert_allclose(
+        np.swapaxes(vectors, 1, 2) @ vectors, np.tile(np.eye(leading), (len(values), 1, 1)), atol=2e-14
+    )
+
+
+@kernel_only
+@pytest.mark.parametrize("n", [1, 5, 32])
+def test_a_matrix_gives_the_same_bits_in_any_company(n: int) -> None:
+    matrices, leading = hard(n), min(3, n)
+    values, vectors = native.eigen(matrices, leading)
+    order = np.random.default_rng(1).permutation(len(matrices))
+    shuffled = native.eigen(matrices[order], leading)
+    assert same_bits(shuffled[0], values[order]) and same_bits(shuffled[1], vectors[order])
+    for i, matrix in enumerate(matrices):
+        alone = native.eigen(matrix[None], leading)
+        assert same_bits(alone[0][0], values[i]) and same_bits(alone[1][0], vectors[i])
+    assert native.eigen(matrices[:0])[0].shape == (0, n)
+
+
+@kernel_only
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_nan_and_leaves_the_others_alone(value: float) -> None:
+    matrices = np.stack([hard(10)[0]] * 11)
+    expected = native.eigen(matrices, 2)
+    matrices[4, 2, 7] = matrices[4, 7, 2] = value
+    values, vectors = native.eigen(matrices, 2)
+    others = np.arange(11) != 4
+    assert np.isnan(values[4]).all() and not vectors[4].any()
+    assert same_bits(values[others], expected[0][others]) and same_bits(vectors[others], expected[1][others])
+
+
+@kernel_only
+def test_too_many_vectors_are_refused() -> None:
+    with pytest.raises(ValueError, match="leading=4, n=3"):
+        native.eigen(np.zeros((2, 3, 3)), 4)
+
+
+@pytest.mark.slow
+@kernel_only
+@pytest.mark.parametrize("flags", [[], ["-O0"], ["-O3"], ["-mavx2"], ["-mavx2", "-mfma", "-O3"]], ids=" ".join)
+def test_its_bits_are_the_source_s_alone(flags: list[str], tmp_path: Path) -> None:
+    if "-mavx2" in flags and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("this processor has no AVX2")
+    library = build._compile(build._compiler(), [*build.FLAGS, *flags], tmp_path / "eigen.so")
+    assert native._bits(native._Kernel(ctypes.CDLL(str(library)))) == native.KNOWN_BITS
+
+
+def measured(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    x = torch.from_numpy(np.random.default_rng(3).normal(size=(3, *shape)).astype(np.float32))
+    x = x @ torch.linspace(1.5, 0.1, shape[-1]).diag() + 0.3
+    layers = [spectra.Layer("a", 0, "units", "units")]
+    found = spectra.measure_layers({"a": x}, layers, with_directions=True)
+    rows = spectra.rows(found)
+    listed = {name: np.stack(rows.spectra[name]) for name in ("eigenvalues", "delete_block_pr")}
+    numbers = {name: v for name, v in rows.measurements.items() if isinstance(v, np.ndarray) and v.dtype == np.float64}
+    directions = found[0].stimuli.directions.vectors  # type: ignore[union-attr]
+    return {**numbers, **listed, "directions": (directions @ directions.mT).numpy()}
+
+
+@kernel_only
+@pytest.mark.parametrize("shape", [(128, 32), (48, 64), (64, 10)], ids=str)
+def test_without_the_kernel_the_measures_are_the_same(
+    shape: tuple[int, ...], anew: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_kernel, mark = measured(shape), native.mark()
+    native._kernel.cache_clear()
+    monkeypatch.setenv(native.VARIABLE, "0")
+    assert not native.active() and native.mark() == "" and "NDT_NATIVE=0" in native.status()
+    assert mark not in fingerprint(torch.device("cpu"))
+    without = measured(shape)
+    assert with_kernel.keys() == without.keys()
+    for name, values in with_kernel.items():
+        np.testing.assert_allclose(values, without[name], rtol=2e-6, atol=1e-12, err_msg=name)
+    np.testing.assert_array_equal(with_kernel["energy_90"], without["energy_90"])
+
+
+@kernel_only
+def test_a_trial_goes_on_with_what_measured_it() -> None:
+    mark = fingerprint(torch.device("cpu"))
+    assert mark.endswith(native.mark()) and native.mark() == f" eigen:{native.KNOWN_BITS[:8]}"
+    before = mark.removesuffix(native.mark())
+    with native.as_recorded(f"loop {before}"):
+        assert not native.active() and fingerprint(torch.device("cpu")) == before
+    for wish in (f"loop {mark}", "", None):
+        with native.as_recorded(wish):
+            assert fingerprint(torch.device("cpu")) == mark
+
+
+def test_without_a_compiler_lapack_solves_and_nothing_is_said(
+    anew: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("NDT_CACHE", str(tmp_path))
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert not native.active() and "no C compiler: 'no-such-compiler'" in native.status()
+    with pytest.raises(RuntimeError, match="no batched kernel here: no C compiler"):
+        native.eigen(np.eye(3)[None])
+    assert spectra.eigenvalues(np.eye(3)[None]).values.tolist() == [[1.0, 1.0, 1.0]]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("fault", ["compiler", "bits"])
+def test_an_unexpected_failure_is_said_once(
+    fault: str, anew: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if fault == "compiler":
+        monkeypatch.setenv("NDT_CACHE", str(tmp_path))
+        monkeypatch.setenv("CC", f"{sys.executable} -c 'import sys; sys.exit(\"error: no space left\")'")
+        said = "no space left"
+    elif not native.active():
+        pytest.skip(f"the batched kernel is not used here: {native.status()}")
+    else:
+        native._kernel.cache_clear()
+        monkeypatch.setattr(native, "KNOWN_BITS", "0" * 64)
+        said = "other bits"
+    with caplog.at_level(logging.WARNING):
+        assert not native.active() and not native.active()
+    assert [said in record.message for record in caplog.records] == [True]
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.slow
+@kernel_only
+def test_a_home_that_cannot_be_written_is_no_hindrance(
+    anew: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NDT_CACHE", str(tmp_path / "file"))
+    assert native.active() and not caplog.records
+
+
+@pytest.mark.slow
+@kernel_only
+def test_a_library_that_was_cut_short_is_built_again(
+    anew: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NDT_CACHE", str(tmp_path))
+    flags = [*build.FLAGS, *build.VECTORS.get(torch.backends.cpu.get_cpu_capability(), [])]
+    broken = tmp_path / "native" / build._name(flags)
+    broken.parent.mkdir()
+    broken.write_bytes(b"\x7fELF")
+    assert native.active() and broken.stat().st_size > 4
+    assert [p.name for p in broken.parent.iterdir()] == [broken.name]
+
+
+@pytest.mark.slow
+@kernel_only
+def test_processes_that_build_at_once_do_not_meet(tmp_path: Path) -> None:
+    code = "from ndt_ray import native; print(native.active())"
+    environment = {**os.environ, "NDT_CACHE": str(tmp_path)}
+    running = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert [p.communicate(timeout=120)[0] for p in running] == ["True\n"] * 3
+    assert len(list((tmp_path / "native").iterdir())) == 1
