@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ndt_ray import native
+
 BLOCKS = 16
 """Delete-block replicates a measurement: stimulus a belongs to block a mod 16."""
 
@@ -63,6 +65,8 @@ def gram(stacks: Sequence[Tensor]) -> Tensor:
     """Uncentred Gram matrices `[S, side, side]` on the smaller side, of lanes as in `sums`, any float type."""
     _, stimuli, m, f = stacks[0].shape
     by_rows, cuda = stimuli * m <= f, stacks[0].is_cuda
+    if _is_narrow(stacks[0]):
+        return _joined([torch.from_numpy(native.kernels().gram(_single(stack))) for stack in stacks])
     if cuda or stimuli * m * f <= _PIECE:
         parts = []
         for piece in _pieces(stacks, 1 if cuda else _PIECE // (stimuli * m * f)):
@@ -88,6 +92,9 @@ def sums(stacks: Sequence[Tensor]) -> Sums:
     """All sums of lanes that come as stacks `[S_i, P, m, f]`, S = sum of S_i, by the cheapest of three ways."""
     first = stacks[0]
     shape = Shape(*first.shape[1:])
+    if shape.rows == 1 and _is_narrow(first):
+        found = [native.kernels().gram_sums(_single(stack), BLOCKS) for stack in stacks]
+        return Sums(*(_joined([torch.from_numpy(x) for x in parts]) for parts in zip(*found, strict=True)))
     if shape.total <= shape.features:
         way = _by_rows
     else:
@@ -95,6 +102,17 @@ def sums(stacks: Sequence[Tensor]) -> Sums:
     at_once = 1 if first.is_cuda else max(1, _PIECE // first[0].numel())
     parts = [way(piece, shape) for piece in _pieces(stacks, at_once)]
     return Sums(*(_joined([getattr(p, field.name) for p in parts]) for field in fields(Sums)))
+
+
+def _is_narrow(stack: Tensor) -> bool:
+    """Whether the compiled kernels take such lanes: float32 on the host, fewer features than rows, and both few."""
+    _, stimuli, m, f = stack.shape
+    few = f < stimuli * m and f <= native.LARGEST and stimuli * m * f <= _PIECE
+    return few and stack.dtype == torch.float32 and not stack.is_cuda and native.active()
+
+
+def _single(stack: Tensor) -> NDArray[np.float32]:
+    return np.asarray(stack.flatten(1, 2).contiguous().numpy())
 
 
 def _pieces(stacks: Sequence[Tensor], at_once: int) -> Iterator[list[Tensor]]:

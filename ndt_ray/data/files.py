@@ -1,7 +1,8 @@
 """Where data files lie, what they must hold, and how to get them: canonical names, checksums and addresses.
 
-Files are looked for under `NDT_DATA`, else under `data` in the cache folder (`NDT_CACHE`, else `~/.cache/ndt-ray`). A file that is
-missing is downloaded there and accepted by its checksum only; `NDT_OFFLINE=1` forbids that. Nothing is ever replaced.
+Files are looked for under `NDT_DATA`, else under `data` in the cache folder (`NDT_CACHE`, else `~/.cache/ndt-ray`). A
+file that is missing is downloaded there and accepted by its checksum only; `NDT_OFFLINE=1` forbids that. Nothing is
+ever replaced.
 """
 
 import hashlib

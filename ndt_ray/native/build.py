@@ -20,9 +20,10 @@ import torch
 
 from ndt_ray.cache import cache_folder
 
-SOURCE = Path(__file__).with_name("eigen.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("eigen.c", "sums.c")]
+HEADER = Path(__file__).with_name("vectors.h")
 # No contraction to fused operations, whose rounding would be the processor's: the bits are the source's alone.
-FLAGS = "-std=gnu11 -O2 -fPIC -shared -ffp-contract=off -fno-math-errno -fno-trapping-math".split()
+FLAGS = "-std=gnu11 -O3 -fPIC -shared -ffp-contract=off -fno-math-errno -fno-trapping-math".split()
 VECTORS = {
     "AVX512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
     "AVX2": ["-mavx2"],
@@ -30,7 +31,7 @@ VECTORS = {
 """Flags by what torch says of the processor (not `-march=native`: machines of one kind share what they build)."""
 
 TIMEOUT = 120.0
-"""Seconds for the compiler, which needs half of one."""
+"""Seconds for the compiler, which needs one."""
 
 
 class NoCompiler(Exception):
@@ -66,8 +67,14 @@ def load() -> ctypes.CDLL:
 
 def _name(flags: list[str]) -> str:
     """The compiler is not in it, for what it gives is tested to be the same bits from any."""
-    parts = [SOURCE.read_text(), *flags, sys.platform, platform.machine(), *platform.libc_ver()]
-    return f"eigen-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
+    parts = [
+        *(path.read_text() for path in (*SOURCES, HEADER)),
+        *flags,
+        sys.platform,
+        platform.machine(),
+        *platform.libc_ver(),
+    ]
+    return f"kernels-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
 
 
 def _compiler() -> list[str]:
@@ -81,7 +88,7 @@ def _compile(compiler: list[str], flags: list[str], path: Path) -> Path:
     """`path`, whole or not at all; OSError where its folder cannot be written."""
     handle, own = tempfile.mkstemp(dir=path.parent, prefix=".building-", suffix=".so")
     os.close(handle)
-    command = [*compiler, *flags, str(SOURCE), "-o", own, "-lm"]
+    command = [*compiler, *flags, *map(str, SOURCES), "-o", own, "-lm"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, errors="replace")
         if done.returncode:

@@ -6,31 +6,17 @@
  * bits in every slot, beside any others, on every processor and from every compiler. It scales by powers of two, so
  * that a square neither overflows nor underflows where it matters.
  */
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__AVX512F__)
-#define SLOTS 8
-#elif defined(__AVX__)
-#define SLOTS 4
-#else
-#define SLOTS 2
-#endif
+#include "vectors.h"
+
 #define SWEEPS 30          /* an eigenvalue, on average; 2 are usual */
 #define MOST_LEADING 8
 #define EPS 0x1p-53
 #define NOTHING 0x1p-460   /* of entries at most 1 */
 #define NOTHING_SQUARED 0x1p-920
 
-typedef double real __attribute__((vector_size(8 * SLOTS)));
-typedef int64_t mask __attribute__((vector_size(8 * SLOTS)));
-
-static inline real every(double x) { return x - (real){0}; }
-static inline mask every_int(int64_t x) { return x - (mask){0}; }
-static inline real pick(mask which, real yes, real no) { return (real)((which & (mask)yes) | (~which & (mask)no)); }
-static inline real size(real x) { return (real)((mask)x & every_int(INT64_MAX)); }
-static inline real signed_as(real x, real sign) { return (real)((mask)size(x) | ((mask)sign & every_int(INT64_MIN))); }
 static inline int any(mask x) {
     int64_t found = 0;
     for (int k = 0; k < SLOTS; k++) found |= x[k];

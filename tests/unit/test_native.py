@@ -15,6 +15,7 @@ import torch
 from ndt_ray import native, spectra
 from ndt_ray.lanes.numerics import fingerprint
 from ndt_ray.native import build
+from ndt_ray.native.library import Kernels
 
 SIDES = (1, 2, 3, 8, 10, 31, 32, 33, 64)
 
@@ -26,9 +27,9 @@ kernel_only = pytest.mark.skipif(
 @pytest.fixture
 def anew() -> Iterator[None]:
     """What is known of the kernel is forgotten before and after."""
-    native._kernel.cache_clear()
+    native._kernels.cache_clear()
     yield
-    native._kernel.cache_clear()
+    native._kernels.cache_clear()
 
 
 def hard(n: int, seed: int = 0) -> np.ndarray:
@@ -76,11 +77,11 @@ def test_it_agrees_with_lapack_on_hard_matrices(n: int) -> None:
         unit = matrices / np.maximum(np.abs(matrices).max((1, 2), keepdims=True), np.finfo(float).tiny)
         norm = np.maximum(np.linalg.norm(unit, 2, (1, 2)), np.finfo(float).tiny)[:, None]
         expected = np.linalg.eigvalsh(unit)[:, ::-1]
-        found, _ = native.eigen(unit)
+        found, _ = native.kernels().eigen(unit)
         assert (np.diff(found) <= 0).all()
         assert (np.abs(found - expected) <= 1e-14 * norm).all()
         scaled = (
-            native.eigen(matrices)[0]
+            native.kernels().eigen(matrices)[0]
             / np.maximum(np.abs(matrices).max((1, 2), keepdims=False), np.finfo(float).tiny)[:, None]
         )
         assert (np.abs(scaled - expected) <= 1e-14 * norm).all()
@@ -92,8 +93,8 @@ def test_leading_vectors_are_orthonormal_eigenvectors(n: int) -> None:
     matrices, leading = hard(n)[:-1], min(5, n)
     matrices = matrices / np.maximum(np.abs(matrices).max((1, 2), keepdims=True), np.finfo(float).tiny)
     norm = np.maximum(np.linalg.norm(matrices, 2, (1, 2)), np.finfo(float).tiny)[:, None, None]
-    values, vectors = native.eigen(matrices, leading)
-    assert same_bits(values, native.eigen(matrices)[0])
+    values, vectors = native.kernels().eigen(matrices, leading)
+    assert same_bits(values, native.kernels().eigen(matrices)[0])
     left = matrices @ vectors - vectors * values[:, None, :leading]
     assert (np.abs(left) <= 1e-14 * norm).all()
     np.testing.assert_allclose(
@@ -105,23 +106,23 @@ def test_leading_vectors_are_orthonormal_eigenvectors(n: int) -> None:
 @pytest.mark.parametrize("n", [1, 5, 32])
 def test_a_matrix_gives_the_same_bits_in_any_company(n: int) -> None:
     matrices, leading = hard(n), min(3, n)
-    values, vectors = native.eigen(matrices, leading)
+    values, vectors = native.kernels().eigen(matrices, leading)
     order = np.random.default_rng(1).permutation(len(matrices))
-    shuffled = native.eigen(matrices[order], leading)
+    shuffled = native.kernels().eigen(matrices[order], leading)
     assert same_bits(shuffled[0], values[order]) and same_bits(shuffled[1], vectors[order])
     for i, matrix in enumerate(matrices):
-        alone = native.eigen(matrix[None], leading)
+        alone = native.kernels().eigen(matrix[None], leading)
         assert same_bits(alone[0][0], values[i]) and same_bits(alone[1][0], vectors[i])
-    assert native.eigen(matrices[:0])[0].shape == (0, n)
+    assert native.kernels().eigen(matrices[:0])[0].shape == (0, n)
 
 
 @kernel_only
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_nan_and_leaves_the_others_alone(value: float) -> None:
     matrices = np.stack([hard(10)[0]] * 11)
-    expected = native.eigen(matrices, 2)
+    expected = native.kernels().eigen(matrices, 2)
     matrices[4, 2, 7] = matrices[4, 7, 2] = value
-    values, vectors = native.eigen(matrices, 2)
+    values, vectors = native.kernels().eigen(matrices, 2)
     others = np.arange(11) != 4
     assert np.isnan(values[4]).all() and not vectors[4].any()
     assert same_bits(values[others], expected[0][others]) and same_bits(vectors[others], expected[1][others])
@@ -130,7 +131,7 @@ def test_what_is_not_finite_is_nan_and_leaves_the_others_alone(value: float) -> 
 @kernel_only
 def test_too_many_vectors_are_refused() -> None:
     with pytest.raises(ValueError, match="leading=4, n=3"):
-        native.eigen(np.zeros((2, 3, 3)), 4)
+        native.kernels().eigen(np.zeros((2, 3, 3)), 4)
 
 
 @pytest.mark.slow
@@ -139,8 +140,8 @@ def test_too_many_vectors_are_refused() -> None:
 def test_its_bits_are_the_source_s_alone(flags: list[str], tmp_path: Path) -> None:
     if "-mavx2" in flags and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("this processor has no AVX2")
-    library = build._compile(build._compiler(), [*build.FLAGS, *flags], tmp_path / "eigen.so")
-    assert native._bits(native._Kernel(ctypes.CDLL(str(library)))) == native.KNOWN_BITS
+    library = build._compile(build._compiler(), [*build.FLAGS, *flags], tmp_path / "kernels.so")
+    assert Kernels(ctypes.CDLL(str(library))).bits() == native.KNOWN_BITS
 
 
 def measured(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -161,7 +162,7 @@ def test_without_the_kernel_the_measures_are_the_same(
     shape: tuple[int, ...], anew: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_kernel, mark = measured(shape), native.mark()
-    native._kernel.cache_clear()
+    native._kernels.cache_clear()
     monkeypatch.setenv(native.VARIABLE, "0")
     assert not native.active() and native.mark() == "" and "NDT_NATIVE=0" in native.status()
     assert mark not in fingerprint(torch.device("cpu"))
@@ -175,7 +176,7 @@ def test_without_the_kernel_the_measures_are_the_same(
 @kernel_only
 def test_a_trial_goes_on_with_what_measured_it() -> None:
     mark = fingerprint(torch.device("cpu"))
-    assert mark.endswith(native.mark()) and native.mark() == f" eigen:{native.KNOWN_BITS[:8]}"
+    assert mark.endswith(native.mark()) and native.mark() == f" native:{native.KNOWN_BITS[:8]}"
     before = mark.removesuffix(native.mark())
     with native.as_recorded(f"loop {before}"):
         assert not native.active() and fingerprint(torch.device("cpu")) == before
@@ -190,8 +191,8 @@ def test_without_a_compiler_lapack_solves_and_nothing_is_said(
     monkeypatch.setenv("NDT_CACHE", str(tmp_path))
     monkeypatch.setenv("CC", "no-such-compiler")
     assert not native.active() and "no C compiler: 'no-such-compiler'" in native.status()
-    with pytest.raises(RuntimeError, match="no batched kernel here: no C compiler"):
-        native.eigen(np.eye(3)[None])
+    with pytest.raises(RuntimeError, match="no compiled kernels here: no C compiler"):
+        native.kernels().eigen(np.eye(3)[None])
     assert spectra.eigenvalues(np.eye(3)[None]).values.tolist() == [[1.0, 1.0, 1.0]]
     assert not caplog.records
 
@@ -207,9 +208,9 @@ def test_an_unexpected_failure_is_said_once(
     elif not native.active():
         pytest.skip(f"the batched kernel is not used here: {native.status()}")
     else:
-        native._kernel.cache_clear()
+        native._kernels.cache_clear()
         monkeypatch.setattr(native, "KNOWN_BITS", "0" * 64)
-        said = "other bits"
+        said = "fail their test"
     with caplog.at_level(logging.WARNING):
         assert not native.active() and not native.active()
     assert [said in record.message for record in caplog.records] == [True]

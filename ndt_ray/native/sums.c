@@ -1,0 +1,172 @@
+/* Gram matrices of narrow layers, the sums over stimuli that go with them (`ndt_ray.grams`), and sums of squares.
+ *
+ * Each sum runs in an order that shapes alone decide, never the vectors' length: the same bits on every processor.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "vectors.h"
+
+#define ROWS 4          /* of a tile of the product, by two vectors */
+#define WIDE (2 * SLOTS)
+#define PARTS 8         /* partial sums of a long sum */
+
+typedef float narrow __attribute__((vector_size(4 * SLOTS)));
+
+static inline real load(const double *x) {
+    real y;
+    memcpy(&y, x, sizeof y);
+    return y;
+}
+static inline real widen(const float *x) {
+    narrow y;
+    memcpy(&y, x, sizeof y);
+    return __builtin_convertvector(y, real);
+}
+
+/* x'x of n rows of `width` numbers, a multiple of WIDE, of which `f` count, into out[f][width]; each entry is a sum from
+ * the first row to the last. */
+static void product(const double *x, int n, int f, int width, double *out) {
+    for (int i = 0; i < f; i += ROWS)
+        for (int j = 0; j < width; j += WIDE) {
+            real sum[ROWS][2];
+            for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = every(0);
+            const double *row = x;
+            for (int a = 0; a < n; a++, row += width) {
+                const real one = load(row + j), two = load(row + j + SLOTS);
+                for (int r = 0; r < ROWS; r++) {
+                    const real by = every(row[i + r]);
+                    sum[r][0] = sum[r][0] + by * one;
+                    sum[r][1] = sum[r][1] + by * two;
+                }
+            }
+            for (int r = 0; r < ROWS && i + r < f; r++) memcpy(out + (size_t)(i + r) * width + j, sum[r], sizeof sum[r]);
+        }
+}
+
+/* Sum over rows i of x_ij y_ij for every column, then over the columns, in order. */
+static double dot(const double *x, const double *y, int rows, int width) {
+    double total = 0;
+    for (int j = 0; j < width; j += SLOTS) {
+        real sum = every(0);
+        for (int i = 0; i < rows; i++) sum = sum + load(x + (size_t)i * width + j) * load(y + (size_t)i * width + j);
+        for (int k = 0; k < SLOTS; k++) total = total + sum[k];
+    }
+    return total;
+}
+
+static void trim(const double *from, int rows, int width, int f, double *to) {
+    for (int i = 0; i < rows; i++) memcpy(to + (size_t)i * f, from + (size_t)i * width, sizeof(double) * f);
+}
+
+static int padded(int f) { return (f + WIDE - 1) / WIDE * WIDE; }
+
+/* Uncentred x'x [count, f, f] of matrices [count, n, f]. Returns 0, or -1 where memory ran out. */
+int ndt_gram(const float *x, int count, int n, int f, double *out) {
+    const int width = padded(f);
+    double *rows = calloc((size_t)n * width + WIDE, sizeof(double)), *gram = malloc(sizeof(double) * f * width);
+    const int failed = !rows || !gram;
+    for (int m = 0; m < count && !failed; m++, x += (size_t)n * f, out += (size_t)f * f) {
+        for (int a = 0; a < n; a++)
+            for (int i = 0; i < f; i++) rows[(size_t)a * width + i] = x[(size_t)a * f + i];
+        product(rows, n, f, width, gram);
+        trim(gram, f, width, f, out);
+    }
+    free(rows), free(gram);
+    return failed ? -1 : 0;
+}
+
+/* All of `grams.Sums` of matrices [count, n, f], one row a stimulus: see there. `stimulus` [count, blocks * q], where
+ * q = ceil(n / blocks); `block` [count, 4, blocks]; `means` [count, n, f], block by block if blocks divides n. Returns
+ * 0, or -1 where memory ran out. */
+int ndt_sums(const float *x, int count, int n, int f, int blocks, double *centred, double *uncentred, double *mean_square,
+             double *stimulus, double *k_k, double *block, double *means) {
+    const int width = padded(f), q = (n + blocks - 1) / blocks, whole = n % blocks == 0;
+    const size_t square = (size_t)f * width, size = (size_t)blocks * q * width + (blocks + 1) * square + 4 * (size_t)width;
+    double *memory = calloc(size + WIDE, sizeof(double));
+    if (!memory) return -1;
+    double *rows = memory, *moment = rows + (size_t)blocks * q * width, *total = moment + blocks * square;
+    double *mean = total + square, *shift = mean + width, *pulled = shift + width, *own = pulled + width;
+    for (int m = 0; m < count; m++, x += (size_t)n * f) {
+        memset(mean, 0, sizeof(double) * width);
+        for (int a = 0; a < n; a++)
+            for (int i = 0; i < f; i++) mean[i] += x[(size_t)a * f + i];
+        mean_square[m] = 0;
+        for (int i = 0; i < f; i++) mean[i] /= n;
+        for (int i = 0; i < f; i++) mean_square[m] += mean[i] * mean[i];
+        for (int a = 0; a < n; a++) {
+            const int place = a % blocks * q + a / blocks;
+            double *row = rows + (size_t)place * width, *kept = means + ((size_t)m * n + (whole ? place : a)) * f;
+            for (int i = 0; i < f; i++) kept[i] = row[i] = x[(size_t)a * f + i] - mean[i];
+        }
+        for (int p = 0; p < blocks * q; p++) {
+            const double *row = rows + (size_t)p * width;
+            stimulus[(size_t)m * blocks * q + p] = dot(row, row, 1, width);
+        }
+        memset(total, 0, sizeof(double) * square);
+        for (int b = 0; b < blocks; b++) {
+            double *mine = moment + b * square;
+            product(rows + (size_t)b * q * width, q, f, width, mine);
+            for (size_t i = 0; i < square; i++) total[i] = total[i] + mine[i];
+        }
+        k_k[m] = dot(total, total, f, width);
+        double *cross = block + (size_t)m * 4 * blocks;
+        for (int b = 0; b < blocks; b++) {
+            const double *mine = moment + b * square, *first = rows + (size_t)b * q * width;
+            memset(shift, 0, sizeof(double) * 3 * width);
+            for (int r = 0; r < q; r++)
+                for (int i = 0; i < width; i++) shift[i] += first[(size_t)r * width + i];
+            for (int i = 0; i < f; i++)
+                for (int j = 0; j < width; j++) {
+                    pulled[j] += shift[i] * total[(size_t)i * width + j];
+                    own[j] += shift[i] * mine[(size_t)i * width + j];
+                }
+            cross[b] = dot(mine, total, f, width);
+            cross[blocks + b] = dot(mine, mine, f, width);
+            cross[2 * blocks + b] = dot(pulled, shift, 1, width) - dot(own, shift, 1, width);
+            cross[3 * blocks + b] = dot(shift, shift, 1, width);
+        }
+        trim(total, f, width, f, centred + (size_t)m * f * f);
+        for (int i = 0; i < f; i++)
+            for (int j = 0; j < f; j++)
+                uncentred[((size_t)m * f + i) * f + j] = total[(size_t)i * width + j] + n * mean[i] * mean[j];
+    }
+    free(memory);
+    return 0;
+}
+
+/* Sum of (x - y)^2, or of x^2 without y: PARTS partial sums, then these in order. */
+static double squares(const float *x, const float *y, size_t n) {
+    real sum[PARTS / SLOTS];
+    double tail[PARTS] = {0}, total = 0;
+    for (int h = 0; h < PARTS / SLOTS; h++) sum[h] = every(0);
+    size_t i = 0;
+    for (; i + PARTS <= n; i += PARTS)
+        for (int h = 0; h < PARTS / SLOTS; h++) {
+            real d = widen(x + i + h * SLOTS);
+            if (y) d = d - widen(y + i + h * SLOTS);
+            sum[h] = sum[h] + d * d;
+        }
+    memcpy(tail, sum, sizeof tail);
+    for (int k = 0; i < n; i++, k++) {
+        const double d = y ? (double)x[i] - y[i] : x[i];
+        tail[k] = tail[k] + d * d;
+    }
+    for (int k = 0; k < PARTS; k++) total = total + tail[k];
+    return total;
+}
+
+/* Sums of squares by layer, [4, layers]: of the gradient, the last update, the weights, and the way from the start, each
+ * a row of floats; layer l is from starts[l] to before starts[l + 1]. Without a gradient or an update, NaN. Returns 0. */
+int ndt_squares(const float *grad, const float *before, const float *weights, const float *start, const int64_t *starts,
+                 int layers, double *out) {
+    for (int l = 0; l < layers; l++) {
+        const int64_t at = starts[l], n = starts[l + 1] - at;
+        const float *w = weights + at;
+        out[l] = grad ? squares(grad + at, 0, n) : __builtin_nan("");
+        out[layers + l] = before ? squares(w, before + at, n) : __builtin_nan("");
+        out[2 * layers + l] = squares(w, 0, n);
+        out[3 * layers + l] = squares(w, start + at, n);
+    }
+    return 0;
+}
