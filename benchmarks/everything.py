@@ -2,7 +2,8 @@
 
 Spectra centred and uncentred, Gram sums, delete-block replicates, velocity, norms and scalars of every tracked layer,
 every 10 steps. `measured` throws the rows away; `stored` writes them, with a commit and its recovery state at the end
-of each round (1,000 steps of mlp_narrow, which is when 8,192 rows make a commit due). 784 -> 10, batch 64, Adam with
+of each round (1,000 steps of mlp_narrow, which is when 8,192 rows make a commit due); `plain` does so without the
+compiled kernels. 784 -> 10, batch 64, Adam with
 1e-3, one thread; `digits` are the cells of the demo. Neither the start of a run counts nor its first measurements.
 """
 
@@ -20,7 +21,7 @@ from torch import nn
 
 from benchmarks.common import Bar, Rounds, Timed, finish, parser, rate, ratio, report, start
 from benchmarks.sides import IMAGE, best_engine
-from ndt_ray import registry, train
+from ndt_ray import native, registry, train
 from ndt_ray.data import Dataset, load
 from ndt_ray.data.dataset import build as build_dataset
 from ndt_ray.models import build
@@ -102,7 +103,8 @@ class Runs:
 
     def timed(self, side: str, steps: int) -> Timed:
         """One run of `steps` steps after the first."""
-        with _writer(side == "stored") as writer:
+        without = native.as_recorded("no kernels" if side == "plain" else None)
+        with _writer(side in ("stored", "plain")) as writer, without:
             sink = Clock(steps, writer)
             train.train_pack(self.pack(side != "unmeasured", steps), sink)
         return Timed(steps * self.lanes, *sink.took)
@@ -111,10 +113,10 @@ class Runs:
         """Sides in turn, each for about `seconds` unmeasured, in whole tens of steps."""
         self.timed("unmeasured", EVERY)  # the first allocates, and builds what is kept
         tens = max(1, round(seconds / self.timed("unmeasured", EVERY).wall))
-        sides = ["unmeasured", "measured", "stored"]
+        sides = ["unmeasured", "measured", "stored", "plain"]
         out: Rounds = []
         for r in range(rounds):
-            turned = sides[r % 3 :] + sides[: r % 3]
+            turned = sides[r % len(sides) :] + sides[: r % len(sides)]
             out.append({side: self.timed(side, tens * EVERY) for side in turned})
         return out
 
@@ -133,7 +135,7 @@ def compare(model: str, data: str, lanes: int, options: argparse.Namespace) -> t
     """One cell."""
     runs = Runs(model, data, lanes, options.probe)
     rounds = runs.rounds(options.rounds, options.seconds)
-    measured, stored = (ratio(rounds, "unmeasured", side, "cpu") for side in ("measured", "stored"))
+    measured, stored, plain = (ratio(rounds, "unmeasured", side, "cpu") for side in ("measured", "stored", "plain"))
     row = {
         "model": model,
         "data": data,
@@ -144,8 +146,9 @@ def compare(model: str, data: str, lanes: int, options: argparse.Namespace) -> t
         "stored/s": rate(rounds, "stored", "cpu"),
         "measured": measured,
         "stored": stored,
+        "plain": plain,
     }
-    report(f"{model} on {data}: measured {measured}, stored {stored}")
+    report(f"{model} on {data}: measured {measured}, stored {stored}, without kernels {plain}")
     what = f"{model}: measuring and storing everything over training"
     return row, [Bar(what, stored.median - 1, LIMIT, at_most=True)] if data == "mnist" else []
 
@@ -169,7 +172,10 @@ def main(arguments: list[str] | None = None) -> int:
         row, found = compare(*cell, options)
         rows.append(row)
         bars += found
-    notes = ["measured, stored: seconds of a seed-step over those of an unmeasured one"]
+    notes = [
+        f"kernels: {native.status()}",
+        "measured, stored, plain: seconds of a seed-step over those of an unmeasured one",
+    ]
     return finish("everything", options, rows, bars, load_average, notes)
 
 

@@ -1,6 +1,6 @@
 """Times of single steps, measurements and evaluations on this machine: measured once, kept in a small JSON file.
 
-The file is `calibration.json` in the cache folder (`NDT_CACHE`, else `~/.cache/ndt-ray`). An entry is keyed by all that a
+The file is `calibration.json` in the cache folder (`NDT_CACHE`, else `~/.cache/ndt-ray`). An entry is keyed by what a
 time depends on: machine, versions, model, data shape, batch, engine, lanes. Losing the file costs a minute.
 """
 

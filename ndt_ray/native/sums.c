@@ -44,15 +44,55 @@ static void product(const double *x, int n, int f, int width, double *out) {
         }
 }
 
-/* Sum over rows i of x_ij y_ij for every column, then over the columns, in order. */
-static double dot(const double *x, const double *y, int rows, int width) {
+/* x.x of `width` numbers. */
+static double norm(const double *x, int width) {
     double total = 0;
     for (int j = 0; j < width; j += SLOTS) {
-        real sum = every(0);
-        for (int i = 0; i < rows; i++) sum = sum + load(x + (size_t)i * width + j) * load(y + (size_t)i * width + j);
-        for (int k = 0; k < SLOTS; k++) total = total + sum[k];
+        const real square = load(x + j) * load(x + j);
+        for (int k = 0; k < SLOTS; k++) total = total + square[k];
     }
     return total;
+}
+
+/* Sums of x_ij y_ij and of x_ij^2: over the rows of every column, then over the columns, in order. */
+static void dots(const double *x, const double *y, int rows, int width, double *xy, double *xx) {
+    *xy = *xx = 0;
+    for (int j = 0; j < width; j += WIDE) {
+        real both[2] = {every(0), every(0)}, own[2] = {every(0), every(0)};
+        for (int i = 0; i < rows; i++)
+            for (int h = 0; h < 2; h++) {
+                const size_t at = (size_t)i * width + j + h * SLOTS;
+                const real u = load(x + at), v = load(y + at);
+                both[h] = both[h] + u * v;
+                own[h] = own[h] + u * u;
+            }
+        for (int h = 0; h < 2; h++)
+            for (int k = 0; k < SLOTS; k++) {
+                *xy = *xy + both[h][k];
+                *xx = *xx + own[h][k];
+            }
+    }
+}
+
+/* Sum over rows r of (x_r.s)^2. */
+static double along(const double *x, const double *s, int rows, int width) {
+    double total = 0;
+    for (int r = 0; r < rows; r++, x += width) {
+        double inner = 0;
+        for (int j = 0; j < width; j += SLOTS) {
+            const real part = load(x + j) * load(s + j);
+            for (int k = 0; k < SLOTS; k++) inner = inner + part[k];
+        }
+        total = total + inner * inner;
+    }
+    return total;
+}
+
+static inline void store(double *to, real x) { memcpy(to, &x, sizeof x); }
+
+/* to += by * x, of `width` numbers. */
+static inline void add(double *to, double by, const double *x, int width) {
+    for (int j = 0; j < width; j += SLOTS) store(to + j, load(to + j) + every(by) * load(x + j));
 }
 
 static void trim(const double *from, int rows, int width, int f, double *to) {
@@ -82,49 +122,49 @@ int ndt_gram(const float *x, int count, int n, int f, double *out) {
 int ndt_sums(const float *x, int count, int n, int f, int blocks, double *centred, double *uncentred, double *mean_square,
              double *stimulus, double *k_k, double *block, double *means) {
     const int width = padded(f), q = (n + blocks - 1) / blocks, whole = n % blocks == 0;
-    const size_t square = (size_t)f * width, size = (size_t)blocks * q * width + (blocks + 1) * square + 4 * (size_t)width;
+    const size_t square = (size_t)f * width, size = (size_t)blocks * q * width + (blocks + 1) * square + 3 * (size_t)width;
     double *memory = calloc(size + WIDE, sizeof(double));
     if (!memory) return -1;
     double *rows = memory, *moment = rows + (size_t)blocks * q * width, *total = moment + blocks * square;
-    double *mean = total + square, *shift = mean + width, *pulled = shift + width, *own = pulled + width;
+    double *mean = total + square, *shift = mean + width, *pulled = shift + width;
     for (int m = 0; m < count; m++, x += (size_t)n * f) {
         memset(mean, 0, sizeof(double) * width);
-        for (int a = 0; a < n; a++)
-            for (int i = 0; i < f; i++) mean[i] += x[(size_t)a * f + i];
+        for (int a = 0; a < n; a++) {
+            double *row = rows + (size_t)(a % blocks * q + a / blocks) * width;
+            for (int i = 0; i < f; i++) row[i] = x[(size_t)a * f + i];
+            add(mean, 1, row, width);
+        }
         mean_square[m] = 0;
         for (int i = 0; i < f; i++) mean[i] /= n;
         for (int i = 0; i < f; i++) mean_square[m] += mean[i] * mean[i];
         for (int a = 0; a < n; a++) {
             const int place = a % blocks * q + a / blocks;
-            double *row = rows + (size_t)place * width, *kept = means + ((size_t)m * n + (whole ? place : a)) * f;
-            for (int i = 0; i < f; i++) kept[i] = row[i] = x[(size_t)a * f + i] - mean[i];
+            double *row = rows + (size_t)place * width;
+            add(row, -1, mean, width);
+            memcpy(means + ((size_t)m * n + (whole ? place : a)) * f, row, sizeof(double) * f);
         }
         for (int p = 0; p < blocks * q; p++) {
-            const double *row = rows + (size_t)p * width;
-            stimulus[(size_t)m * blocks * q + p] = dot(row, row, 1, width);
+            stimulus[(size_t)m * blocks * q + p] = norm(rows + (size_t)p * width, width);
         }
         memset(total, 0, sizeof(double) * square);
         for (int b = 0; b < blocks; b++) {
             double *mine = moment + b * square;
             product(rows + (size_t)b * q * width, q, f, width, mine);
-            for (size_t i = 0; i < square; i++) total[i] = total[i] + mine[i];
+            for (size_t i = 0; i < square; i += SLOTS) store(total + i, load(total + i) + load(mine + i));
         }
-        k_k[m] = dot(total, total, f, width);
+        double unused;
+        dots(total, total, f, width, &unused, k_k + m);
         double *cross = block + (size_t)m * 4 * blocks;
         for (int b = 0; b < blocks; b++) {
             const double *mine = moment + b * square, *first = rows + (size_t)b * q * width;
-            memset(shift, 0, sizeof(double) * 3 * width);
-            for (int r = 0; r < q; r++)
-                for (int i = 0; i < width; i++) shift[i] += first[(size_t)r * width + i];
-            for (int i = 0; i < f; i++)
-                for (int j = 0; j < width; j++) {
-                    pulled[j] += shift[i] * total[(size_t)i * width + j];
-                    own[j] += shift[i] * mine[(size_t)i * width + j];
-                }
-            cross[b] = dot(mine, total, f, width);
-            cross[blocks + b] = dot(mine, mine, f, width);
-            cross[2 * blocks + b] = dot(pulled, shift, 1, width) - dot(own, shift, 1, width);
-            cross[3 * blocks + b] = dot(shift, shift, 1, width);
+            memset(shift, 0, sizeof(double) * 2 * width);
+            for (int r = 0; r < q; r++) add(shift, 1, first + (size_t)r * width, width);
+            for (int i = 0; i < f; i++) add(pulled, shift[i], total + (size_t)i * width, width);
+            double bend = 0;
+            for (int j = 0; j < width; j++) bend = bend + pulled[j] * shift[j];
+            dots(mine, total, f, width, cross + b, cross + blocks + b);
+            cross[2 * blocks + b] = bend - along(first, shift, q, width);
+            cross[3 * blocks + b] = norm(shift, width);
         }
         trim(total, f, width, f, centred + (size_t)m * f * f);
         for (int i = 0; i < f; i++)
