@@ -72,7 +72,7 @@ class Kernels:
     def squares(
         self, grad: Singles | None, before: Singles | None, weights: Singles, start: Singles, starts: Places
     ) -> Floats:
-        """Sums of squares `[4, layers]` of slices of four rows: of the gradient, of weights - before, of the weights, of
+        """Sums of squares `[4, layers]` of slices of rows: of the gradient, of weights - before, of the weights, of
         weights - start. Layer l is from starts[l] to before starts[l + 1]. NaN for what is None."""
         layers = len(starts) - 1
         out = np.empty((4, layers))

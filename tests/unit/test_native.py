@@ -1,4 +1,4 @@
-"""The batched eigenvalue kernel against LAPACK, against itself in other company, and where it cannot be had."""
+"""The compiled kernels against LAPACK and torch, against themselves in other company, and where they cannot be had."""
 
 import ctypes
 import logging
@@ -12,15 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from ndt_ray import native, spectra
+from ndt_ray import grams, native, spectra, train, worker
 from ndt_ray.lanes.numerics import fingerprint
 from ndt_ray.native import build
 from ndt_ray.native.library import Kernels
+from ndt_ray.run import Options, run_sweep
+from ndt_ray.spec.sweepfile import parse_sweep
+from ndt_ray.store.reader import Store, open_store
 
 SIDES = (1, 2, 3, 8, 10, 31, 32, 33, 64)
 
 kernel_only = pytest.mark.skipif(
-    not native.active(), reason=f"the batched kernel is not used here ({native.status()}); with a C compiler it is"
+    not native.active(),
+    reason=f"the compiled kernels are not used here ({native.status()}); they need a C compiler",
 )
 
 
@@ -144,6 +148,41 @@ def test_its_bits_are_the_source_s_alone(flags: list[str], tmp_path: Path) -> No
     assert Kernels(ctypes.CDLL(str(library))).bits() == native.KNOWN_BITS
 
 
+@kernel_only
+@pytest.mark.parametrize("shape", [(128, 32), (100, 10), (35, 33), (17, 3), (9, 2)], ids=str)
+def test_gram_sums_are_those_of_torch(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    n, f = shape
+    x = (np.random.default_rng(n).normal(size=(3, n, f)) * np.logspace(0, -3, f) + 2.0).astype(np.float32)
+    exact = x.astype(np.float64)
+    # Products of float32 are exact in float64, and so is each sum of them, taken in this order.
+    expected = np.zeros((3, f, f))
+    for row in exact.swapaxes(0, 1):
+        expected += row[:, :, None] * row[:, None, :]
+    assert same_bits(native.kernels().gram(x), expected)
+    assert same_bits(native.kernels().gram(x[1:2].copy()), expected[1:2])
+    stack = torch.from_numpy(x)[:, :, None]
+    found = grams.sums([stack[:1], stack[1:]])
+    monkeypatch.setattr(native, "LARGEST", 0)
+    for name, other in vars(grams.sums([stack])).items():
+        mine = getattr(found, name)
+        assert mine.shape == other.shape, name
+        np.testing.assert_allclose(mine, other, rtol=1e-11, atol=1e-12 * float(other.abs().max()), err_msg=name)
+
+
+@kernel_only
+def test_sums_of_squares_are_those_of_numpy() -> None:
+    rng = np.random.default_rng(0)
+    grad, before, weights, start = rng.normal(size=(4, 1000)).astype(np.float32)
+    starts = np.array([0, 7, 64, 64, 1000])
+    found = native.kernels().squares(grad, before, weights, start, starts)
+    exact = [x.astype(np.float64) for x in (grad, weights, start, before)]
+    rows = (exact[0], exact[1] - exact[3], exact[1], exact[1] - exact[2])
+    expected = [[(row[a:b] ** 2).sum() for a, b in zip(starts, starts[1:], strict=False)] for row in rows]
+    np.testing.assert_allclose(found, expected, rtol=1e-14)
+    none = native.kernels().squares(None, None, weights, start, starts)
+    assert np.isnan(none[:2]).all() and same_bits(none[2:], found[2:])
+
+
 def measured(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     x = torch.from_numpy(np.random.default_rng(3).normal(size=(3, *shape)).astype(np.float32))
     x = x @ torch.linspace(1.5, 0.1, shape[-1]).diag() + 0.3
@@ -206,7 +245,7 @@ def test_an_unexpected_failure_is_said_once(
         monkeypatch.setenv("CC", f"{sys.executable} -c 'import sys; sys.exit(\"error: no space left\")'")
         said = "no space left"
     elif not native.active():
-        pytest.skip(f"the batched kernel is not used here: {native.status()}")
+        pytest.skip(f"the compiled kernels are not used here: {native.status()}")
     else:
         native._kernels.cache_clear()
         monkeypatch.setattr(native, "KNOWN_BITS", "0" * 64)
@@ -252,3 +291,47 @@ def test_processes_that_build_at_once_do_not_meet(tmp_path: Path) -> None:
     ]
     assert [p.communicate(timeout=120)[0] for p in running] == ["True\n"] * 3
     assert len(list((tmp_path / "native").iterdir())) == 1
+
+
+SPEC = """
+name: small
+base:
+  model: mlp_narrow
+  data: digits
+  train: {steps: 12, batch: 32}
+  measure: {every: 3, probe: 32}
+  evaluate: {size: 50}
+axes:
+  - {path: seed, range: 2}
+analyses: []
+"""
+
+
+@kernel_only
+@pytest.mark.slow
+def test_a_pack_begun_without_kernels_goes_on_without_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def trained(folder: str) -> Store:
+        run_sweep(parse_sweep(SPEC), tmp_path / folder, Options(executor="inline"))
+        return open_store(tmp_path / folder)
+
+    def table(store: Store, name: str) -> list[dict[str, object]]:
+        return store.sql(f"SELECT * FROM {name} ORDER BY ALL").drop(columns=["pack"]).to_dict("records")
+
+    monkeypatch.setattr(train, "HEARTBEAT_SECONDS", 0.0)
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.0)
+    with native.as_recorded("no kernels"):
+        whole = trained("whole")
+        with monkeypatch.context() as patched:
+            patched.setattr(worker, "_should_stop", lambda folder: True)
+            trained("parts")
+    parts = open_store(tmp_path / "parts")
+    assert parts.sql("SELECT max(step) AS step FROM losses")["step"].item() < 12
+    trained("parts")
+    assert parts.sql("SELECT max(step) AS step FROM losses")["step"].item() == 12
+    for name in ("trials", "measurements", "spectra", "velocity", "dynamics"):
+        assert str(table(parts, name)) == str(table(whole, name)), name
+    fresh = trained("fresh")
+    columns = "SELECT trial_id, fingerprint FROM trials ORDER BY trial_id"
+    before, now = whole.sql(columns), fresh.sql(columns)
+    assert (before["trial_id"] == now["trial_id"]).all()
+    assert (before["fingerprint"] + native.mark() == now["fingerprint"]).all()
