@@ -15,14 +15,19 @@ from ndt_ray.errors import SpecError
 from ndt_ray.figures.charts import config
 from ndt_ray.figures.charts.theme import DARK, LIGHT
 from ndt_ray.report.across import across
+from ndt_ray.report.dictionaries import dictionaries
 from ndt_ray.report.events import events, transients
+from ndt_ray.report.grokking import grokking
+from ndt_ray.report.interventions import interventions
 from ndt_ray.report.learning import learning
 from ndt_ray.report.maps import maps
+from ndt_ray.report.mechanisms import mechanisms
 from ndt_ray.report.noise import noise, rule_marks
 from ndt_ray.report.order import order, settled_layers
 from ndt_ray.report.others import others
 from ndt_ray.report.parts import MOST_ROWS, Claim, Section, Sheet, headlines, plain
 from ndt_ray.report.provenance import provenance
+from ndt_ray.report.questions import questions
 from ndt_ray.report.source import Source
 from ndt_ray.report.why import why
 from ndt_ray.report.words import number
@@ -30,7 +35,10 @@ from ndt_ray.store.reader import Store
 
 LIMIT = 4 * 2**20
 """Bytes that a page stays under."""
-PLACED = {"series_tests", "event_candidates", "events", "event_families", "transients", "jumps", "jump_counts"}
+PLACED = {
+    "series_tests", "event_candidates", "events", "event_families", "transients", "jumps", "jump_counts",
+    "grokking_onsets", "grokking_measures",
+}  # fmt: skip
 """Tables that the sections show in other forms, or that are too long to show."""
 BADGES = {"finding": "finding", "nothing": "nothing found", "described": "description", "caution": "caution"}
 
@@ -73,12 +81,17 @@ def collect(store: Store, sweep: str) -> Page:
         ("maps", "Maps", lambda: maps(source, marks or rule_marks(source), settled_layers(source))),
         ("across", "Across seeds", lambda: across(source)),
         ("order", "Order and timing", lambda: order(source)),
+        ("grokking", "Grokking", lambda: grokking(source)),
+        ("mechanisms", "Mechanisms", lambda: mechanisms(source)),
+        ("dictionaries", "Dictionaries", lambda: dictionaries(source)),
+        ("recovery", "Recovery", lambda: interventions(source)),
         ("why", "Why", lambda: why(source)),
         ("transients", "Transients", lambda: transients(source, measure)),
         ("learning", "Training", lambda: learning(source)),
         ("jumps", "Threshold rules", lambda: noise(source)),
     ]
     sections += [_made(source, *part) for part in parts]
+    sections.append(questions(source, sections))
     sections.append(others(source, PLACED | {table for s in sections for table in s.tables}))
     last, facts, spec = provenance(source)
     kept = tuple(section for section in [*sections, last] if section)
@@ -117,10 +130,11 @@ def _rendered(page: Page, most: int) -> str:
     )
     env.filters |= {"cell": _cell, "data": _data, "numeric": _numeric, "places": _places}
     charts = {
-        f"{section.id}-{i}-{j}": figure.spec
+        f"{section.id}-{i}-{j}-{k}": spec
         for section in page.sections
         for i, plate in enumerate(section.plates)
         for j, figure in enumerate(plate.figures)
+        for k, spec in enumerate(figure.specs)
     }
     text: str = env.get_template("page.html").render(
         page=page,

@@ -39,6 +39,12 @@ class Figure:
     title: str
     spec: Spec
     alt: str
+    below: tuple[Spec, ...] = ()
+    """Charts that stand under it on the same axis."""
+
+    @property
+    def specs(self) -> tuple[Spec, ...]:
+        return (self.spec, *self.below)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,11 @@
 """Why and what next: hypotheses with their verdicts, what foretells events, and where to look in each run."""
 
-from ndt_ray.report.order import ALPHA, sheet
-from ndt_ray.report.parts import Claim, Kind, Section
+from collections.abc import Iterator
+
+import pandas as pd
+
+from ndt_ray.report.order import ALPHA, forest_figure, sheet
+from ndt_ray.report.parts import Claim, Figure, Kind, Plate, Section
 from ndt_ray.report.source import Source
 from ndt_ray.report.words import count, interval, level, listed, number, readable
 
@@ -14,6 +18,8 @@ def why(source: Source) -> Section:
     section = Section("why", "Why, and where to look", short="Why")
     if source.has("hypotheses", "hypothesis", "scope", "statement", "verdict", "q", "n", "why"):
         _hypotheses(source, section)
+    elif source.has("checkpoints") and not source.ran("hypotheses"):
+        section.missing.append(("The founding hypotheses were not judged", f"ndt analyze {source.sweep} hypotheses"))
     if source.has("timing_models", "model", "auc", "lo", "hi", "gain", "p", "p_attainable", "flag"):
         _timing(source, section)
     if source.has("investigations", "phenomenon", "kind", "mode"):
@@ -36,7 +42,44 @@ def _hypotheses(source: Source, section: Section) -> None:
     if left := len(answer.rows) - len(rows):
         text = f"{left:,} of {len(answer.rows):,} hypotheses could not be judged: their data are not there."
         section.claims.append(Claim(text, "caution", answer.sql))
+    section.plates += list(_verdicts(source, rows))
     section.sheets += list(sheet(source, "hypotheses", "Hypotheses"))
+    section.sheets += list(sheet(source, "event_mechanisms", "Events with their mechanisms"))
+
+
+UNITS = (("increase", "mean difference"), ("decrease", "mean difference"), ("|r|", "correlation"), ("R²", "R²"))
+"""What an estimate is, by how its prediction begins."""
+
+
+def _verdicts(source: Source, rows: pd.DataFrame) -> Iterator[Plate]:
+    """Estimates with their intervals, those of one unit together; filled where the q stands behind the verdict."""
+    if not {"estimate", "lo", "hi", "prediction", "confidence"} <= set(rows):
+        return
+    known = rows[rows["estimate"].notna()]
+    unit = [next((u for p, u in UNITS if str(x).startswith(p)), "estimate") for x in known["prediction"]]
+    unit = [
+        m.rpartition(", ")[2] if u == "mean difference" and ", SDs" in m else u
+        for u, m in zip(unit, known["metric"], strict=True)
+    ]
+    figures: list[Figure] = []
+    for name, own in known.assign(unit=unit).groupby("unit", sort=False):
+        scope = ["" if s == "*" else f" in {source.label(s)}" for s in own["scope"]]
+        drawn = pd.DataFrame(
+            {
+                "name": [readable(h) + s for h, s in zip(own["hypothesis"], scope, strict=True)],
+                "estimate": own["estimate"].to_numpy(float),
+                "low": own["lo"].to_numpy(float),
+                "high": own["hi"].to_numpy(float),
+                "clear": (own["q"] <= ALPHA).to_numpy(bool),
+                "text": [f"{number(r.estimate, 2)} {interval(r.lo, r.hi)}, predicted {r.prediction}, q {level(r.q)}: "
+                         f"{readable(str(r.verdict))}, confidence {r.confidence}" for r in own.itertuples()],
+            }
+        )  # fmt: skip
+        title = "SDs of matched windows" if name == "SDs" else str(name)
+        figures.append(forest_figure(drawn.head(MOST), title, title))
+    if figures:
+        note = f"Line: 95 % interval over trials, where there is one. Filled: q ≤ {ALPHA}."
+        yield Plate("What the hypotheses' estimates are", tuple(figures), note)
 
 
 def _timing(source: Source, section: Section) -> None:

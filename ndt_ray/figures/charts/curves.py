@@ -9,10 +9,18 @@ import pandas as pd
 from ndt_ray.figures.charts.draw import Spec, chart, coloured, data, named, require, steps
 
 
-def curves(rows: pd.DataFrame, names: Sequence[str], last: int, title: str, *, log: bool = False) -> Spec:
+def curves(
+    rows: pd.DataFrame,
+    names: Sequence[str],
+    last: int,
+    title: str,
+    *,
+    log: bool = False,
+    rules: pd.DataFrame | None = None,
+) -> Spec:
     """A value by training step, a line a name, with the band of its mean over seeds.
 
-    `rows`: name, step, mean, low, high (null: no band), n. SpecError for no rows.
+    `rows`: name, step, mean, low, high (null: no band), n. `rules`: at, text; steps to mark. SpecError for no rows.
     """
     require(rows, ("name", "step", "mean", "low", "high", "n"), "curves")
     scale: Spec = {"zero": False, "nice": True}
@@ -20,7 +28,7 @@ def curves(rows: pd.DataFrame, names: Sequence[str], last: int, title: str, *, l
     if log and (rows["mean"] > 0).all():
         scale = {"type": "log", "nice": True}
         rows = rows.assign(low=rows["low"].where(rows["low"] > 0))
-        axis = {"values": _decades(rows["low"].fillna(rows["mean"]).min(), rows["high"].fillna(rows["mean"]).max())}
+        axis = {"values": decades(rows["low"].fillna(rows["mean"]).min(), rows["high"].fillna(rows["mean"]).max())}
     y: Spec = {"field": "mean", "type": "quantitative", "title": title, "scale": scale, "axis": axis}
     found = coloured(names)
     band = {"x": steps("step", last), "y": {**y, "field": "low"}, "y2": {"field": "high"}}
@@ -34,10 +42,22 @@ def curves(rows: pd.DataFrame, names: Sequence[str], last: int, title: str, *, l
         mark = {"type": "area", "opacity": 0.18, "line": False}
         layers.insert(0, {"data": data(whole), "mark": mark, "encoding": band})
     layers[-1]["data"] = data(rows)
+    layers += marked(rules, steps("at", last)) if rules is not None and len(rules) else []
     return chart(220, layers)
 
 
-def _decades(low: float, high: float) -> list[float]:
+def marked(rules: pd.DataFrame, x: Spec, named_too: bool = True) -> list[Spec]:
+    """Dashed vertical lines at steps (`at`, `text`), named at their upper end; `x` is the axis that they stand on."""
+    where = {"x": {**x, "field": "at"}, "tooltip": [{"field": "text", "title": "at this step"}]}
+    mark = {"type": "rule", "style": "muted", "strokeDash": [4, 3], "strokeWidth": 1.2}
+    found: list[Spec] = [{"data": data(rules), "mark": mark, "encoding": where}]
+    if named_too:
+        text = {"type": "text", "style": "muted", "align": "left", "baseline": "top", "dx": 3, "y": 1, "fontSize": 10}
+        found.append({"data": data(rules), "mark": text, "encoding": {**where, "text": {"field": "text"}}})
+    return found
+
+
+def decades(low: float, high: float) -> list[float]:
     """1, 2 and 5 of every decade between two positive numbers; powers of ten alone where there are over three."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     return [m * 10.0**k for k in range(first, last + 1) for m in ((1, 2, 5) if last - first <= 3 else (1,))]
@@ -46,7 +66,8 @@ def _decades(low: float, high: float) -> list[float]:
 def forest(rows: pd.DataFrame, title: str, *, reference: float | None = 0.0) -> Spec:
     """Estimates with their intervals, one a line, and the value that means no difference.
 
-    `rows`: name, estimate, low, high, clear (whether the claim stands), text. SpecError for none.
+    `rows`: name, estimate, low, high, clear (whether the claim stands), text, and optionally `beside`: the same number
+    by another reckoning, a small bar. SpecError for none.
     """
     require(rows, ("name", "estimate", "low", "high", "clear", "text"), "forest plot")
     kept = rows[np.isfinite(rows["estimate"].to_numpy(np.float64))].reset_index(drop=True)
@@ -64,6 +85,10 @@ def forest(rows: pd.DataFrame, title: str, *, reference: float | None = 0.0) -> 
         layers.append({"data": {"values": [{}]}, "mark": mark, "encoding": zero})
     line = {"x": {**x, "field": "low"}, "x2": {"field": "high"}, "y": y, "tooltip": tip}
     layers.append({"data": data(kept), "mark": {"type": "rule", "style": "ink", "strokeWidth": 1.4}, "encoding": line})
+    if "beside" in kept and len(other := kept[np.isfinite(kept["beside"].to_numpy(np.float64))]):
+        bar = {"type": "tick", "style": "null", "orient": "vertical", "thickness": 3, "size": 13, "opacity": 1}
+        layers.append({"data": data(other), "mark": bar, "encoding": {**line, "x": {**x, "field": "beside"}}})
+        layers[-1]["encoding"].pop("x2")
     for clear, style in ((True, "observed"), (False, "seed")):
         own = kept[kept["clear"].astype(bool) == clear]
         if len(own):
