@@ -13,7 +13,7 @@ from ndt_ray.report.event_claims import candidates_of
 from ndt_ray.report.order import ALPHA, sheet
 from ndt_ray.report.parts import Claim, Figure, Kind, Plate, Section, Sheet
 from ndt_ray.report.source import MINIMUM, NAME, Answer, Source, quoted
-from ndt_ray.report.words import count, fixed, level, listed, number, readable, share
+from ndt_ray.report.words import count, fixed, level, listed, number, readable, share, span
 from ndt_ray.report.words import interval as ends
 
 MODELS = ("modular_transformer",)
@@ -213,9 +213,8 @@ def _consistent(source: Source) -> Iterator[Claim]:
             continue
         same = [readable(q) for q in steps.loc[steps["consistent"].astype(bool), "quantity"]]
         other = [readable(q) for q in steps.loc[~steps["consistent"].astype(bool), "quantity"]]
-        text = f"{source.label(cell)}: consistent over seeds (SD below a quarter of the mean, n from "
-        text += f"{int(steps['n'].min())} "
-        text += f"to {int(steps['n'].max())}): {listed(same, 12)}; decided by the seed: {listed(other, 12)}."
+        text = f"{source.label(cell)}: consistent over seeds (SD below a quarter of the mean, n = {span(steps['n'])}): "
+        text += f"{listed(same, 12)}; decided by the seed: {listed(other, 12)}."
         yield Claim(text, "described", answer.sql)
 
 
@@ -231,13 +230,10 @@ def _runs(source: Source, onsets: pd.DataFrame) -> Iterator[Plate]:
             figures.append(found)
     if figures:
         left = len(onsets) - len(figures)
-        note = "Dashed: memorised, steepest descent of the held-out loss, 80 % of its peak gone. Bands: "
-        note += "significant events "
-        note += "of the primary family in any layer (brown a rise, blue a fall). Losses of all pairs with only the key "
-        note += (
-            "frequencies (restricted), of training pairs without them (excluded); neurons: share with 85 % of their "
-        )
-        note += "energy in one frequency."
+        note = "Dashed: memorised, steepest descent of the held-out loss, 80 % of its peak gone. Bands: significant "
+        note += "events of the primary family in any layer (brown a rise, blue a fall). Losses: of all pairs with only "
+        note += "the key frequencies (restricted), of training pairs without them (excluded). Neurons: share with 85 % "
+        note += "of their energy in one frequency."
         note += f" {count(left, 'more run')} in the tables." if left else ""
         yield Plate("Each run on one time axis", tuple(figures), note)
 

@@ -68,7 +68,7 @@ def _arms(source: Source, answer: Answer) -> Iterator[Claim]:
             f"{_arm(source, first)}: deficit of held-out accuracy against the untouched lane of the same seed {said}, "
         )
         text += f"{count(int(first.n), 'seed')}"
-        costs = [r for r in by.values() if r.q == r.q and r.q <= ALPHA and r.mean > 0]
+        costs = [r for r in (by[m] for m in WORDS if m in by) if r.q == r.q and r.q <= ALPHA and r.mean > 0]
         reach = min((r.q_attainable for r in by.values() if r.q_attainable == r.q_attainable), default=math.nan)
         kind: Kind
         if costs:

@@ -32,7 +32,7 @@ COLUMNS = (
 def mechanisms(source: Source) -> Section:
     """The section; says which commands would look at the networks where that was not done."""
     section = Section("mechanisms", "What changes in the networks at events", short="Mechanisms")
-    if not source.has("checkpoints"):
+    if not source.has("checkpoints") and not source.ran("mechanisms"):
         what = "No checkpoint is stored, so what changed inside the networks cannot be looked at"
         section.missing.append((what, "set checkpoint in the sweep file and run the sweep again"))
         return section

@@ -12,7 +12,7 @@ from store_rows import local
 from ndt_ray.analysis.convergence import CONVERGENCE
 from ndt_ray.analysis.convergence_tests import CONVERGENCE_ARCHITECTURES, CONVERGENCE_CELLS
 from ndt_ray.analysis.events.tables import EVENT_FAMILIES, EVENTS, SERIES_TESTS, TRANSIENTS
-from ndt_ray.analysis.hypotheses import HYPOTHESES
+from ndt_ray.analysis.hypotheses import HYPOTHESES, PATTERNS
 from ndt_ray.analysis.inference.tables import (
     CELL_STATUS,
     COMPARISONS,
@@ -21,6 +21,10 @@ from ndt_ray.analysis.inference.tables import (
     ROBUSTNESS,
     SPECIFICATION_CURVE,
 )
+from ndt_ray.analysis.mechanisms.grokking.tables import COMPARISON, LAGS, MEASURES, ONSETS, QUESTIONS
+from ndt_ray.analysis.mechanisms.sae.tables import SAE, TRANSFER
+from ndt_ray.analysis.mechanisms.tables import CHANGES, TESTS
+from ndt_ray.analysis.recovery import CONTRASTS, RECOVERY
 from ndt_ray.analysis.timing import TIMING_MODELS
 from ndt_ray.store.outputs import write_output
 from ndt_ray.store.reader import Store
@@ -38,6 +42,7 @@ FAMILY: dict[str, Any] = {
 TABLES = (
     CELL_STATUS, COMPARISONS, CONCORDANCE, CONVERGENCE, CONVERGENCE_ARCHITECTURES, CONVERGENCE_CELLS, EVENT_FAMILIES,
     EVENTS, HYPOTHESES, REPLICATED_EVENTS, ROBUSTNESS, SERIES_TESTS, SPECIFICATION_CURVE, TIMING_MODELS, TRANSIENTS,
+    CHANGES, TESTS, PATTERNS, SAE, TRANSFER, RECOVERY, CONTRASTS, ONSETS, MEASURES, QUESTIONS, LAGS, COMPARISON,
 )  # fmt: skip
 
 
@@ -103,6 +108,28 @@ def _trial(
     before = np.where(steps > 0, steps - 10, 0)
     speed = np.where(steps > 0, 0.1 / (1 + steps), np.nan)
     writer.rows("velocity", {"trial_id": trial, **where, "previous_step": before, "velocity": speed})
+
+
+def lesioned(store: Store, at: int = 100, deficit: float = 0.2, compared: bool = True) -> None:
+    """A lane a seed of the MLP with a lesion of its first layer, and (if `compared`) their rows of `recovery`."""
+    control = f"ablate:network.0@{at}"
+    ids = [f"cut{seed:013x}"[:16] for seed in range(SEEDS)]
+    rows = []
+    with PackWriter(store, SWEEP, "pack-cut", trials=tuple(ids)) as writer:
+        for seed, trial in enumerate(ids):
+            of = {"cell": "mlp/digits", "model": "mlp", "data": "digits", "seed": seed, "control": control}
+            writer.rows("trials", {"trial_id": [trial], "steps": STEPS, "engine": "loop", **of})
+            for step in (0, at, STEPS):
+                value = 0.1 if step == 0 else 0.9 - deficit * (step == at)
+                writer.rows(
+                    "evaluations", {"trial_id": [trial], "step": step, "accuracy": value, "loss": 1.0, "n": 100}
+                )
+            arm = {"cell": "mlp/digits", "kind": "ablate", "target": "network.0", "at": at, "until": at, "dose": 1.0}
+            rows.append({"trial_id": trial, "untouched": trial_id("mlp", seed), "impact": deficit, "area": deficit / 2}
+                        | arm | {"final": 0.0, "horizon": STEPS - at, "n": 2, "near_event": True})  # fmt: skip
+        writer.commit(STEPS, None, finished=True)
+    if compared:
+        put(store, "recovery", {"recovery": rows, "recovery_contrasts": []})
 
 
 def put(store: Store, analysis: str, tables: Mapping[str, list[dict[str, Any]]], key: str = "sweep") -> None:
