@@ -19,7 +19,7 @@ READY   := $(VENV)/.ready
 SOURCES := ndt_ray analysis tests tools $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-bitwise test-ray check fix docs validate bench clean
+.PHONY: help setup demo serve test test-unit test-bitwise test-ray check fix docs validate bench clean
 
 help:                ## this list
 	@awk -F'[:#]+' '/^[a-z-]+:.*##/ {printf "  make %-13s%s\n", $$1, $$NF}' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,9 @@ $(READY): pyproject.toml constraints.txt | $(PY)
 
 demo: $(READY)       ## a real sweep on bundled data, analysed
 	@$(BIN)/ndt sweep digits --store $(STORE)
+
+serve: $(READY)      ## the store in the browser: http://127.0.0.1:8765
+	@$(BIN)/ndt serve --store $(STORE)
 
 test: $(READY)       ## all tests; those that need data sets are skipped unless NDT_DATA names their folder
 	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -9,7 +9,7 @@ from ndt_ray.errors import INTERRUPTED, NdtError
 
 def app() -> typer.Typer:
     """The command line, put together from the modules of this package."""
-    from ndt_ray.cli import checkpoints, fork, mechanisms, reports, sweeps, tables, tools, validate
+    from ndt_ray.cli import checkpoints, fork, mechanisms, reports, serve, sweeps, tables, tools, validate
 
     ndt = typer.Typer(
         name="ndt",
@@ -19,7 +19,7 @@ def app() -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    for module in (sweeps, fork, checkpoints, tables, reports, mechanisms, tools, validate):
+    for module in (sweeps, fork, checkpoints, tables, reports, serve, mechanisms, tools, validate):
         module.register(ndt)
     return ndt
 

@@ -35,7 +35,7 @@ def learning(source: Source) -> Section:
     if len(cells):
         section.sheets.append(_cell_sheet(source, cells))
     if len(source.trials) or source.waiting:
-        section.sheets.append(_trial_sheet(source))
+        section.sheets.append(trial_sheet(source))
     return section
 
 
@@ -276,7 +276,8 @@ def _cell_sheet(source: Source, cells: pd.DataFrame) -> Sheet:
     return Sheet("Accuracy by cell", table, CELL_DOCS, sql)
 
 
-def _trial_sheet(source: Source) -> Sheet:
+def trial_sheet(source: Source) -> Sheet:
+    """One row a planned trial: how far it is and how it ended."""
     own = source.trials
     table = pd.DataFrame({
         "trial": own["trial_id"], "cell": [source.label(n) for n in own["name"]], "seed": own["seed"],

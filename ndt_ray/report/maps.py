@@ -12,6 +12,7 @@ from ndt_ray.figures.heatmap import layer_names
 from ndt_ray.report.parts import Figure, Plate, Ramp, Section, Sign
 from ndt_ray.report.source import NAME, Source
 from ndt_ray.report.words import count, listed, number, readable
+from ndt_ray.store.schema import TABLES
 
 MOST_CELLS = 42_000
 """Coloured cells in all maps of a page together: about 20 bytes each."""
@@ -50,14 +51,37 @@ def maps(source: Source, marks: Marks | None, settled: pd.DataFrame | None) -> S
         return section
     speed = _any(source, "velocity", "velocity")
     budget = MOST_CELLS // (2 if speed else 1)
-    own = marks if marks is not None and marks.measure == measure else None
-    section.plates.append(_plate(source, _dimensions(source, measure), measure, "ratio", budget, own, settled))
+    section.plates.append(layer_maps(source, measure, _of(marks, measure), settled, budget))
     if speed:
-        of_speed = marks if marks is not None and marks.measure == "velocity" else None
-        section.plates.append(_plate(source, _velocity(source), "velocity", "value", budget, of_speed, None))
+        section.plates.append(layer_maps(source, "velocity", _of(marks, "velocity"), None, budget))
     else:
         section.missing.append(("No representation velocity is stored", "sweeps measured since version 0.1 have it"))
     return section
+
+
+def _of(marks: Marks | None, measure: str) -> Marks | None:
+    """Events stand on the map of the measure that they were found on."""
+    return marks if marks is not None and marks.measure == measure else None
+
+
+def mapped_measures(source: Source) -> list[str]:
+    """What a sweep has maps of: measures of its spectra that have a value, and velocity."""
+    names = [c.name for c in TABLES["measurements"].columns if c.type == "measure"]
+    if not source.has("measurements"):
+        return []
+    counts = ", ".join(f'count("{name}") AS "{name}"' for name in names)
+    known = source.ask(f"SELECT {counts} FROM measurements WHERE sweep = $sweep").rows.iloc[0]
+    found = [name for name in names if known[name]]
+    return [*found, "velocity"] if _any(source, "velocity", "velocity") else found
+
+
+def layer_maps(
+    source: Source, measure: str, marks: Marks | None, settled: pd.DataFrame | None = None, budget: int = MOST_CELLS
+) -> Plate:
+    """Layer by step maps of all cells, one measure, on one scale of colours; at most `budget` coloured cells."""
+    if measure == "velocity":
+        return _plate(source, _velocity(source), measure, "value", budget, marks, settled)
+    return _plate(source, _dimensions(source, measure), measure, "ratio", budget, marks, settled)
 
 
 def _any(source: Source, table: str, column: str) -> bool:

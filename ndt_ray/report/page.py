@@ -141,8 +141,8 @@ def _rendered(page: Page, most: int) -> str:
         headlines=list(headlines(page.sections)),
         badges=BADGES,
         most=most,
-        light=_colours(LIGHT),
-        dark=_colours(DARK),
+        light=colours(LIGHT),
+        dark=colours(DARK),
         charts=embedded({"specs": charts, "light": config(False), "dark": config(True)}),
         drawn=bool(charts),
         vega=vega() if charts else "",
@@ -165,7 +165,8 @@ def embedded(value: Mapping[str, Any]) -> str:
     return json.dumps(value, separators=(",", ":"), default=plain).replace("</", "<\\/").replace("<!--", "<\\!--")
 
 
-def _colours(theme: Mapping[str, Any]) -> dict[str, str]:
+def colours(theme: Mapping[str, Any]) -> dict[str, str]:
+    """A theme as the values of CSS variables; ranges of colours as gradients."""
     ramps = {name: f"linear-gradient(to right, {', '.join(theme[name])})" for name in ("diverging", "heatmap")}
     return {k: v for k, v in theme.items() if isinstance(v, str)} | ramps
 
