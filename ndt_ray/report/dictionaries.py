@@ -127,20 +127,19 @@ def _as_founded(answer: Answer) -> Iterator[Claim]:
         )
         text += f"{number(float(np.mean([m for _, m in early])), 2)})"
         apart = [a for a in map(founding.divergence, within) if a is not None]
-        text += f"; the first layer at or below {founding.DIVERGING} to the first: "
-        text += listed(f"{a} {apart.count(a):,}" for a in dict.fromkeys(apart)) if apart else "none"
-        yield Claim(f"{text}, of {count(len(within), 'network')}.", "described", answer.sql)
+        text += f"; the first layer whose transfer to the first is {founding.DIVERGING} or less: "
+        text += listed(f"{a} in {apart.count(a):,}" for a in dict.fromkeys(apart)) if apart else "none"
+        yield Claim(f"{text} of {count(len(within), 'network')}.", "described", answer.sql)
     leads = [b for b in map(founding.bottleneck, within) if b[0] is not None]
     if leads:
-        clear = [name for name, _, lead in leads if lead]
-        text = "As founded, the layer whose features serve the others best (the first to intervene at, or to distil): "
-        said = [f"{name} {clear.count(name):,}" for name in dict.fromkeys(clear)]
-        text += f"{listed(map(str, said))}" if clear else "no layer leads"
-        text += f" by {founding.CLEAR} or more, of {count(len(leads), 'network')}"
-        shares = [v for v in map(founding.concentration, within) if not math.isnan(v)]
+        clear = [str(name) for name, _, lead in leads if lead]
+        text = "As founded, the layer whose features serve the others best, which is where to intervene or to distil "
+        text += f"first, by {founding.CLEAR} or more: "
+        text += listed(f"{name} in {clear.count(name):,}" for name in dict.fromkeys(clear)) if clear else "none"
+        text += f" of {count(len(leads), 'network')}"
+        shares = [round(v, 2) for v in map(founding.concentration, within) if not math.isnan(v)]
         if shares:
-            text += f"; features are spread over layers to {span([round(s, 2) for s in shares])} of evenly (entropy of "
-            text += "the row means)"
+            text += f"; entropy of the layers' means over its maximum {span(shares)}, where 1 is shared by all alike"
         yield Claim(f"{text}. The same ratio is high for any layer that is easy to rebuild.", "described", answer.sql)
     effect = founding.size_effect(within)
     if effect["p"] is not None:
@@ -163,13 +162,13 @@ def _plates(source: Source, rows: pd.DataFrame) -> Iterator[Plate]:
             if not found:
                 continue
             figures.append(_figure(source.label(cell), found, value))
-    ticks = (("control", 0.0), ("half-way", 0.5), ("its own", 1.0))
+    ticks = (("0", 0.0), ("0.5", 0.5), ("1", 1.0))
     if made["score"]:
         note = (
             "Rows: whose features; columns: of which layer. Mean over trials; –: the target's own dictionaries do not "
         )
         note += "clear the controls, so nothing can be told."
-        ramp = Ramp("score after alignment", "heatmap", ticks)
+        ramp = Ramp("score: 0 the best control, 1 the target's own dictionaries", "heatmap", ticks)
         yield Plate(f"Transfer between layers: {SCORE}", tuple(made["score"]), note, ramp)
     if made["quality"]:
         note = "Green: 0.9 and above, universal in the founding document's words; yellow: 0.6 to 0.9, partially; red: "
@@ -183,11 +182,13 @@ def _figure(label: str, found: list[LayerMatrix], value: str) -> Figure:
     stacked = np.array(same)
     known = np.isfinite(stacked)
     mean = np.where(known.any(0), np.where(known, stacked, 0).sum(0) / np.maximum(known.sum(0), 1), np.nan)
+    verdicts = founding.row_verdicts(LayerMatrix(label, shape, shape, mean)) if value == "quality" else {}
     cells = []
     for i, a in enumerate(shape):
         for j, b in enumerate(shape):
             own = i == j and value == "score"
             text = f"{a} to {b}, {count(int(known[:, i, j].sum()), 'trial')}"
+            text += f"; its row: {verdicts[a]}" if verdicts else ""
             cells.append({"source": i, "target": j, "value": np.nan if own else mean[i, j], "text": text})
     rows = pd.DataFrame(cells)
     how = "bands" if value == "quality" else "ramp"
@@ -201,4 +202,5 @@ def _figure(label: str, found: list[LayerMatrix], value: str) -> Figure:
         said += f"median {number(off['value'].median(), 2)} of {len(off)} pairs."
     else:
         said += "no pair of different layers has a value."
+    said += f" Rows: {listed((f'{a} {v}' for a, v in verdicts.items()), 12)}." if verdicts else ""
     return Figure(label, spec, said)

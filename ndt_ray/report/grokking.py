@@ -20,7 +20,9 @@ MODELS = ("modular_transformer",)
 DETECTED = ("grokked", "partial", "rebound")
 """Statuses of `grokking_onsets` in which there was a second descent."""
 MOST_RUNS = 6
-"""Runs that are drawn, those that differ most in their seeds' cells first; the tables have all."""
+"""Runs that are drawn, every cell's first seeds; the tables have all."""
+SPOKEN = 8
+"""Lags that a sentence names."""
 MOST_POINTS = 160
 """Of a line in a panel."""
 LANDMARKS = (("memorised", "memorised"), ("inflection", "steepest"), ("onset", "80 % gone"))
@@ -128,11 +130,9 @@ def _circuit(source: Source, onsets: Answer) -> Iterator[Claim]:
     rows = onsets.rows.dropna(subset=["excluded_step", "onset_step"])
     if len(rows):
         before = int((rows["excluded_step"] < rows["onset_step"]).sum())
+        ahead = _when(rows["onset_step"] - rows["excluded_step"])
         text = "The circuit is half built (excluded loss half-way) before 80 % of the held-out peak is gone in "
-        text += f"{before:,} "
-        text += (
-            f"of {count(len(rows), 'trial')} with both, by {_when(rows['onset_step'] - rows['excluded_step'])} steps."
-        )
+        text += f"{before:,} of {count(len(rows), 'trial')} with both, by {ahead} steps."
         yield Claim(text, "described", onsets.sql)
 
 
@@ -157,11 +157,12 @@ def _lags(source: Source) -> Iterator[Claim]:
     for r in rows.itertuples():
         lag = f"{number(abs(round(r.lag)))} steps {'before' if r.lag < 0 else 'after'}"
         within = f", 95 % {ends(r.lo, r.hi, 0)}" if r.lo is not None and r.lo == r.lo else ""
-        said.append(f"{r.layer} {lag}{within}, {count(int(r.n), 'trial')}: {r.answer}")
+        where = f"{source.label(r.cell)} {r.layer}" if rows["cell"].nunique() > 1 else r.layer
+        said.append(f"{where} {lag}{within}, {count(int(r.n), 'trial')}: {r.answer}")
     text = f"The largest significant {readable(str(f['measure']))} event of each layer, beside the steepest descent "
-    text += "of the "
-    text += f"held-out loss (mean over trials; intervals are not corrected over {count(len(rows), 'layer')}): "
-    yield Claim(f"{text}{'; '.join(said[:8])}.", "described", answer.sql, headline=True)
+    text += f"of the held-out loss (mean over trials; intervals are not corrected over {count(len(rows), 'layer')}): "
+    rest = f"; {len(said) - SPOKEN:,} more in the table" if len(said) > SPOKEN else ""
+    yield Claim(f"{text}{'; '.join(said[:SPOKEN])}{rest}.", "described", answer.sql, headline=True)
 
 
 def _questions(source: Source) -> Iterator[Claim]:

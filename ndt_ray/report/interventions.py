@@ -151,9 +151,10 @@ def _plates(source: Source) -> Iterator[Plate]:
         said = listed(f"{r.name_} {number(r.mean, 3)}" for r in ends.rename(columns={"name": "name_"}).itertuples())
         figures.append(Figure(title, spec, f"{title}: accuracy at the end, mean over seeds: {said}."))
     if figures:
-        note = "Mean over seeds with its 95 % interval; the untouched lane is the same trial until the dashed "
-        note += "step, with the "
-        note += "same learning rate and as many updates at every step."
+        note = (
+            "Mean over seeds with its 95 % interval. The untouched lane is the same trial until the dashed step, with "
+        )
+        note += "the same learning rate and as many updates at every step."
         note += f" {count(len(groups) - MOST, 'more')} in the tables." if len(groups) > MOST else ""
         yield Plate("Recovery curves beside their untouched lanes", tuple(figures), note)
 

@@ -159,25 +159,21 @@ def _single(source: Source) -> Iterator[Claim]:
         return
     answer = source.ask(
         f"SELECT count(*) AS n, count(p) AS tested, count(*) FILTER (WHERE q <= {ALPHA}) AS clear, min(q) AS q, "
-        "count(DISTINCT (trial_id, layer, step_before)) AS events, count(*) FILTER (WHERE during IS NOT NULL) AS "
-        "during, "
+        "count(DISTINCT (trial_id, layer, step_before)) AS events, bool_or(exploratory) AS exploratory, "
         "count(*) FILTER (WHERE flag = 'no_controls') AS alone FROM mechanism_changes WHERE sweep = $sweep"
     )
     r = next(answer.rows.itertuples())
-    text = (
-        f"Taken one by one, {count(int(r.events), 'event')} give {count(int(r.n), 'change')} of a metric, {r.tested:,} "
-    )
-    text += f"with enough matched windows to be judged; {r.alone:,} have none. "
+    who = count(int(r.events), "candidate" if r.exploratory is True else "event")
+    text = f"Taken one by one, {who} give{'s' if r.events == 1 else ''} {count(int(r.n), 'change')} of a metric, "
+    text += f"{r.tested:,} with enough matched windows to be judged; {r.alone:,} have none. "
+    of = f"smallest q {level(r.q)}, Benjamini–Hochberg over {count(int(r.tested), 'change')}"
     if not r.tested:
         yield Claim(f"{text}None can be tested.", "caution", answer.sql)
     elif r.clear:
-        text += f"{r.clear:,} lie outside what their controls predict (Benjamini–Hochberg over "
-        text += f"{count(int(r.tested), 'change')}, "
-        yield Claim(f"{text}smallest q {level(r.q)}).", "finding", answer.sql)
+        text += f"{r.clear:,} lie{'s' if r.clear == 1 else ''} outside what their controls predict ({of})."
+        yield Claim(text, "finding", answer.sql)
     else:
-        text += f"None lies outside what its controls predict: smallest q {level(r.q)} over "
-        text += f"{count(int(r.tested), 'change')}."
-        yield Claim(text, "nothing", answer.sql)
+        yield Claim(f"{text}None lies outside what its controls predict ({of}).", "nothing", answer.sql)
 
 
 def _patterns(source: Source) -> Iterator[Claim]:

@@ -36,8 +36,9 @@ def _hypotheses(source: Source, section: Section) -> None:
         clear = row.q == row.q and row.q is not None and row.q <= ALPHA
         kind: Kind = "finding" if clear else "nothing" if row.verdict == "not_shown" else "described"
         where = "" if row.scope == "*" else f" in {source.label(row.scope)}"
-        text = f"“{row.statement}”{where}: {readable(str(row.verdict))} ({row.why}; {count(int(row.n), 'trial')}, q "
-        text += f"{level(row.q)}, Benjamini–Hochberg over {count(tested, 'hypothesis')})."
+        own = "" if "q = " in row.why else f"{count(int(row.n), 'trial')}, q {level(row.q)}, "
+        text = f"“{row.statement}”{where}: {readable(str(row.verdict))} ({row.why}; {own}Benjamini–Hochberg over "
+        text += f"{count(tested, 'hypothesis')})."
         section.claims.append(Claim(text, kind, answer.sql))
     if left := len(answer.rows) - len(rows):
         text = f"{left:,} of {len(answer.rows):,} hypotheses could not be judged: their data are not there."

@@ -90,7 +90,7 @@ def test_a_reader_finds_a_sweep_sorts_filters_maps_and_asks(page: Any, address: 
 
     page.get_by_role("link", name="Map").click()
     page.locator("figure canvas").nth(1).wait_for(timeout=60_000)
-    page.get_by_label("measure").select_option("velocity")
+    page.get_by_label("measure", exact=True).select_option("velocity")
     page.get_by_role("heading", name="Representation velocity").wait_for()
     assert "measure=velocity" in page.url
     page.go_back()

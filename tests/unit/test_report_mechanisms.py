@@ -95,7 +95,7 @@ def test_what_events_change_turns_with_its_q(store: Store, q: float | None, kind
     (claim, *rest) = found.claims
     assert claim.kind == kind and words in claim.text and claim.headline
     assert [c.kind for c in rest] == [{0.01: "finding", 0.3: "nothing", None: "caution"}[q]]
-    assert ("could be" in rest[0].text or "1 event give" in rest[0].text) and "have none" in rest[0].text
+    assert "Taken one by one, 1 event gives 1 change of a metric" in rest[0].text and "have none" in rest[0].text
 
 
 def test_candidates_are_not_called_events_and_claim_nothing_at_the_top(store: Store) -> None:
@@ -165,6 +165,7 @@ def test_the_transfer_map_has_a_number_a_pair_and_the_founding_bands(store: Stor
     cells = pd.concat([csv(x) for x in ramp["layer"] if "color" in x["encoding"]])
     assert len(cells) == 6 and set(cells["value"]) == {0.25}
     by = {x["mark"]["style"]: len(csv(x)) for x in bands["layer"] if x["mark"]["type"] == "rect"}
+    assert "conv_layers.3 Getting specific and fc Still universal" in found.plates[1].figures[0].alt
     assert by == {"high": 7, "middle": 2}, "0.9, 1.1 and the diagonal are green, 0.7 yellow"
     assert "as founded" in found.plates[1].title.lower()
 
