@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from ndt_ray.errors import StoreError
-from ndt_ray.figures.charts import by_layer, forest
+from ndt_ray.figures.charts import beside_null, by_layer, forest
 from ndt_ray.figures.heatmap import layer_names
 from ndt_ray.report.events import layers_of
 from ndt_ray.report.maps import MEASURES
@@ -194,11 +194,34 @@ def _critical(source: Source, section: Section) -> None:
         text += "trials this is not corrected)."
         section.claims.append(Claim(text, "described", answer.sql))
     section.claims += list(_together(source, measure))
+    section.plates += list(_coordination(source, measure))
     for table, title in (
         ("coordination_cells", "Do layers move together, and with the loss? By cell"),
         ("critical_periods", "Critical periods"),
     ):
         section.sheets += list(sheet(source, table, title))
+
+
+def _coordination(source: Source, measure: str) -> Iterator[Plate]:
+    """Correlation within a trial beside that with other seeds, by cell."""
+    if not source.has("coordination_cells", "what", "q", "statistic", "across"):
+        return
+    answer = source.ask(f"SELECT * FROM coordination_cells WHERE sweep = $sweep AND measure = {quoted(measure)}")
+    known = answer.rows.dropna(subset=["statistic"])
+    figures = []
+    for what, title in (("layers", "a trial's layers"), ("loss", "a trial's layers and its loss")):
+        own = known[known["what"] == what]
+        if own.empty:
+            continue
+        says = (f"r = {number(r.statistic, 2)} beside {number(r.across, 2)}, q {level(r.q)}" for r in own.itertuples())
+        rows = pd.DataFrame({"name": own["cell"].map(source.label), "estimate": own["statistic"], "text": list(says)})
+        rows = rows.assign(low=float("nan"), high=float("nan"), beside=own["across"], clear=own["q"] <= ALPHA)
+        figures.append(forest_figure(rows, title, "correlation of changes"))
+    if figures:
+        note = (
+            f"Point: within a trial (filled: q ≤ {ALPHA}). Grey bar: with other seeds of the cell, which is what their "
+        )
+        yield Plate("Do layers move together?", tuple(figures), f"{note}common course of training explains.")
 
 
 def _together(source: Source, measure: str) -> Iterator[Claim]:
@@ -271,7 +294,20 @@ def _types(source: Source, section: Section) -> None:
             of = f"{count(row.n_events, 'event')} of {count(row.n_trials, 'trial')}"
             text = f"the type of an event goes with its {row.factor} ({of}, Cramér's V = {number(row.cramers_v, 2)})"
             section.claims.append(tested(text, row.p, row.p_attainable, found.sql))
+    section.plates += list(_type_bars(types.rows))
     section.sheets += list(sheet(source, "taxonomy_types", "Types of events"))
+
+
+def _type_bars(types: pd.DataFrame) -> Iterator[Plate]:
+    """How many events each type has; a type without a name is not told from what noise gives, or does not come back."""
+    own = types[types["mode"] == "default"]
+    if len(own) < 2:
+        return
+    names = [t.label if isinstance(t.label, str) else f"type {t.type}, no type by itself" for t in own.itertuples()]
+    rows = pd.DataFrame({"name": names, "observed": own["n"].to_numpy(float)})
+    said = listed((f"{n} {int(k):,}" for n, k in zip(names, own["n"], strict=True)), 10)
+    spec = beside_null(rows, "events", families=())
+    yield Plate("Events by type", (Figure("significant events", spec, f"Events by type: {said}."),))
 
 
 # -- the founding claims about timing ------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ndt_ray.service import loopback
+from ndt_ray.service.address import loopback
 
 COOKIE = "ndt_session"
 OPEN = ("/login", "/static/")

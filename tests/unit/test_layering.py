@@ -34,12 +34,16 @@ PLACES: dict[str, int] = {
 
 LAYER_0 = {"pydantic", "yaml"}
 LAYER_1 = {"numpy", "torch", "psutil"}
-HEAVY = {"torch", "ray", "pandas", "pyarrow", "duckdb", "scipy", "sklearn", "matplotlib", "numpy"}
+HEAVY = {
+    "torch", "ray", "pandas", "pyarrow", "duckdb", "scipy", "sklearn", "matplotlib", "numpy", "fastapi", "uvicorn",
+    "starlette", "vl_convert",
+}  # fmt: skip
 FORBIDDEN = {
     "measures": {"torch", "ray", "pandas", "pyarrow", "duckdb", "scipy", "sklearn"},
     "store": {"torch", "ray"},
     "figures": {"torch", "ray"},
     "report": {"torch", "ray"},
+    "service": {"torch", "ray"},
 }
 RAY_IN_ANALYSIS = {"ndt_ray.analysis.runner", "ndt_ray.analysis.actors"}
 
@@ -165,7 +169,7 @@ def test_light_modules_import_nothing_heavy(name: str) -> None:
     assert loaded_after(f"import ndt_ray.{name}") == set()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["sweep", "--help"], ["list", "models"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["sweep", "--help"], ["serve", "--help"], ["list", "models"]])
 def test_the_command_line_starts_light(arguments: list[str]) -> None:
     code = (
         f"import sys; sys.argv = ['ndt', *{arguments!r}]\n"

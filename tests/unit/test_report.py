@@ -148,6 +148,15 @@ def test_the_sentence_turns_when_the_events_go(tmp_path: Path) -> None:
     assert said(collect(store, SWEEP), "finding") == ""
 
 
+def test_a_selected_series_without_an_event_is_told_as_that(tmp_path: Path) -> None:
+    store = planted.planted(tmp_path)
+    put_events(store, [])
+    weak = [event("cnn", 0, 2, 100, q=0.016, significant=False)]
+    put(store, "events", {"events": weak, "event_families": [planted.family([], n_candidates=1, n_selected=1)]})
+    text = said(collect(store, SWEEP), "nothing")
+    assert "No event survives at a false discovery rate of 0.05: 1 series selected (smallest q 0.016), but no" in text
+
+
 def test_nothing_is_claimed_where_nothing_could_have_been_found(tmp_path: Path) -> None:
     store = planted.planted(tmp_path)
     put_events(store, [], n_candidates=0, q_attainable=0.3)

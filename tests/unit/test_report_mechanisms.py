@@ -14,6 +14,7 @@ from ndt_ray.report.dictionaries import dictionaries
 from ndt_ray.report.grokking import chosen, grokking
 from ndt_ray.report.interventions import interventions
 from ndt_ray.report.mechanisms import mechanisms
+from ndt_ray.report.order import order
 from ndt_ray.report.page import collect, render
 from ndt_ray.report.parts import Section
 from ndt_ray.report.source import Source
@@ -21,7 +22,8 @@ from ndt_ray.report.why import why
 from ndt_ray.store.reader import Store
 
 MAKE: dict[str, Callable[[Source], Section]] = {
-    "mechanisms": mechanisms, "dictionaries": dictionaries, "grokking": grokking, "recovery": interventions, "why": why
+    "mechanisms": mechanisms, "dictionaries": dictionaries, "grokking": grokking, "recovery": interventions, "why": why,
+    "order": order,
 }  # fmt: skip
 
 
@@ -340,6 +342,33 @@ def test_interventions_that_nobody_compared_name_the_command(tmp_path: Path) -> 
     planted.lesioned(store, compared=False)
     ((what, command),) = section(store, "recovery").missing
     assert "in 4 trials" in what and command == "ndt analyze planted recovery"
+
+
+# -- types of events, coordination ---------------------------------------------------------------------------------
+
+
+def test_types_and_coordination_have_their_figures(tmp_path: Path) -> None:
+    store = planted.planted(tmp_path)
+    of = {"mode": "default", "source": "events"}
+    fit = of | {"k": 2, "chosen": True, "n": 5, "silhouette": 0.5, "p_silhouette": 0.01}
+    types = [
+        of | {"type": 1, "n": 3, "label": "early burst", "stable": True},
+        of | {"type": 2, "n": 2, "stable": False},
+    ]
+    put(store, "taxonomy", {"taxonomy_fits": [fit], "taxonomy_types": types})
+    series = {"trial_id": planted.trial_id("mlp", 0), "layer": "network.0", "layer_index": 0, "view": "units"}
+    series |= {"measure": "participation_ratio", "mode": "default"}
+    cell = {"cell": "mlp/digits", "measure": "participation_ratio", "what": "layers", "n_trials": 4, "statistic": 0.6}
+    cell |= {"across": 0.2, "p": 0.01, "p_attainable": 0.01, "q": 0.02}
+    put(store, "critical_periods", {"critical_series": [series]})
+    put(store, "coordination_tests", {"coordination_cells": [cell]})
+    found = section(store, "order")
+    together, bars = drawn(found)
+    assert [p.title for p in found.plates] == ["Do layers move together?", "Events by type"]
+    assert csv(bars)["value"].tolist() == [3, 2]
+    points = csv(together["layer"][-1])
+    assert points[["estimate", "beside"]].to_numpy().tolist() == [[0.6, 0.2]]
+    assert not any(x["mark"].get("strokeWidth") == 1.4 for x in together["layer"]), "no interval, no line"
 
 
 # -- hypotheses, conclusions ---------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import io
 import json
 import threading
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from report_store import SEEDS, SWEEP, event
 from ndt_ray import progress
 from ndt_ray.cli import main
 from ndt_ray.errors import SpecError
-from ndt_ray.service import SHORTEST, address_of, listen, loopback, read_token
+from ndt_ray.service.address import SHORTEST, address_of, listen, loopback, read_token
 from ndt_ray.service.app import FILES, create_app
 from ndt_ray.service.board import Board, json_value
 from ndt_ray.service.console import AT_ONCE, Busy, Console, Stopped
@@ -358,6 +359,20 @@ def test_files_of_the_pages_are_served_and_remembered(ask: Client) -> None:
         assert answer.status_code == 200 and answer.headers["content-type"].startswith(kind) and answer.text
         assert "http" not in answer.text.replace("http-equiv", ""), name
         assert ask(f"/static/{name}", headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
+
+
+def test_every_package_and_the_pages_files_are_in_the_wheel() -> None:
+    root = Path(__file__).parents[2]
+    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {"ndt_ray.sweeps"}
+    for top, package in ((root / "ndt_ray", "ndt_ray"), (root / "analysis", "ndt_ray.analysis")):
+        inside = [path.parent.relative_to(top).parts for path in top.rglob("__init__.py")]
+        found |= {".".join((package, *parts)) for parts in inside}
+    assert set(settings["packages"]) == found
+    for package in ("service", "report"):
+        (pattern,) = settings["package-data"][f"ndt_ray.{package}"]
+        folder = root / "ndt_ray" / package
+        assert set(folder.glob(pattern)) == {path for path in (folder / "templates").rglob("*") if path.is_file()}
 
 
 def test_values_are_json() -> None:

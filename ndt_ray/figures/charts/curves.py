@@ -66,8 +66,8 @@ def decades(low: float, high: float) -> list[float]:
 def forest(rows: pd.DataFrame, title: str, *, reference: float | None = 0.0) -> Spec:
     """Estimates with their intervals, one a line, and the value that means no difference.
 
-    `rows`: name, estimate, low, high, clear (whether the claim stands), text, and optionally `beside`: the same number
-    by another reckoning, a small bar. SpecError for none.
+    `rows`: name, estimate, low, high (null: no interval), clear (whether the claim stands), text, and optionally
+    `beside`: the same number by another reckoning, a small bar. SpecError for none.
     """
     require(rows, ("name", "estimate", "low", "high", "clear", "text"), "forest plot")
     kept = rows[np.isfinite(rows["estimate"].to_numpy(np.float64))].reset_index(drop=True)
@@ -84,7 +84,10 @@ def forest(rows: pd.DataFrame, title: str, *, reference: float | None = 0.0) -> 
         mark = {"type": "rule", "style": "muted", "strokeDash": [4, 3]}
         layers.append({"data": {"values": [{}]}, "mark": mark, "encoding": zero})
     line = {"x": {**x, "field": "low"}, "x2": {"field": "high"}, "y": y, "tooltip": tip}
-    layers.append({"data": data(kept), "mark": {"type": "rule", "style": "ink", "strokeWidth": 1.4}, "encoding": line})
+    ends = kept[["low", "high"]].apply(pd.to_numeric).to_numpy(np.float64)
+    if len(whole := kept[np.isfinite(ends).all(axis=1)]):
+        rule = {"type": "rule", "style": "ink", "strokeWidth": 1.4}
+        layers.append({"data": data(whole), "mark": rule, "encoding": line})
     if "beside" in kept and len(other := kept[np.isfinite(kept["beside"].to_numpy(np.float64))]):
         bar = {"type": "tick", "style": "null", "orient": "vertical", "thickness": 3, "size": 13, "opacity": 1}
         layers.append({"data": data(other), "mark": bar, "encoding": {**line, "x": {**x, "field": "beside"}}})
