@@ -107,8 +107,8 @@ def verdict(family: Row, rows: pd.DataFrame, sql: str) -> Iterator[Claim]:
         best = rows["q"].min() if len(rows) else math.nan
         seen = f"the smallest q found is {number(best, 2)}" if best == best else "no series has a candidate"
         if best <= alpha:
-            seen = f"{count(int(family['n_selected']), 'series')} selected (smallest q {number(best, 2)}), but no change in "
-            seen += "them passes the level that pays for having selected"
+            seen = f"{count(int(family['n_selected']), 'series')} selected (smallest q {number(best, 2)}), but no "
+            seen += "change in them passes the level that pays for having selected"
         text = f"No event survives at a false discovery rate of {number(alpha)}: {seen} ({of}). {marks} {reach}"
         yield Claim(text, "nothing", sql, headline=True)
     else:
