@@ -2,7 +2,6 @@
 
 import csv
 import io
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,20 +12,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 import report_store as planted
+from chromium import ARGUMENTS, CHROMIUM, MARKS
 from report_store import SEEDS, SWEEP, event
 
 from ndt_ray.report import write_report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
-CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
-pytestmark = [
-    pytest.mark.ui,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH: apt-get install chromium"),
-]
-ARGUMENTS = [
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+pytestmark = MARKS
 DRAWN = "document.documentElement.dataset.drawn !== undefined"
 EVENTS = [*(event("cnn", seed, 2, 100) for seed in range(SEEDS)), event("mlp", 0, 1, 10, direction="decrease")]
 
@@ -36,6 +28,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of a written report."""
     store = planted.planted(tmp_path_factory.mktemp("ui"))
     planted.put_events(store, EVENTS)
+    rows = [planted.progress(seed, step) for seed in range(2) for step in (0, 100, 200)]
+    planted.put(store, "grokking", {"grokking_measures": rows})
+    onsets = [planted.onset(seed) for seed in range(2)]
+    planted.put(store, "grokking_timeline", {"grokking_onsets": onsets, "scale_questions": []})
     return Path(write_report(store, SWEEP).path).as_uri()
 
 
@@ -102,6 +98,17 @@ def test_it_follows_the_system_s_theme_until_the_reader_chooses(browser: Any, re
     found.page.wait_for_function(f"{DRAWN} && document.documentElement.dataset.drawn === '2'", timeout=60_000)
     assert found.wrong == []
     found.context.close()
+
+
+def test_the_charts_of_a_run_stand_over_one_another_on_one_axis(opened: Opened) -> None:
+    assert opened.page.locator("#grokking .stack").count() == 2
+    corners = [
+        box["x"] for box in map(lambda c: c.bounding_box(), opened.page.locator(".stack").first.locator("canvas").all())
+    ]
+    assert len(corners) == 4 and max(corners) - min(corners) < 1
+    place = "[...document.querySelector('.stack').children].map(n => n.view.scale('x')(100) + n.view.origin()[0])"
+    middles = opened.page.evaluate(place)
+    assert max(middles) - min(middles) < 1.5, middles
 
 
 def test_steps_become_logarithmic_and_back(opened: Opened) -> None:

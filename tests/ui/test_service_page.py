@@ -1,6 +1,5 @@
 """The service in a browser: a reader goes from the sweeps to a map and to the console, and the address says where."""
 
-import shutil
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ import uvicorn
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 import report_store as planted
+from chromium import ARGUMENTS, CHROMIUM, MARKS
 from report_store import SEEDS, SWEEP, event
 
 from ndt_ray.service import address_of, listen
@@ -21,15 +21,7 @@ from ndt_ray.service.app import create_app
 from ndt_ray.store.reader import Store
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
-CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
-pytestmark = [
-    pytest.mark.ui,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH: apt-get install chromium"),
-]
-ARGUMENTS = [
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--no-proxy-server",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+pytestmark = MARKS
 EVENTS = [*(event("cnn", seed, 2, 100) for seed in range(SEEDS)), event("mlp", 0, 1, 10, direction="decrease")]
 
 

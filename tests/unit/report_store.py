@@ -243,6 +243,30 @@ def robust(verdict: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return row, curve
 
 
+def onset(seed: int, status: str = "grokked", **more: Any) -> dict[str, Any]:
+    """A row of `grokking_onsets` of an MLP, as if it were a modular network."""
+    row: dict[str, Any] = {"trial_id": trial_id("mlp", seed), "status": status, "memorised_step": 20}
+    if status == "grokked":
+        row |= {"inflection_step": 100 + seed, "onset_step": 110 + seed, "delay": 90 + seed, "peak_loss": 5.0}
+        row |= {"excluded_step": 60, "confidence": 0.9}
+    return row | {"frequencies": [3, 7], "learned": [3], "final_loss": 0.1} | more
+
+
+def progress(seed: int, step: int) -> dict[str, Any]:
+    """A row of `grokking_measures`: everything grows linearly over the 200 steps."""
+    done = step / 200
+    row = {
+        "trial_id": trial_id("mlp", seed),
+        "step": step,
+        "p": 23,
+        "train_loss": 0.01,
+        "test_loss": 5 - 4 * done,
+    }
+    row |= {"train_accuracy": 1.0, "test_accuracy": done, "restricted_loss": 3 - done, "excluded_loss": 0.1 + done}
+    row |= {"explained": done, "gini_embedding": 0.5 * done, "specialised_neurons": done, "key_frequencies": [3, 7]}
+    return row | {"learned_frequencies": [3], "dominant_embedding_rows": []}
+
+
 def spec_text(page: str) -> dict[str, Any]:
     """The charts' data of a rendered page."""
     start = page.index('<script type="application/json" id="charts">') + len(

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import report_store as planted
-from report_store import SEEDS, SWEEP, csv, put
+from report_store import SEEDS, SWEEP, csv, onset, progress, put
 
 from ndt_ray.figures.charts import svg
 from ndt_ray.report.dictionaries import dictionaries
@@ -117,6 +117,7 @@ def test_the_other_seeds_are_a_control_of_their_own(store: Store) -> None:
     assert of_kind(section(store, "mechanisms"), "finding") == ""
 
 
+@pytest.mark.slow
 def test_the_figure_of_changes_holds_estimate_interval_and_the_unmatched_one(store: Store) -> None:
     put(store, "mechanisms", {"mechanism_tests": [changed_by(0.01)], "mechanism_changes": []})
     (spec,) = drawn(section(store, "mechanisms"))
@@ -159,6 +160,7 @@ def test_transfer_is_told_beside_its_controls_and_skipped_pairs_are_named(store:
     assert of_kind(found, "finding") == "", "no test, no finding"
 
 
+@pytest.mark.slow
 def test_the_transfer_map_has_a_number_a_pair_and_the_founding_bands(store: Store) -> None:
     rows = [pair(i, j, 0.25, quality=0.5 + 0.2 * (i + j)) for i in range(3) for j in range(3) if i != j]
     put(store, "sae_transfer", {"sae_transfer": rows})
@@ -173,28 +175,6 @@ def test_the_transfer_map_has_a_number_a_pair_and_the_founding_bands(store: Stor
 
 
 # -- grokking ------------------------------------------------------------------------------------------------------
-
-
-def onset(seed: int, status: str = "grokked", **more: Any) -> dict[str, Any]:
-    row: dict[str, Any] = {"trial_id": planted.trial_id("mlp", seed), "status": status, "memorised_step": 20}
-    if status == "grokked":
-        row |= {"inflection_step": 100 + seed, "onset_step": 110 + seed, "delay": 90 + seed, "peak_loss": 5.0}
-        row |= {"excluded_step": 60, "confidence": 0.9}
-    return row | {"frequencies": [3, 7], "learned": [3], "final_loss": 0.1} | more
-
-
-def progress(seed: int, step: int) -> dict[str, Any]:
-    done = step / 200
-    row = {
-        "trial_id": planted.trial_id("mlp", seed),
-        "step": step,
-        "p": 23,
-        "train_loss": 0.01,
-        "test_loss": 5 - 4 * done,
-    }
-    row |= {"train_accuracy": 1.0, "test_accuracy": done, "restricted_loss": 3 - done, "excluded_loss": 0.1 + done}
-    row |= {"explained": done, "gini_embedding": 0.5 * done, "specialised_neurons": done, "key_frequencies": [3, 7]}
-    return row | {"learned_frequencies": [3], "dominant_embedding_rows": []}
 
 
 def grokked(store: Store, *rows: dict[str, Any]) -> Section:
@@ -324,6 +304,7 @@ def test_whether_it_matters_when_turns_with_its_q(lesions: Store, q: float, kind
     assert claim.kind == kind and "costs 0.2 more than at step 50 (difference [0.1, 0.3], 6 seeds" in claim.text
 
 
+@pytest.mark.slow
 def test_recovery_curves_stand_beside_their_untouched_lane(lesions: Store) -> None:
     found = section(lesions, "recovery")
     (spec,) = drawn(found)
@@ -347,6 +328,7 @@ def test_interventions_that_nobody_compared_name_the_command(tmp_path: Path) -> 
 # -- types of events, coordination ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_types_and_coordination_have_their_figures(tmp_path: Path) -> None:
     store = planted.planted(tmp_path)
     of = {"mode": "default", "source": "events"}
@@ -374,6 +356,7 @@ def test_types_and_coordination_have_their_figures(tmp_path: Path) -> None:
 # -- hypotheses, conclusions ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_hypotheses_are_drawn_by_their_unit(store: Store) -> None:
     row = {"hypothesis": "entropy", "scope": "mlp/digits", "statement": "Entropy falls", "n": 6, "p": 0.01, "q": 0.02}
     row |= {"metric": "entropy: change at events - at matched windows, SDs", "prediction": "decrease", "estimate": -1.0}
@@ -388,6 +371,7 @@ def test_hypotheses_are_drawn_by_their_unit(store: Store) -> None:
     assert filled == ["observed", "seed"]
 
 
+@pytest.mark.slow
 def test_conclusions_count_what_the_sections_say_and_name_what_was_not_asked(tmp_path: Path) -> None:
     store = planted.planted(tmp_path)
     put(store, "mechanisms", {"mechanism_tests": [changed_by(0.01)], "mechanism_changes": []})
