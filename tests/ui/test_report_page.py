@@ -106,7 +106,9 @@ def test_the_charts_of_a_run_stand_over_one_another_on_one_axis(opened: Opened) 
         box["x"] for box in map(lambda c: c.bounding_box(), opened.page.locator(".stack").first.locator("canvas").all())
     ]
     assert len(corners) == 4 and max(corners) - min(corners) < 1
-    place = "[...document.querySelector('.stack').children].map(n => n.view.scale('x')(100) + n.view.origin()[0])"
+    place = (
+        "[...document.querySelector('.stack').children].map(n => n.view.view.scale('x')(100) + n.view.view.origin()[0])"
+    )
     middles = opened.page.evaluate(place)
     assert max(middles) - min(middles) < 1.5, middles
 
