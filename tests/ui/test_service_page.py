@@ -51,6 +51,7 @@ def page(address: str) -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         made = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light").new_page()
+        made.set_default_timeout(90_000)  # two cores that others use too: a map takes seconds
         made.asked, made.wrong = [], []
         made.on("request", lambda request: made.asked.append(request.url))
         made.on("pageerror", lambda error: made.wrong.append(str(error)))
