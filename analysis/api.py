@@ -24,6 +24,10 @@ Per = Literal["trial", "checkpoint", "sweep"]
 KEYS: Mapping[Per, tuple[str, ...]] = {"trial": ("trial_id",), "checkpoint": ("trial_id", "step"), "sweep": ()}
 """Columns that tell the partitions of an analysis apart."""
 
+OF_SIBLINGS: Mapping[str, str] = {"sibling_measurements": "measurements", "sibling_velocity": "velocity"}
+"""What an analysis per trial may read of others: rows of the trial's siblings (`control` reorder:BRANCH@STEP), with
+the column `control` that says which, by the table that they come from."""
+
 _NOT_CODE = ("ndt_ray.errors", "ndt_ray.registry", "ndt_ray.store", "ndt_ray.analysis.api", "ndt_ray.analysis.runner")
 """Modules that carry rows or messages, and decide no number: a change in them makes no result stale."""
 

@@ -5,7 +5,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from ndt_ray import registry
-from ndt_ray.analysis.api import Analysis
+from ndt_ray.analysis.api import OF_SIBLINGS, Analysis
 from ndt_ray.analysis.runner import resolved
 from ndt_ray.errors import SpecError
 from ndt_ray.original import ORIGINAL_MEASUREMENTS
@@ -57,7 +57,7 @@ def in_order(analyses: Sequence[Named]) -> list[Named]:
 def _writers(given: Collection[Analysis]) -> Callable[[str], Analysis | None]:
     """Which analysis writes a table: of those given, or of the registered ones, which are only loaded if need be."""
     by_table = {table.name: analysis for analysis in given for table in analysis.writes}
-    recorded = {t.name for t in TABLES.values() if t.origin == "pack"} | {ORIGINAL_MEASUREMENTS.name}
+    recorded = {t.name for t in TABLES.values() if t.origin == "pack"} | {ORIGINAL_MEASUREMENTS.name, *OF_SIBLINGS}
     unread = [name for name in registry.names("analysis") if name not in {a.name for a in given}]
 
     def writer(table: str) -> Analysis | None:

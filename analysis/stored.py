@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow as pa
 
 from ndt_ray import cluster
-from ndt_ray.analysis.api import KEYS, Partition, Per
+from ndt_ray.analysis.api import KEYS, OF_SIBLINGS, Partition, Per
 from ndt_ray.analysis.order import in_order
 from ndt_ray.analysis.runner import Progress, Report, resolved, run, run_together, together
+from ndt_ray.spec import Trial
 from ndt_ray.store.checkpoints import Tensors
 from ndt_ray.store.outputs import Output, Outputs
 from ndt_ray.store.reader import Store
@@ -43,7 +44,10 @@ class StoredSweep:
         A pack's rows are a function of its trials, fingerprint and step, so compaction changes nothing here; its
         generation is part of the hash because a pack that was begun anew may have been trained by other code.
         """
-        snapshot, tables = self.store.snapshot(), sorted(reads)
+        wanted = set(reads)
+        tables = sorted({OF_SIBLINGS.get(t, t) for t in wanted})
+        siblings = self._siblings() if wanted & set(OF_SIBLINGS) else {}
+        snapshot = self.store.snapshot()
         packs: dict[str | None, list[str]] = {None: []}
         for m in sorted((m for m in snapshot.manifests if m.sweep == self.sweep), key=lambda m: m.pack):
             rows = {t: sum(p.rows for p in m.parts if p.table == t) for t in tables}
@@ -60,12 +64,15 @@ class StoredSweep:
         hashes = []
         for p in partitions:
             own = outputs[None] if p.trial_id is None else [*outputs.get(p.trial_id, []), *shared]
-            lines = [str(p), *packs.get(p.trial_id, []), *sorted(own)]
+            others = sorted({line for s in siblings.get(p.trial_id, []) for line in packs.get(s, [])})
+            lines = [str(p), *packs.get(p.trial_id, []), *others, *sorted(own)]
             hashes.append(hashlib.sha256("\n".join(lines).encode()).hexdigest())
         return hashes
 
     def read(self, table: str, partition: Partition) -> pa.Table:
         """Rows of the partition's trial (in `checkpoints`, of its step); all of the sweep for tables without trials."""
+        if table in OF_SIBLINGS:
+            return self._read_siblings(OF_SIBLINGS[table], partition)
         if table not in self.store.names():
             return pa.table({})
         known = {**TABLES, **COMPUTED}.get(table)
@@ -82,6 +89,22 @@ class StoredSweep:
             wanted["step"] = partition.step
         tests = " AND ".join(f'"{name}" = ?' for name in wanted)
         return self.store.arrow(f'SELECT * FROM "{table}" WHERE {tests}', list(wanted.values()))
+
+    def _siblings(self) -> dict[str | None, list[str]]:
+        """Siblings by the trial that they branch off from."""
+        found: dict[str | None, list[str]] = {}
+        query = "SELECT trial_id, spec FROM trials WHERE sweep = ? AND control LIKE 'reorder:%' ORDER BY trial_id"
+        for row in self.store.arrow(query, [self.sweep]).to_pylist():
+            untouched = Trial.model_validate_json(row["spec"]).untouched.trial_id
+            found.setdefault(untouched, []).append(row["trial_id"])
+        return found
+
+    def _read_siblings(self, table: str, partition: Partition) -> pa.Table:
+        own = self._siblings().get(partition.trial_id, [])
+        if not own:
+            return pa.table({})
+        query = f"SELECT m.*, t.control FROM {table} m JOIN trials t USING (sweep, pack, trial_id) WHERE sweep = ?"
+        return self.store.arrow(f"{query} AND trial_id IN ({', '.join('?' * len(own))})", [self.sweep, *own])
 
     def checkpoint(self, trial_id: str, step: int) -> Tensors:
         """Arrays of a saved checkpoint; CheckpointError where there is none, or it is corrupt."""

@@ -1,8 +1,9 @@
-"""A sweep of interventions from a sweep that ran: what would have become of a cell, had something been done to it?
+"""A sweep of interventions or siblings from a sweep that ran: what would have become of a cell, had it been otherwise?
 
 A fork asks the question at the events of the cell, or at any steps, and at windows of the same trials that resemble
 an event's but have none. Its untouched lanes are the parent's trials, and every arm equals them, bit for bit, until
-its step; so a fork trains its arms from the start rather than from a checkpoint, and needs none.
+its step; so a fork trains its arms from the start rather than from a checkpoint, and needs none. Siblings are arms to
+which nothing is done: from their step on they see the same data in orders of their own.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from ndt_ray.analysis.events.families import PRIMARY
 from ndt_ray.analysis.sweep_events import primary
 from ndt_ray.analysis.windows import matched_windows
 from ndt_ray.errors import SpecError, did_you_mean
@@ -21,6 +23,7 @@ from ndt_ray.store.reader import Store
 from ndt_ray.store.sweep import open_sweep
 
 WINDOWED = ("frozen", "damage")
+FEWEST_SIBLINGS = 3
 FILLED_IN = ("seed", "control", "width", "source")
 EVALUATIONS = 20
 """Least number of held-out evaluations after an intervention that a recovery curve is drawn from."""
@@ -30,7 +33,8 @@ EVALUATIONS = 20
 class Question:
     """What is to be done, where and when: `steps`, or the `events` most replicated ones with `controls` windows each.
 
-    `length` of the windows of `frozen` and `damage` in steps; `doses` of `ablate` and `perturb`.
+    `length` of the windows of `frozen` and `damage` in steps; `doses` of `ablate` and `perturb`; with `siblings`,
+    so many branches at each step and nothing else.
     """
 
     kind: str = "ablate"
@@ -40,6 +44,7 @@ class Question:
     controls: int = 2
     doses: Sequence[float] = (1.0,)
     length: int = 100
+    siblings: int = 0
 
 
 def fork(store: Store, sweep: str, name: str, question: Question, cell: str | None = None) -> Sweep:
@@ -47,6 +52,10 @@ def fork(store: Store, sweep: str, name: str, question: Question, cell: str | No
 
     SpecError where there is nothing to fork, no step to intervene at, or no such cell, layer or kind.
     """
+    if 0 < question.siblings < FEWEST_SIBLINGS:
+        raise SpecError(
+            f"{question.siblings} siblings say nothing about chance: at least {FEWEST_SIBLINGS}, and 19 for a p of 0.05"
+        )
     parent = open_sweep(store, sweep)
     trials = store.sql("SELECT * FROM trials WHERE sweep = ? AND control = 'none' ORDER BY trial_id", [sweep])
     if trials.empty:
@@ -61,7 +70,10 @@ def fork(store: Store, sweep: str, name: str, question: Question, cell: str | No
     specs = [Trial.model_validate_json(text) for text in own["spec"]]
     targets = list(question.targets)
     when = list(question.steps)
-    about = f"Forked from {parent.name}: what {question.kind} does to {cell}"
+    does = f"what {question.kind} does to {cell}"
+    if question.siblings:
+        does = f"{question.siblings} siblings of each trial of {cell}, which differ in batch order alone, branched"
+    about = f"Forked from {parent.name}: {does}"
     if question.events:
         found = _at_events(store, parent.name, own, question, targets)
         when += found.steps
@@ -69,6 +81,8 @@ def fork(store: Store, sweep: str, name: str, question: Question, cell: str | No
         about += f" at {found.told}"
     if not when:
         raise SpecError("a fork needs steps to intervene at: give --step, or --events for those of the sweep's events")
+    if question.siblings:
+        targets = [""]
     if not targets:
         raise SpecError(f"a fork needs something to act on: give --target, a layer for {question.kind}, or --events")
     arms = [arm for target in targets for step in sorted(set(when)) for arm in _arms(question, target, step)]
@@ -81,12 +95,21 @@ def fork(store: Store, sweep: str, name: str, question: Question, cell: str | No
                 {"path": "seed", "role": "replicate", "values": _seeds(specs)},
                 {"path": "control", "role": "compare", "values": ["none", *arms]},
             ],
-            "analyses": ["recovery"],
+            "analyses": _analyses(question),
         }
     )
 
 
+def _analyses(question: Question) -> list[Any]:
+    if not question.siblings:
+        return ["recovery"]
+    declared = {**PRIMARY, "null": "siblings"}
+    return [{"name": "series_tests", "nulls": ["siblings"]}, {"name": "events", "primary": declared}]
+
+
 def _arms(question: Question, target: str, step: int) -> list[str]:
+    if question.siblings:
+        return [str(Control(kind="reorder", branch=k + 1, at=step)) for k in range(question.siblings)]
     windowed = question.kind in WINDOWED
     doses = question.doses if question.kind in ("ablate", "perturb") else (1.0,)
     out = []
@@ -131,7 +154,7 @@ def _at_events(store: Store, sweep: str, trials: pd.DataFrame, question: Questio
     tables = (store.sql(f"SELECT * FROM {t} WHERE sweep = ?", [sweep]) for t in ("events", "event_families"))
     events = primary(*tables)
     events = events[events["trial_id"].isin(trials["trial_id"])]
-    layers = set(targets) if question.kind != "damage" else set()
+    layers = set(targets) if question.kind != "damage" and not question.siblings else set()
     if layers:
         events = events[events["layer"].isin(layers)]
     if events.empty:

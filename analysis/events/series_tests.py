@@ -1,49 +1,27 @@
 """One calibrated test per series of a trial, with the candidates it holds and the transient it begins with."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.detection import Floats
-from ndt_ray.analysis.detection.atoms import Shape
+from ndt_ray.analysis.api import OF_SIBLINGS, AnalysisInput, analysis
 from ndt_ray.analysis.detection.profile import Event, Judged, Profile, judge
 from ndt_ray.analysis.detection.surrogates import NULLS
+from ndt_ray.analysis.detection.transient import find
+from ndt_ray.analysis.events.cases import MEASURES, VELOCITIES, Case, Siblings, cases, is_sibling, siblings_of
 from ndt_ray.analysis.events.described import Run, blocks
-from ndt_ray.analysis.events.grid import series_on
 from ndt_ray.analysis.events.tables import EVENT_CANDIDATES, SERIES_TESTS, TRANSIENTS
 from ndt_ray.analysis.phases import phase_bin
-from ndt_ray.analysis.series import Clock, Series, clock
+from ndt_ray.analysis.series import Clock, clock
 from ndt_ray.errors import SpecError, did_you_mean
 
-MEASURES = ("participation_ratio", "stable_rank")
-"""Centred, of each layer in its own view."""
-VELOCITIES = ("velocity",)
-"""Columns of the table `velocity`: rates, which an event raises for a while."""
-LEVELS = ("from_init", "from_anchor", "label_alignment")
-"""Columns of that table which an event moves for good."""
-KERNEL = "kernel"
-SMALLEST = 1e-12
-"""Rates are judged by their logarithm; what is below this is no motion (ndt_ray.velocity.RESOLUTION)."""
+SIBLINGS = "siblings"
+FEWEST_SIBLINGS = 3
 ERRORS = 3.0
 """Paired standard errors that a change must reach, where they are known."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One series to be judged: `values` as the detector sees them, `raw` as measured."""
-
-    series: Series
-    shape: Shape
-    values: Floats
-
-    @property
-    def key(self) -> str:
-        s = self.series
-        return f"{s.measure} {s.layer} {s.view} {s.steps[0]}" if s.steps.size else ""
 
 
 @analysis(
@@ -57,6 +35,7 @@ class Case:
         "spectra",
         "confirmations",
         "confirmation_spectra",
+        *OF_SIBLINGS,
     ),
     writes=(SERIES_TESTS, EVENT_CANDIDATES, TRANSIENTS),
     per="trial",
@@ -72,15 +51,17 @@ def series_tests(
     most_surrogates: int = 4000,
     least_relative: float = 0.01,
     confirm_within: float = 0.1,
+    branch_step: int | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Whether each series holds an event beyond a smooth trend and its own noise: one max-statistic p a series.
 
     Candidates must change the level by `least_relative`, and by three paired standard errors where those are known.
-    Sizes on the confirm probe come from checkpoints at most `confirm_within` of the run apart.
+    Sizes on the confirm probe come from checkpoints at most `confirm_within` of the run apart. The null `siblings`
+    takes those that branch off at `branch_step`, by default the first at which any do.
     """
     for null in nulls:
-        if null not in NULLS:
-            raise SpecError(f"unknown null '{null}'{did_you_mean(null, NULLS)}")
+        if null not in (*NULLS, SIBLINGS):
+            raise SpecError(f"unknown null '{null}'{did_you_mean(null, (*NULLS, SIBLINGS))}")
     rows = data.frame("measurements")
     moves = data.frame("velocity")
     trial = clock(data.frame("trials"), rows if not rows.empty else moves)
@@ -95,27 +76,25 @@ def series_tests(
     tests: list[dict[str, Any]] = []
     candidates: list[dict[str, Any]] = []
     transients: list[dict[str, Any]] = []
-    for case in _cases(rows, moves, measures, velocities, grid, trial):
+    series = partial(cases, measures=measures, velocities=velocities, grid=grid, trial=trial)
+    siblings = None
+    if SIBLINGS in nulls:
+        siblings = siblings_of(*(data.frame(name) for name in OF_SIBLINGS), series, branch_step)
+        if is_sibling(data.frame("trials")):  # a draw of the null, which has none of its own
+            nulls = [null for null in nulls if null != SIBLINGS]
+    for case in series(rows, moves):
         for null in nulls:
-            skip = int(case.series.steps.size > 0 and case.series.steps[0] == 0)
-            found = judge(
-                case.values,
-                f"{trial.trial_id} {case.key}",
-                shape=case.shape,
-                null=null,
-                n_surrogates=n_surrogates,
-                most=most_surrogates,
-                skip=skip,
-            )
+            found, why = _judged(case, null, siblings, trial, n_surrogates, most_surrogates)
             identity = _identity(case, null, trial)
             kept = [
                 row
                 for event in found.events
                 if (row := _candidate(event, found, case, trial, run, least_relative, confirm_within)) is not None
             ]
-            tests.append(identity | _test(found, case, grid, trial) | {"candidates": len(kept)})
+            tests.append(identity | _test(found, case, grid, trial) | why | {"candidates": len(kept)})
             candidates += [identity | row for row in kept]
-        transients.append(_transient(found, case, trial))
+        if nulls:
+            transients.append(_transient(found, case, trial))
     return {
         "series_tests": pd.DataFrame(tests),
         "event_candidates": pd.DataFrame(candidates),
@@ -123,31 +102,29 @@ def series_tests(
     }
 
 
-def _cases(
-    rows: pd.DataFrame, moves: pd.DataFrame, measures: Sequence[str], velocities: Sequence[str], grid: str, trial: Clock
-) -> Iterator[Case]:
-    for series in series_on(grid, rows, measures, trial.every):
-        yield Case(series, "level", series.values)
-    if moves.empty:
-        return
-    known = moves.assign(view=KERNEL)
-    levels = [v for v in velocities if v in LEVELS]
-    rates = [v for v in velocities if v not in LEVELS]
-    for series in series_on(grid, known, levels, trial.every):
-        yield Case(series, "level", series.values)
-    # A rate over another distance is another rate: where measurements lie denser, nothing of the grid is judged.
-    even = known[known["previous_step"].notna() & (known["step"] - known["previous_step"] == trial.every)]
-    for series in series_on("linear", even, rates, trial.every):
-        yield Case(series, "rate", _logarithm(series.values))
-
-
-def _logarithm(values: Floats) -> Floats:
-    """Natural logarithm of a rate; what is below 1 % of its median motion counts as that."""
-    moving = values[values > SMALLEST]
-    if len(moving) < len(values) / 2:
-        return np.zeros_like(values)
-    least = max(SMALLEST, 0.01 * float(np.median(moving)))
-    return np.asarray(np.log(np.maximum(values, least)), dtype=np.float64)
+def _judged(
+    case: Case, null: str, siblings: Siblings | None, trial: Clock, n_surrogates: int, most: int
+) -> tuple[Judged, dict[str, str]]:
+    """A series with its verdict, and what its row says instead of that where there is none."""
+    steps = case.series.steps
+    skip = int(steps.size > 0 and steps[0] == 0)
+    continuations = None
+    if null == SIBLINGS:
+        continuations = np.zeros((0, len(steps))) if siblings is None else siblings.of(case)
+        if siblings is None or len(continuations) < FEWEST_SIBLINGS:
+            return Judged("short", len(steps), transient=find(case.values)), {"kind": "few_siblings"}
+        skip = int(np.searchsorted(steps, siblings.step, side="right"))
+    found = judge(
+        case.values,
+        f"{trial.trial_id} {case.key}",
+        shape=case.shape,
+        null=null,
+        continuations=continuations,
+        n_surrogates=n_surrogates,
+        most=most,
+        skip=skip,
+    )
+    return found, {}
 
 
 def _identity(case: Case, null: str, trial: Clock) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`ndt fork`: from a sweep that ran to the sweep that intervenes in it."""
+"""`ndt fork`: from a sweep that ran to the sweep that intervenes in it, or branches it into siblings."""
 
 import sys
 from pathlib import Path
@@ -34,11 +34,17 @@ def fork(
     length: Annotated[
         int, typer.Option("--length", min=1, help="Steps that a layer is frozen, or data damaged.")
     ] = 100,
+    siblings: Annotated[
+        int, typer.Option("--siblings", min=0, help="Nothing but so many other batch orders from the step on: a null.")
+    ] = 0,
     out: Annotated[
         str | None, typer.Option("--out", help="The sweep file; by default NAME.yaml, - for stdout.")
     ] = None,
 ) -> None:
-    """Write a sweep that intervenes in the trials of another: at its events, at matched windows, or at given steps."""
+    """Write a sweep that intervenes in the trials of another: at its events, at matched windows, or at given steps.
+
+    With --siblings it branches them instead: continuations that differ in batch order alone, a null for events.
+    """
     from ndt_ray.fork import Question
     from ndt_ray.fork import fork as forked
     from ndt_ray.spec.sweepfile import dump_sweep
@@ -51,6 +57,7 @@ def fork(
         controls=controls,
         doses=dose or (1.0,),
         length=length,
+        siblings=siblings,
     )
     text = dump_sweep(forked(opened(store), sweep, name, question, cell))
     if out == "-":

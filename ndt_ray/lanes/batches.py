@@ -40,11 +40,19 @@ class Batches:
             return np.stack(self.subsets)
         epoch, place = divmod(update, self.per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
-            orders = [
-                s[permutation(t.seed.order, epoch, self.n)] for t, s in zip(self.trials, self.subsets, strict=True)
-            ]
-            self._epoch = (epoch, orders)
+            self._epoch = (epoch, [self._order(t, s, epoch) for t, s in zip(self.trials, self.subsets, strict=True)])
         return np.stack([order[place * self.size : (place + 1) * self.size] for order in self._epoch[1]])
+
+    def _order(self, trial: Trial, samples: np.ndarray, epoch: int) -> np.ndarray:
+        """A lane's samples in the order of one epoch; a branch draws anew what the epoch has left at its step."""
+        control, seed = trial.control, trial.seed.order
+        order = samples[permutation(seed, epoch, self.n)]
+        if control.kind != "reorder":
+            return order
+        assert control.at is not None and control.branch is not None
+        seen = min(max(control.at - epoch * self.per_epoch, 0), self.per_epoch) * self.size
+        rest = order[seen:]
+        return np.concatenate([order[:seen], rest[permutation(seed, epoch, len(rest), control.branch)]])
 
     def get(self, update: int) -> tuple[Tensor, Tensor]:
         """Inputs [S, B, ...] and labels int64 [S, B] of one update, on the device."""

@@ -31,9 +31,9 @@ def gaussian(purpose: str, seed: int, stream: int, counter: int, n: int) -> np.n
     return np.asarray(np.sqrt(-2 * np.log1p(-u[:n])) * np.cos(2 * np.pi * u[n:]), dtype=np.float32)
 
 
-def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """Order of `n` samples in one epoch (int64): the stable rank of `n` random words."""
-    return np.argsort(words("order", seed, 0, epoch, n), kind="stable")
+def permutation(seed: int, epoch: int, n: int, branch: int = 0) -> np.ndarray:
+    """Order of `n` samples in one epoch (int64): the stable rank of `n` random words, others for every branch."""
+    return np.argsort(words("order", seed, branch, epoch, n), kind="stable")
 
 
 def keep_mask(seed: int, site: int, step: int, shape: tuple[int, ...], p: float) -> np.ndarray:

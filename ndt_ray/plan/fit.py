@@ -82,5 +82,7 @@ def _control(trial: Trial, data: DataFacts, model: ModelFacts) -> Iterator[str]:
         yield f"control: {trial.model.name} has no layer '{layer}' with weights{did_you_mean(layer, model.modules)}"
     if control.at is not None and control.at >= steps:
         yield f"control: {control} would never happen - training ends at step {steps}"
+    if control.kind == "reorder" and trial.train.batch == "full":
+        yield f"control: {control} has no order to change - every batch is the whole training set (train.batch: full)"
     if control.damage not in (None, "labels") and data.inputs.kind != "image":
         yield f"control: {control} damages images, but {trial.data.name} has none: damage:labels is for any data"

@@ -206,7 +206,7 @@ Damage = Literal["blur", "flip", "noise", "labels"]
 """What training data may suffer in a window: a blur, being upside down, noise instead, labels in random order."""
 
 _WINDOW = re.compile(r"(?P<what>[^@*]+)(?:@(?P<at>\d+)(?:-(?P<until>\d+))?)?(?:\*(?P<dose>[0-9.eE+-]+))?")
-_NEEDS: dict[str, tuple[str, ...]] = {
+CONTROL_NEEDS: dict[str, tuple[str, ...]] = {
     "none": (),
     "lr0": (),
     "shuffled_labels": (),
@@ -215,6 +215,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "reinit": ("layer", "at"),
     "perturb": ("layer", "at"),
     "damage": ("damage", "at", "until"),
+    "reorder": ("branch", "at"),
 }
 
 
@@ -224,12 +225,16 @@ class Control(Strict):
     `ablate:LAYER@STEP*DOSE` zeroes the weights of a share of the layer's units, `reinit:LAYER@STEP` puts the layer back
     to its initialisation, `perturb:LAYER@STEP*DOSE` adds a random direction as long as what `ablate` takes away, each
     before the next update; `frozen:LAYER@FROM-UNTIL` and `damage:KIND@FROM-UNTIL` last for the updates of a window.
-    Until then the lane is the untouched trial, bit for bit.
+    `reorder:BRANCH@STEP` sees the data in another order from there on, and nothing else differs: a sibling of every
+    other branch. Until then the lane is the untouched trial, bit for bit.
     """
 
-    kind: Literal["none", "lr0", "shuffled_labels", "frozen", "ablate", "reinit", "perturb", "damage"] = "none"
+    kind: Literal["none", "lr0", "shuffled_labels", "frozen", "ablate", "reinit", "perturb", "damage", "reorder"] = (
+        "none"
+    )
     layer: str | None = None
     damage: Damage | None = None
+    branch: int | None = Field(default=None, gt=0, description="which of the other orders (reorder)")
     at: int | None = Field(default=None, ge=0, description="step of the intervention: measured there, it has happened")
     until: int | None = Field(default=None, gt=0, description="step at which a window ends")
     dose: float = Field(default=1.0, ge=0, le=1, description="share of the layer's units (ablate, perturb)")
@@ -252,35 +257,40 @@ class Control(Strict):
                 parts["dose"] = float(parts["dose"])
             except ValueError:
                 raise ValueError(f"the dose of {value!r} is no number") from None
-        parts["damage" if kind == "damage" else "layer"] = parts.pop("what")
-        return {"kind": kind, **parts}
+        what = parts.pop("what")
+        if kind == "reorder":
+            if not what.isdecimal():
+                raise ValueError(f"a branch is a whole number from 1 on, but got {what!r} in {value!r}")
+            return {"kind": kind, **parts, "branch": int(what)}
+        return {"kind": kind, **parts, "damage" if kind == "damage" else "layer": what}
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """So that trials without an intervention keep the ids that they had before there were any."""
         found: dict[str, Any] = handler(self)
-        default = {"damage": None, "at": None, "until": None, "dose": 1.0}
+        default = {"damage": None, "branch": None, "at": None, "until": None, "dose": 1.0}
         return {name: value for name, value in found.items() if name not in default or value != default[name]}
 
     def __str__(self) -> str:
         """As a sweep file says it: `none`, `frozen:LAYER`, `ablate:LAYER@400*0.5`."""
-        what = self.layer or self.damage
+        what = self.layer or self.damage or self.branch
         window = "" if self.at is None else f"@{self.at}" if self.until is None else f"@{self.at}-{self.until}"
         dose = "" if self.dose == 1 else f"*{self.dose:g}"
         return self.kind if what is None else f"{self.kind}:{what}{window}{dose}"
 
     @property
     def intervenes(self) -> bool:
-        """Whether the lane is the untouched trial up to a step, and another one from there on."""
-        return self.at is not None
+        """Whether something is done to the lane at a step; a sibling merely sees its data in another order."""
+        return self.at is not None and self.kind != "reorder"
 
     @model_validator(mode="after")
     def _all_that_the_kind_needs(self) -> "Control":
-        needs = _NEEDS[self.kind]
-        given = {name for name in ("layer", "damage", "at", "until") if getattr(self, name) is not None}
+        needs = CONTROL_NEEDS[self.kind]
+        given = {name for name in ("layer", "damage", "branch", "at", "until") if getattr(self, name) is not None}
         windowed = self.kind == "frozen" and given == {"layer", "at", "until"}
         if given != set(needs) and not windowed:
-            forms = {"layer": "LAYER", "damage": "blur|flip|noise|labels", "at": "@FROM", "until": "-UNTIL"}
+            forms = {"layer": "LAYER", "damage": "blur|flip|noise|labels", "branch": "BRANCH"}
+            forms |= {"at": "@FROM", "until": "-UNTIL"}
             wanted = "".join(forms[n] for n in needs)
             raise ValueError(f"'{self.kind}' is written {self.kind}{':' if wanted else ''}{wanted}, but got {self!s}")
         if self.until is not None and self.at is not None and self.until <= self.at:
@@ -309,6 +319,11 @@ class Trial(Strict):
     def cell(self) -> str:
         """`model/data`, with whatever else is not a default, is the plan's business; this is the short name."""
         return f"{self.model.name}/{self.data.name}"
+
+    @property
+    def untouched(self) -> "Trial":
+        """The same trial without what its control does."""
+        return self.model_copy(update={"control": Control()})
 
     @property
     def trial_id(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ndt_ray.errors import SpecError, did_you_mean
-from ndt_ray.spec import Named
+from ndt_ray.spec import CONTROL_NEEDS, Named
 from ndt_ray.spec.axes import Sweep, make_sweep
 from ndt_ray.spec.loader import MAX_BYTES, Document, dump_yaml, load_yaml, parse_value
 from ndt_ray.spec.sections import PARTS, assigned, target
@@ -238,5 +238,6 @@ def _short_forms(part: str) -> list[dict[str, Any]]:
     if part == "seed":
         return [{"type": "integer", "minimum": 0, "description": "for all four sources of variation"}]
     if part == "control":
-        return [{"type": "string", "pattern": "^(none|lr0|shuffled_labels|frozen:.+)$"}]
+        parametrised = "|".join(kind for kind, needs in CONTROL_NEEDS.items() if needs)
+        return [{"type": "string", "pattern": f"^(none|lr0|shuffled_labels|({parametrised}):.+)$"}]
     return [{"type": "string"}] if part in ("model", "data") else []

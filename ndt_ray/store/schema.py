@@ -136,7 +136,11 @@ TABLES: dict[str, Table] = {
                 Column("seed_order", "int64", "seed of the batch order"),
                 Column("seed_dropout", "int64", "seed of the dropout masks"),
                 Column("seed_data", "int64", "seed of subset and label noise"),
-                Column("control", "string", "none, or what sets it apart: lr0, frozen:LAYER, ablate:LAYER@STEP …"),
+                Column(
+                    "control",
+                    "string",
+                    "none, or what sets it apart: lr0, ablate:LAYER@STEP, reorder:BRANCH@STEP …",
+                ),
                 Column("engine", "string", "training engine"),
                 Column("width", "int32", "canonical lane width; 0: not in the kernels"),
                 Column("steps", "int32", "planned optimizer updates", "steps"),

@@ -1,0 +1,124 @@
+"""The series of a trial that are put to the test, and those of its siblings that stand for chance."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ndt_ray.analysis.detection import Floats
+from ndt_ray.analysis.detection.atoms import Shape
+from ndt_ray.analysis.events.grid import series_on
+from ndt_ray.analysis.series import Clock, Series
+from ndt_ray.errors import SpecError
+from ndt_ray.spec import Control
+
+MEASURES = ("participation_ratio", "stable_rank")
+"""Centred, of each layer in its own view."""
+VELOCITIES = ("velocity",)
+"""Columns of the table `velocity`: rates, which an event raises for a while."""
+LEVELS = ("from_init", "from_anchor", "label_alignment")
+"""Columns of that table which an event moves for good."""
+KERNEL = "kernel"
+SMALLEST = 1e-12
+"""Rates are judged by their logarithm; what is below this is no motion (ndt_ray.velocity.RESOLUTION)."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One series to be judged: `values` as the detector sees them, `series` as measured."""
+
+    series: Series
+    shape: Shape
+    values: Floats
+
+    @property
+    def key(self) -> str:
+        s = self.series
+        return f"{s.measure} {s.layer} {s.view} {s.steps[0]}" if s.steps.size else ""
+
+    @property
+    def name(self) -> tuple[str, int, str]:
+        """What it has in common with the same series of another trial."""
+        return self.series.measure, self.series.layer_index, self.series.view
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """The series of a trial's siblings by `Case.name`, and the step at which these branch off."""
+
+    step: int
+    cases: Mapping[tuple[str, int, str], Sequence[Case]]
+
+    def of(self, case: Case) -> Floats:
+        """Continuations `[K, n]` of a series: of the siblings that were measured at the very same steps."""
+        same = [c.values for c in self.cases.get(case.name, ()) if np.array_equal(c.series.steps, case.series.steps)]
+        return np.array(same, dtype=np.float64).reshape(len(same), len(case.values))
+
+
+def cases(
+    rows: pd.DataFrame,
+    moves: pd.DataFrame,
+    *,
+    measures: Sequence[str],
+    velocities: Sequence[str],
+    grid: str,
+    trial: Clock,
+) -> Iterator[Case]:
+    """All series of one trial, from its rows of `measurements` and `velocity`."""
+    for series in series_on(grid, rows, measures, trial.every):
+        yield Case(series, "level", series.values)
+    if moves.empty:
+        return
+    known = moves.assign(view=KERNEL)
+    levels = [v for v in velocities if v in LEVELS]
+    rates = [v for v in velocities if v not in LEVELS]
+    for series in series_on(grid, known, levels, trial.every):
+        yield Case(series, "level", series.values)
+    # A rate over another distance is another rate: where measurements lie denser, nothing of the grid is judged.
+    even = known[known["previous_step"].notna() & (known["step"] - known["previous_step"] == trial.every)]
+    for series in series_on("linear", even, rates, trial.every):
+        yield Case(series, "rate", _logarithm(series.values))
+
+
+def _logarithm(values: Floats) -> Floats:
+    """Natural logarithm of a rate; what is below 1 % of its median motion counts as that."""
+    moving = values[values > SMALLEST]
+    if len(moving) < len(values) / 2:
+        return np.zeros_like(values)
+    least = max(SMALLEST, 0.01 * float(np.median(moving)))
+    return np.asarray(np.log(np.maximum(values, least)), dtype=np.float64)
+
+
+def is_sibling(trials: pd.DataFrame) -> bool:
+    """Whether the one trial of a partition is a branch of another."""
+    return "control" in trials and str(trials["control"].iloc[0]).startswith("reorder:")
+
+
+def siblings_of(
+    rows: pd.DataFrame,
+    moves: pd.DataFrame,
+    series: Callable[[pd.DataFrame, pd.DataFrame], Iterator[Case]],
+    step: int | None,
+) -> Siblings | None:
+    """Those of a trial's siblings that branch off at `step`, by default the first at which any do; None without any.
+
+    `rows`, `moves`: of `measurements` and `velocity`, with the `control` of the sibling. SpecError where none branch
+    off at the step asked for.
+    """
+    tables = [t for t in (rows, moves) if not t.empty]
+    controls = {str(text): Control.model_validate(text) for t in tables for text in t["control"].unique()}
+    steps = sorted({control.at for control in controls.values() if control.at is not None})
+    if not steps:
+        return None
+    if step is not None and step not in steps:
+        raise SpecError(f"no siblings branch off at branch_step {step} - they do at {', '.join(map(str, steps))}")
+    chosen = steps[0] if step is None else step
+    found: dict[tuple[str, int, str], list[Case]] = {}
+    for text, control in sorted(controls.items(), key=lambda item: item[1].branch or 0):
+        if control.at != chosen:
+            continue
+        own = [t if t.empty else t[t["control"] == text] for t in (rows, moves)]
+        for case in series(*own):
+            found.setdefault(case.name, []).append(case)
+    return Siblings(chosen, found)
