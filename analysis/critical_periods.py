@@ -3,7 +3,7 @@
 `original` repeats the founding rule - |velocity| above its own 90th percentile, so that a tenth of every series is
 critical by construction - on the published series and their mini-batch loss. `default` reports the same counts and
 tests what can be tested: stretches faster than the layer's own smooth slow-down (AR-sieve surrogates that keep it),
-and correlations of prewhitened activity against permutations.
+and correlations of prewhitened activity against the same with random phases.
 """
 
 from collections.abc import Sequence

@@ -100,7 +100,7 @@ def _window_means(values: Floats, width: int) -> Floats:
 def pair_tests(white_LT: Floats, lags: int, count: int, *key: str) -> tuple[list[dict[str, Any]], float, float]:
     """Every pair of rows of prewhitened activities [L, T]: lagged correlations with p; and the mean over pairs, its p.
 
-    Null: every row permuted by itself, `count` times; exact for rows that are white and independent.
+    Null: every row with phases of its own, `count` times; exact for rows that are stationary, Gaussian and independent.
     """
     a, b = np.triu_indices(len(white_LT), 1)
     if len(a) == 0:
@@ -109,7 +109,7 @@ def pair_tests(white_LT: Floats, lags: int, count: int, *key: str) -> tuple[list
     rng = generator("pairs", *key)
     largest, mean = np.empty((count, len(a))), np.empty(count)
     for k in range(count):
-        drawn = rng.permuted(white_LT, axis=1)
+        drawn = rates.rephased(white_LT, rng)
         null = rates.lagged(drawn[a], drawn[b], lags)
         largest[k], mean[k] = np.abs(null).max(axis=1), null[:, null.shape[1] // 2].mean()
     zero = float(observed[:, observed.shape[1] // 2].mean())
@@ -120,7 +120,7 @@ def pair_tests(white_LT: Floats, lags: int, count: int, *key: str) -> tuple[list
 def couplings(white_LT: Floats, loss_T: Floats, lags: int, count: int, *key: str) -> list[dict[str, Any]]:
     """Each row of prewhitened activities [L, T] against that of the loss [T]: lagged correlations with p and q."""
     rng = generator("loss", *key)
-    drawn = rng.permuted(np.tile(loss_T, (count, 1)), axis=1)
+    drawn = rates.rephased(np.tile(loss_T, (count, 1)), rng)
     rows = []
     for layer in white_LT:
         null = np.abs(rates.lagged(layer[None], drawn, lags)).max(axis=1)

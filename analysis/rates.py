@@ -2,7 +2,7 @@
 
 All curves of a run start fast and slow down. Two that share nothing else then look coordinated, and shifting one
 against the other does not help, for the slow-down is shifted too (SCIENCE §3.0). So tests run on *activity*: the log of
-|velocity| without its smooth course, and for correlations prewhitened, so that what remains is exchangeable.
+|velocity| without its smooth course, and for correlations prewhitened: what remains is stationary and nearly white.
 """
 
 from functools import lru_cache
@@ -127,6 +127,21 @@ def sieve(values: Floats, count: int, rng: np.random.Generator) -> Floats:
     warm = 50
     drawn = rng.choice(left - left.mean(), size=(count, n + warm))
     return cast(Floats, lfilter([1.0], model, drawn, axis=-1)[:, warm:])
+
+
+def rephased(values: Floats, rng: np.random.Generator) -> Floats:
+    """Each row `[..., n]` with its own periodogram and random phases (Theiler et al. 1992); the mean stays.
+
+    What smoothing and prewhitening leave is not quite white: a course taken over 31 points leaves correlations down to
+    -0.08 at 10 points, which widen cross-correlations by 7 % in variance. Permuted rows have none of them.
+    """
+    n = values.shape[-1]
+    spectrum = np.fft.rfft(values, axis=-1)
+    turned = np.exp(2j * np.pi * rng.random(spectrum.shape))
+    turned[..., 0] = 1.0
+    if n % 2 == 0:
+        turned[..., -1] = np.where(turned[..., -1].real < 0, -1.0, 1.0)
+    return np.fft.irfft(spectrum * turned, n, axis=-1)
 
 
 def lagged(x: Floats, y: Floats, lags: int) -> Floats:

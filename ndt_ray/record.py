@@ -1,7 +1,7 @@
 """What is written down of a pack while it trains: rows for every table, none of which touches the training."""
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ndt_ray import coarse, velocity
 from ndt_ray.data import Dataset, Probes
+from ndt_ray.deletions import without_blocks
 from ndt_ray.errors import SpecError, did_you_mean
 from ndt_ray.evaluate import Scores, lane_scores, predict, scores
 from ndt_ray.lanes import Engine
@@ -286,17 +287,23 @@ class Recorder:
             self.confirmations(step, sorted(wanted))
 
     def confirmations(self, step: int, lanes: list[int]) -> None:
-        """Lanes on the confirm probe, as they are now."""
-        self._look(self.confirm[0], ("confirmations", "confirmation_spectra"), step, lanes)
+        """Lanes on the confirm probe, as they are now, and without each block of its stimuli."""
+        for seen in self._look(self.confirm[0], ("confirmations", "confirmation_spectra"), step, lanes):
+            place, columns = without_blocks(seen.activations, self.layers, seen.linear)
+            ids = [self.ids[seen.lanes[i]] for i in place]
+            if ids:
+                self.sink.rows("confirmation_blocks", {"trial_id": ids, "step": _full(step, len(ids)), **columns})
 
     def measurements(self, step: int, lanes: list[int]) -> None:
         """Lanes on the detect probe, as they are now; nothing is compared with what was before."""
-        self._look(self.detect[0], ("measurements", "spectra"), step, lanes)
+        for _ in self._look(self.detect[0], ("measurements", "spectra"), step, lanes):
+            pass
 
-    def _look(self, inputs: Tensor, tables: tuple[str, str], step: int, lanes: list[int]) -> None:
+    def _look(self, inputs: Tensor, tables: tuple[str, str], step: int, lanes: list[int]) -> Iterator[Observation]:
         for seen in self.observer.observe(inputs, lanes):
             spectra = measure_layers(seen.activations, self.layers, linear=seen.linear)
             self._write(tables, step, seen, rows(spectra, self.spec.spectra))
+            yield seen
 
     # -- state ---------------------------------------------------------------------------------------------------
 

@@ -80,6 +80,7 @@ _TABLE: dict[str, dict[str, str]] = {
         "grokking_timeline": "ndt_ray.analysis.mechanisms.grokking.analyses:grokking_timeline",
         "grokking_comparison": "ndt_ray.analysis.mechanisms.grokking.analyses:grokking_comparison",
         "grokking_lags": "ndt_ray.analysis.mechanisms.grokking.lags:grokking_lags",
+        "grokking_verdicts": "ndt_ray.analysis.mechanisms.grokking.verdicts:grokking_verdicts",
         "event_layers": "ndt_ray.analysis.event_layers:event_layers",
         "capabilities": "ndt_ray.analysis.capabilities:capabilities",
         "investigation": "ndt_ray.analysis.investigation:investigation",

@@ -120,7 +120,7 @@ def measure_layers(
     `linear` gives, by path, inputs and weights of Linear layers; used where d_in + 1 is the smallest side, or where
     there are no `activations` of the layer.
     """
-    taken = [_take(layer, activations.get(layer.path), (linear or {}).get(layer.path)) for layer in layers]
+    taken = [stacks_of(layer, activations.get(layer.path), (linear or {}).get(layer.path)) for layer in layers]
     alike: dict[tuple[Shape, int, torch.device], list[int]] = {}
     for i, (stacks, features) in enumerate(taken):
         _, stimuli, m, f = stacks[0].shape
@@ -140,7 +140,7 @@ def measure_layers(
     return [out[i] for i in range(len(layers))]
 
 
-def _take(layer: Layer, lanes: Lanes | None, through: LinearInput | None) -> tuple[list[Tensor], int]:
+def stacks_of(layer: Layer, lanes: Lanes | None, through: LinearInput | None) -> tuple[list[Tensor], int]:
     """Stacks of lanes `[S_i, P, m, f]`, and how many features the layer really has."""
     if through is not None and layer.kind != "positions":
         weight = through.weight

@@ -12,7 +12,7 @@ from ndt_ray.analysis.detection.profile import Event, Judged, Profile, judge
 from ndt_ray.analysis.detection.surrogates import NULLS
 from ndt_ray.analysis.detection.transient import find
 from ndt_ray.analysis.events.cases import MEASURES, VELOCITIES, Case, Siblings, cases, is_sibling, siblings_of
-from ndt_ray.analysis.events.described import Run, blocks
+from ndt_ray.analysis.events.described import Deletions, Run, blocks
 from ndt_ray.analysis.events.tables import EVENT_CANDIDATES, SERIES_TESTS, TRANSIENTS
 from ndt_ray.analysis.phases import phase_bin
 from ndt_ray.analysis.series import Clock, clock
@@ -35,6 +35,7 @@ ERRORS = 3.0
         "spectra",
         "confirmations",
         "confirmation_spectra",
+        "confirmation_blocks",
         *OF_SIBLINGS,
     ),
     writes=(SERIES_TESTS, EVENT_CANDIDATES, TRANSIENTS),
@@ -70,7 +71,7 @@ def series_tests(
         curvature=data.frame("curvature"),
         confirmations=data.frame("confirmations"),
         detect=blocks(data.tables["spectra"]),
-        confirm=blocks(data.tables["confirmation_spectra"]),
+        confirm=Deletions(data.frame("confirmation_blocks"), blocks(data.tables["confirmation_spectra"])),
         steps=trial.steps,
     )
     tests: list[dict[str, Any]] = []
@@ -177,6 +178,7 @@ def _candidate(
     distance = float(s.steps[event.after] - s.steps[event.before]) / max(event.after - event.before, 1)
     since = int(s.steps[found.first])
     phase = min(before / trial.steps, 1.0) if trial.steps else 0.0
+    confirmed, sure, source = run.confirmed(s.layer_index, s.view, s.measure, before, after, since, confirm_within)
     return {
         "step_before": before,
         "step_after": after,
@@ -187,13 +189,14 @@ def _candidate(
         "direction": "increase" if size > 0 else "decrease",
         "size": size,
         "relative_size": relative,
-        "snr": snr,
+        "snr": sure if snr is None else snr,
+        "snr_from": source if snr is None else "detect",
         "statistic": event.statistic,
         "p_event": event.p,
         "phase": phase,
         "phase_bin": str(phase_bin(np.array([phase]))[0]),
         **run.around(before, after),
-        **run.confirmed(s.layer_index, s.view, s.measure, before, after, since, confirm_within),
+        **confirmed,
     }
 
 

@@ -28,7 +28,13 @@ WHAT = (
         "fitted change beyond the trend, on the detect probe, in units of the measure; of a kink, in 15 % of the run",
     ),
     Column("relative_size", "float64", "size / level before; null where that is 0"),
-    Column("snr", "float64", "|size| / paired standard error of a change (delete-block); null without one"),
+    Column("snr", "float64", "size in paired standard errors of a change (delete-block), on the probe of `snr_from`"),
+    Column(
+        "snr_from",
+        "string",
+        "detect (participation ratio: its bracket) or confirm (any measure: bracketing checkpoints); without snr why:"
+        " no_checkpoints bracket it, no_blocks were kept of the measure, no_spread is between them",
+    ),
     Column("statistic", "float64", "contrast in units of its null spread"),
     Column("p_event", "float64", "max-T: share of null series whose largest statistic is at least this"),
     Column("phase", "float64", "onset / planned steps"),
@@ -40,6 +46,8 @@ WHAT = (
     Column("confirm_relative", "float64", "the same / level before"),
     Column("confirm_lo", "float64", "95 % interval of confirm_size, delete-block jackknife over stimuli"),
     Column("confirm_hi", "float64", "upper end of it"),
+    Column("confirm_relative_lo", "float64", "the same of confirm_relative"),
+    Column("confirm_relative_hi", "float64", "upper end of it"),
 )
 """What an event is, whoever judges it."""
 

@@ -89,6 +89,8 @@ MEASURES = (
 """Measures that are functions of one spectrum: stored for the centred spectrum, and `_uncentred`."""
 
 _SERIES = ("trial_id", "layer_index", "view", "step")
+_CENTRED = tuple(Column(n, t, d + " (centred)", u) for n, t, d, u in MEASURES)
+_UNCENTRED = tuple(Column(f"{n}_uncentred", t, d + " (uncentred)", u) for n, t, d, u in MEASURES)
 _MEASUREMENTS = (
     _TRIAL,
     _STEP,
@@ -96,9 +98,9 @@ _MEASUREMENTS = (
     _LAYER_INDEX,
     _VIEW,
     Column("n_stimuli", "int32", "probe stimuli: the sampling unit"),
-    *(Column(n, t, d + " (centred)", u) for n, t, d, u in MEASURES),
+    *_CENTRED,
     Column("participation_ratio_corrected", "measure", "bias-corrected over stimuli, centred", "dimensions"),
-    *(Column(f"{n}_uncentred", t, d + " (uncentred)", u) for n, t, d, u in MEASURES),
+    *_UNCENTRED,
     Column("flag", "string", "why values are null: dead, nonfinite, solver, few_rows, lost; else null"),
 )
 _SPECTRA = (
@@ -242,6 +244,22 @@ TABLES: dict[str, Table] = {
             "As `spectra`, on the confirm probe, at checkpoints.",
             _SPECTRA,
             _SERIES,
+        ),
+        Table(
+            "confirmation_blocks",
+            "As `confirmations`, without one block of stimuli a row: where errors of changes come from.",
+            (
+                _TRIAL,
+                _STEP,
+                _LAYER,
+                _LAYER_INDEX,
+                _VIEW,
+                Column("block", "int16", "of stimuli left out: those whose place in the probe is this, modulo 16"),
+                Column("n_stimuli", "int32", "probe stimuli that are left"),
+                *_CENTRED,
+                *_UNCENTRED,
+            ),
+            ("trial_id", "layer_index", "view", "block", "step"),
         ),
         Table(
             "velocity",

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from ndt_ray.analysis.api import AnalysisInput, Partition
-from ndt_ray.analysis.events.described import Run, blocks
+from ndt_ray.analysis.events.described import Deletions, Run, blocks
 from ndt_ray.analysis.events.families import events, judged
 from ndt_ray.analysis.events.grid import log_steps
 from ndt_ray.analysis.events.series_tests import series_tests
@@ -168,19 +168,23 @@ def test_a_log_grid_is_chosen_among_the_measured_steps() -> None:
 def test_the_paired_error_is_that_of_the_same_stimuli_left_out() -> None:
     table = pa.Table.from_pandas(spectra(0, [10.0, 12.0], [5, 10], error=0.0))
     held = blocks(table)[0, "units"]
-    change, error, count = held.change(5, 10)
-    assert change == pytest.approx(2) and error == pytest.approx(0, abs=1e-9) and count == 16
-    assert np.isnan(held.change(5, 7)[1]) and blocks(pa.table({})) == {}
+    change = held.change(5, 10)
+    assert change.size == pytest.approx(2) and change.error == pytest.approx(0, abs=1e-9) and change.blocks == 16
+    assert np.isnan(held.change(5, 7).error) and blocks(pa.table({})) == {}
     noisy = blocks(pa.Table.from_pandas(spectra(0, [10.0, 12.0], [5, 10], error=0.1)))[0, "units"]
     values = noisy.values[1] - noisy.values[0]
-    assert noisy.change(5, 10)[1] == pytest.approx(np.sqrt(15 / 16 * ((values - values.mean()) ** 2).sum()))
+    assert noisy.change(5, 10).error == pytest.approx(np.sqrt(15 / 16 * ((values - values.mean()) ** 2).sum()))
 
 
 def test_a_checkpoint_of_the_transient_confirms_nothing() -> None:
-    known = Run(pd.DataFrame(), pd.DataFrame(), rows(0, [1.0, 5.0], [0, 900]), {}, {}, STEPS)
-    assert known.confirmed(0, "units", "participation_ratio", 795, 800, 100, 1.0)["confirm_size"] is None
-    assert known.confirmed(0, "units", "participation_ratio", 795, 800, 0, 1.0)["confirm_size"] == 4.0
-    assert known.confirmed(0, "units", "participation_ratio", 795, 800, 0, 0.1)["confirm_size"] is None
+    known = Run(pd.DataFrame(), pd.DataFrame(), rows(0, [1.0, 5.0], [0, 900]), {}, Deletions(pd.DataFrame(), {}), STEPS)
+
+    def confirmed(since: int, share: float) -> tuple[float | None, str]:
+        found, _, source = known.confirmed(0, "units", "participation_ratio", 795, 800, since, share)
+        return found["confirm_size"], source
+
+    assert confirmed(100, 1.0) == (None, "no_checkpoints") and confirmed(0, 0.1) == (None, "no_checkpoints")
+    assert confirmed(0, 1.0) == (4.0, "no_blocks")
 
 
 def series_of(p: list[float], trial: str = "t", measure: str = "participation_ratio") -> pd.DataFrame:
@@ -210,7 +214,8 @@ def candidates_of(tests: pd.DataFrame, p: dict[int, float]) -> pd.DataFrame:
     what |= {"direction": "increase", "size": 1.0, "relative_size": 0.1, "snr": 9.0, "statistic": 6.0}
     what |= {"phase": 0.1, "phase_bin": "mid", "near_lr_change": False, "near_epoch_boundary": False}
     what |= {"sharpness_before": None, "confirm_size": None, "confirm_relative": None}
-    what |= {"confirm_lo": None, "confirm_hi": None}
+    what |= {"confirm_lo": None, "confirm_hi": None, "confirm_relative_lo": None, "confirm_relative_hi": None}
+    what |= {"snr_from": "detect"}
     return chosen.assign(**what, p_event=list(p.values())).reset_index(drop=True)
 
 

@@ -34,7 +34,8 @@ class Memory:
         into = self.tables.setdefault(table, {})
         for i in range(n):
             row = {name: values[i] for name, values in columns.items()}
-            key = tuple(row.get(k) for k in ("trial_id", "step", "layer", "view", "parameter"))
+            own = ("block",) if "block" in row else ()
+            key = tuple(row.get(k) for k in ("trial_id", "step", "layer", "view", "parameter", *own))
             assert key not in into, f"{table} {key} given twice"
             into[key] = row
 

@@ -191,6 +191,56 @@ COMPARISON = Table(
     ("cell", "quantity"),
 )
 
+VERDICTS = Table(
+    "grokking_verdicts",
+    "Whether the events of one named measure tell when a run generalised: one near that step, none in the plateau.",
+    (
+        _TRIAL,
+        Column("cell", "string", "everything but seeds"),
+        Column("measure", "string", "the named measure"),
+        Column("detector", "string", "name of the detector"),
+        Column("null", "string", "what the surrogates are"),
+        Column("layers", "string", "pattern of the layers whose series are asked"),
+        Column("n_series", "int32", "their series"),
+        Column("n_calibrated", "int32", "of these, those that can be tested"),
+        Column("memorised_step", "int32", "first update with a training loss below .01 x uniform", "steps"),
+        Column("half_step", "int32", "first step from which held-out accuracy stays above one half", "steps"),
+        Column("n_events", "int32", "significant events of these series", "events"),
+        Column("null_events", "float64", "number expected among them under the null: alpha x events", "events"),
+        Column("event_step", "float64", "location of the event nearest to half_step; null without events", "steps"),
+        Column("event_layer", "string", "its layer"),
+        Column("distance", "float64", "(event_step - half_step) / planned steps"),
+        Column("q", "float64", "q of its series over the family"),
+        Column("n_near", "int32", "events within the tolerance of half_step", "events"),
+        Column("n_early", "int32", "events located after memorisation and before half of half_step", "events"),
+        Column("early_step", "float64", "location of the first of these", "steps"),
+        Column(
+            "verdict",
+            "string",
+            "passed, missed (none near), early (some in the plateau), missed_and_early; or why there is none: unfinished,"
+            " not_memorised, not_generalised, not_tested",
+        ),
+    ),
+    ("trial_id", "measure", "layers"),
+)
+
+ACCEPTANCE = Table(
+    "grokking_acceptance",
+    "The verdicts of a cell's runs together.",
+    (
+        Column("cell", "string", "everything but seeds"),
+        Column("measure", "string", "the named measure"),
+        Column("layers", "string", "pattern of the layers whose series are asked"),
+        Column("n", "int32", "runs"),
+        Column("n_judged", "int32", "runs with a verdict: finished, memorised, generalised and tested"),
+        Column("n_passed", "int32", "of these, those that passed"),
+        Column("n_missed", "int32", "those without an event near the step"),
+        Column("n_early", "int32", "those with an event in the plateau"),
+        Column("accepted", "bool", "every run passed; null while any has no verdict"),
+    ),
+    ("cell", "measure", "layers"),
+)
+
 LAGS = Table(
     "grokking_lags",
     "Lag of each layer's largest dimensionality event to a landmark of grokking, over the seeds of a cell.",
