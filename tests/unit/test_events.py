@@ -30,9 +30,11 @@ def rows(layer: int, values: Any, steps: Any = GRID, measure: str = "participati
     return pd.DataFrame({**known, measure: values})
 
 
+SPEC = json.dumps({"measure": {"every": EVERY}})
+
+
 def run(measurements: pd.DataFrame | None = None, **tables: pd.DataFrame) -> AnalysisInput:
-    spec = json.dumps({"measure": {"every": EVERY}})
-    trials = pd.DataFrame([{"trial_id": TRIAL, "steps": STEPS, "spec": spec}])
+    trials = pd.DataFrame([{"trial_id": TRIAL, "steps": STEPS, "spec": SPEC}])
     every = {"trials": trials, "measurements": measurements, **tables}
     arrow = {name: pa.table({}) if t is None else pa.Table.from_pandas(t) for name, t in every.items()}
     return AnalysisInput("s", Partition(TRIAL), {n: arrow.get(n, pa.table({})) for n in series_tests.reads})
@@ -185,6 +187,62 @@ def test_a_checkpoint_of_the_transient_confirms_nothing() -> None:
 
     assert confirmed(100, 1.0) == (None, "no_checkpoints") and confirmed(0, 0.1) == (None, "no_checkpoints")
     assert confirmed(0, 1.0) == (4.0, "no_blocks")
+
+
+def siblings(values: Any, count: int, step: int, seed: int, steps: Any = GRID) -> pd.DataFrame:
+    """Rows of so many siblings of a trial whose course is `values`: alike until the step, then with their own noise."""
+    made = []
+    for k in range(count):
+        own = np.where(steps <= step, values, values + 2**0.5 * noise(seed + k, len(steps)))
+        made.append(rows(0, own, steps).assign(trial_id=f"s{k}", control=f"reorder:{k + 1}@{step}"))
+    return pd.concat(made, ignore_index=True)
+
+
+def test_siblings_stand_for_what_batch_order_does() -> None:
+    calm = 10 - np.exp(-GRID / 300)
+    moved = rows(0, calm + noise(1) + 1.5 * (GRID >= 800))
+    data = run(moved, sibling_measurements=siblings(calm, 19, 100, 50))
+    found = series_tests(data, nulls=["ar_sieve", "siblings"], **QUICK)
+    one, other = sorted(found["series_tests"].to_pylist(), key=lambda t: t["null"])
+    assert (one["null"], other["null"]) == ("ar_sieve", "siblings") and len(found["transients"]) == 1
+    assert other["p"] == pytest.approx(1 / 20) and other["n_surrogates"] == 19 and other["grid_start"] > 100
+    event = next(e for e in found["event_candidates"].to_pylist() if e["null"] == "siblings")
+    assert abs(event["step_before"] - 795) <= 10 and event["p_event"] == pytest.approx(1 / 20)
+
+
+def test_siblings_that_cannot_be_compared_are_left_out_and_too_few_are_said() -> None:
+    calm, others = 10 - np.exp(-GRID / 300), siblings(10 - np.exp(-GRID / 300), 5, 100, 50)
+    short = others[(others["trial_id"] != "s0") | (others["step"] < 900)]
+    both = pd.concat([short, siblings(calm, 3, 400, 90)])
+    trial = rows(0, calm + noise(1))
+
+    def tested(others: pd.DataFrame | None, **parameters: Any) -> list[dict[str, Any]]:
+        data = run(trial, **({} if others is None else {"sibling_measurements": others}))
+        found = series_tests(data, nulls=["siblings"], **parameters)
+        return list(found["series_tests"].to_pylist())
+
+    assert [t["n_surrogates"] for t in tested(both)] == [4]
+    (late,) = tested(both, branch_step=400)
+    assert late["n_surrogates"] == 3 and late["grid_start"] > 400
+    for none in (None, others[others["trial_id"].isin(["s0", "s1"])]):
+        (few,) = tested(none)
+        assert few["kind"] == "few_siblings" and few["p"] is None and not few["calibrated"]
+    with pytest.raises(SpecError, match="they do at 100, 400"):
+        tested(both, branch_step=7)
+    branch = pd.DataFrame([{"trial_id": TRIAL, "steps": STEPS, "control": "reorder:1@5", "spec": SPEC}])
+    sibling = run(trial, trials=branch)
+    assert series_tests(sibling, nulls=["siblings"])["series_tests"].num_rows == 0
+
+
+@pytest.mark.slow
+def test_the_null_of_siblings_keeps_its_level() -> None:
+    """120 trials without an event, 9 siblings each: p at most .1 in no more than 15 %, and two standard errors."""
+    calm, low = 10 - np.exp(-GRID / 300), 0
+    for r in range(120):
+        own = np.where(GRID <= 100, calm, calm + 2**0.5 * noise(10_000 + r))
+        data = run(rows(0, own), sibling_measurements=siblings(calm, 9, 100, 100 * r))
+        low += series_tests(data, nulls=["siblings"])["series_tests"].to_pylist()[0]["p"] <= 0.1
+    assert low / 120 <= 0.15 + 2 * np.sqrt(0.15 * 0.85 / 120)
 
 
 def series_of(p: list[float], trial: str = "t", measure: str = "participation_ratio") -> pd.DataFrame:

@@ -10,6 +10,7 @@ from ndt_ray.cli import main
 from ndt_ray.errors import SpecError
 from ndt_ray.fork import Question, fork
 from ndt_ray.run import Options, run_sweep
+from ndt_ray.spec import Trial
 from ndt_ray.spec.axes import make_sweep
 from ndt_ray.spec.sweepfile import dump_sweep, parse_sweep
 from ndt_ray.store.reader import open_store
@@ -112,6 +113,44 @@ def test_a_fork_at_the_events_that_most_seeds_share(store):
     assert {c.split("@")[1] for c in controls(two)[1:]} == {"20", "40"}
     windows = fork(store, "parent", "f", Question(kind="damage", targets=["blur"], events=1, controls=2, length=5))
     assert controls(windows)[1].startswith("damage:blur@")
+
+
+def test_siblings_are_arms_that_nothing_is_done_to(store):
+    forked = fork(store, "parent", "f", Question(siblings=3, steps=[30]))
+    assert controls(forked) == ["none", "reorder:1@30", "reorder:2@30", "reorder:3@30"]
+    assert [a.name for a in forked.analyses] == ["series_tests", "events"] and "3 siblings" in forked.about
+    assert parse_sweep(dump_sweep(forked)) == forked
+    with pytest.raises(SpecError, match="at least 3"):
+        fork(store, "parent", "f", Question(siblings=2, steps=[30]))
+    with pytest.raises(SpecError, match="needs steps"):
+        fork(store, "parent", "f", Question(siblings=3))
+
+
+@pytest.mark.slow
+def test_siblings_of_a_sweep_that_ran_are_the_null_of_its_events(tmp_path):
+    parent = {**PARENT, "base": {**PARENT["base"], "measure": {"every": 1, "probe": 32}}}
+    parent["axes"] = [{"path": "seed", "role": "replicate", "range": 2}]
+    assert run_sweep(make_sweep(parent), tmp_path / "store", INLINE).ok
+    there = open_store(tmp_path / "store")
+    forked = fork(there, "parent", "sib", Question(siblings=4, steps=[20]))
+    assert run_sweep(forked, there, INLINE).ok
+    own = set(there.sql("SELECT trial_id FROM trials WHERE sweep = 'parent'")["trial_id"])
+    for row in there.sql("SELECT trial_id, control, spec FROM trials WHERE sweep = 'sib'").itertuples():
+        losses = there.sql("SELECT loss FROM losses WHERE sweep = 'sib' AND trial_id = ? ORDER BY step", [row.trial_id])
+        untouched = Trial.model_validate_json(row.spec).untouched.trial_id
+        same = there.sql("SELECT loss FROM losses WHERE sweep = 'parent' AND trial_id = ? ORDER BY step", [untouched])
+        assert untouched in own and (losses["loss"][:20] == same["loss"][:20]).all()
+        assert (row.control == "none") == (losses["loss"] == same["loss"]).all()
+    tests = there.sql("SELECT * FROM series_tests WHERE sweep = 'sib'")
+    assert set(tests["trial_id"]) == own and set(tests["null"]) == {"siblings"}
+    judged = tests[tests["calibrated"]]
+    assert len(judged) and (judged["n_surrogates"] == 4).all() and (judged["p"] >= 0.2).all()
+    assert (judged["grid_start"] > 20).all()
+    families = there.sql("SELECT * FROM event_families WHERE sweep = 'sib' AND \"primary\"")
+    assert families["null"].tolist() == ["siblings"] and families["q_attainable"][0] >= 0.2
+    assert analyze(there, "parent", "series_tests", parameters={"nulls": ["siblings"]}).ok
+    none = there.sql("SELECT * FROM series_tests WHERE sweep = 'parent'")
+    assert set(none["kind"]) == {"few_siblings"} and none["p"].isna().all()
 
 
 def test_what_cannot_be_forked(store, capsys, tmp_path):

@@ -8,6 +8,7 @@ from test_train import Memory, assert_same_rows, pack, run, trial
 
 from ndt_ray.errors import SpecError
 from ndt_ray.lanes import make_engine
+from ndt_ray.lanes.batches import Batches
 from ndt_ray.lanes.interventions import Lesions, chosen_units, damaged
 from ndt_ray.spec import Control, Trial
 from ndt_ray.train import continue_trial
@@ -24,10 +25,12 @@ INTERVENTIONS = [
     "damage:flip@11-20",
     "damage:noise@11-20",
     "damage:labels@11-20",
+    "reorder:1@11",
+    "reorder:2@11",
 ]
 
 
-@pytest.mark.parametrize("text", [*FORMS, "damage:blur@0-400"])
+@pytest.mark.parametrize("text", [*FORMS, "damage:blur@0-400", "reorder:3@0"])
 def test_controls_read_as_they_are_written(text: str) -> None:
     control = Control.model_validate(text)
     assert str(control) == text
@@ -52,6 +55,9 @@ def test_trials_without_an_intervention_keep_their_ids() -> None:
         ("damage:fog@1-2", "blur"),
         ("reinit:a@3*0.5", "dose goes with"),
         ("ablate:a@3*2", "less than or equal to 1"),
+        ("reorder:1", "reorder:BRANCH@FROM"),
+        ("reorder:a@3", "whole number"),
+        ("reorder:0@3", "greater than 0"),
     ],
 )
 def test_what_is_not_a_control(text: str, says: str) -> None:
@@ -124,6 +130,23 @@ def test_ablation_zeroes_the_weights_of_a_share_of_units_and_nothing_else() -> N
     half, _, _ = at_the_step(f"ablate:{LAYER}@11*0.5")
     zero = ~half[weight].any(axis=1)
     assert zero.sum() == 16 and np.array_equal(half[weight][~zero], before[weight][~zero])
+
+
+@pytest.mark.parametrize("at", [0, 11, 44, 50])  # digits: 44 updates an epoch of batches of 32
+def test_a_branch_draws_anew_what_is_left_of_its_epoch_and_sees_every_sample_once(at: int) -> None:
+    trials = [trial(3, batch=32, control=c) for c in ("none", f"reorder:1@{at}", f"reorder:2@{at}")]
+    batches = pack([trials[0]]).data
+    order = np.array([Batches(trials, batches, torch.device("cpu")).indices(update) for update in range(88)])
+    assert len(batches.train_y) // 32 == 44 and (order[:at] == order[:at, :1]).all()
+    for epoch in (order[:44], order[44:]):
+        for lane in range(3):
+            seen = epoch[:, lane].ravel()
+            assert len(set(seen)) == len(seen)
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        same = (order[at:, a] == order[at:, b]).mean()
+        assert same < 0.01
+    inputs = batches.train_x[torch.from_numpy(order[60, 1])]
+    assert torch.equal(Batches(trials, batches, torch.device("cpu")).get(60)[0][1], inputs)
 
 
 def test_smaller_doses_are_part_of_larger_ones() -> None:

@@ -217,7 +217,7 @@ VERDICTS = Table(
         Column(
             "verdict",
             "string",
-            "passed, missed (none near), early (some in the plateau), missed_and_early; or why there is none: unfinished,"
+            "passed, missed (none near), early (some in the plateau), missed_and_early; without one why: unfinished,"
             " not_memorised, not_generalised, not_tested",
         ),
     ),
