@@ -236,13 +236,13 @@ def test_siblings_that_cannot_be_compared_are_left_out_and_too_few_are_said() ->
 
 @pytest.mark.slow
 def test_the_null_of_siblings_keeps_its_level() -> None:
-    """120 trials without an event, 9 siblings each: p at most .1 in no more than 15 %, and two standard errors."""
+    """60 trials without an event, 9 siblings each: p at most .1 in no more than 15 %, and two standard errors."""
     calm, low = 10 - np.exp(-GRID / 300), 0
-    for r in range(120):
+    for r in range(60):
         own = np.where(GRID <= 100, calm, calm + 2**0.5 * noise(10_000 + r))
         data = run(rows(0, own), sibling_measurements=siblings(calm, 9, 100, 100 * r))
         low += series_tests(data, nulls=["siblings"])["series_tests"].to_pylist()[0]["p"] <= 0.1
-    assert low / 120 <= 0.15 + 2 * np.sqrt(0.15 * 0.85 / 120)
+    assert low / 60 <= 0.15 + 2 * np.sqrt(0.15 * 0.85 / 60)
 
 
 def series_of(p: list[float], trial: str = "t", measure: str = "participation_ratio") -> pd.DataFrame:

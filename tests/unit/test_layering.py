@@ -19,7 +19,7 @@ PLACES: dict[str, int] = {
     # 1: training and measuring, in memory
     "data": 1, "models": 1, "lanes": 1, "capture": 1, "views": 1, "grams": 1, "spectra": 1, "measures": 1,
     "velocity": 1, "directions": 1, "coarse": 1, "evaluate": 1, "record": 1, "train": 1, "sink": 1, "catalogue": 1,
-    "activation_capture": 1, "online": 1, "ring": 1, "triggers": 1, "native": 1,
+    "activation_capture": 1, "online": 1, "ring": 1, "triggers": 1, "native": 1, "deletions": 1,
     # 2: files
     "store": 2, "original": 2,
     # 3: running
