@@ -80,7 +80,8 @@ def series_tests(
     series = partial(cases, measures=measures, velocities=velocities, grid=grid, trial=trial)
     siblings = None
     if SIBLINGS in nulls:
-        siblings = siblings_of(*(data.frame(name) for name in OF_SIBLINGS), series, branch_step)
+        branches, their_moves = (data.frame(name) for name in OF_SIBLINGS)
+        siblings = siblings_of(branches, their_moves, series, branch_step)
         if is_sibling(data.frame("trials")):  # a draw of the null, which has none of its own
             nulls = [null for null in nulls if null != SIBLINGS]
     for case in series(rows, moves):

@@ -46,7 +46,7 @@ class Batches:
     def _order(self, trial: Trial, samples: np.ndarray, epoch: int) -> np.ndarray:
         """A lane's samples in the order of one epoch; a branch draws anew what the epoch has left at its step."""
         control, seed = trial.control, trial.seed.order
-        order = samples[permutation(seed, epoch, self.n)]
+        order: np.ndarray = samples[permutation(seed, epoch, self.n)]
         if control.kind != "reorder":
             return order
         assert control.at is not None and control.branch is not None

@@ -49,9 +49,9 @@ def grokking_verdicts(
     known = trials[trials["control"] == "none"].merge(onsets, on="trial_id").sort_values("trial_id")
     rows = []
     for run in known.to_dict("records"):
-        own = [t[t["trial_id"] == run["trial_id"]] if len(t) else t for t in (tests, found)]
+        series, events = (t[t["trial_id"] == run["trial_id"]] if len(t) else t for t in (tests, found))
         row = {"trial_id": run["trial_id"], "cell": run["cell"], **primary, "layers": layers}
-        rows.append(row | _row(run, *own, run["trial_id"] in finished, tolerance, alpha))
+        rows.append(row | _row(run, series, events, run["trial_id"] in finished, tolerance, alpha))
     verdicts = pd.DataFrame(rows)
     return {VERDICTS.name: verdicts, ACCEPTANCE.name: _acceptance(verdicts)}
 
