@@ -49,7 +49,7 @@ def planted(store, rows):
     tables = StoredSweep(store, "parent")
     declared = pd.DataFrame([{c.name: None for c in EVENT_FAMILIES.columns} | {**FAMILY, "primary": True}])
     found = {"events": conform(EVENTS, frame), "event_families": conform(EVENT_FAMILIES, declared)}
-    tables.commit("planted", [tables.write("planted", Partition(), "k", found)])
+    tables.commit("planted", [tables.write("planted", Partition(), "k", found, {})])
 
 
 def controls(sweep):
