@@ -2,7 +2,7 @@
 
 A fork asks the question at the events of the cell, or at any steps, and at windows of the same trials that resemble
 an event's but have none. Its untouched lanes are the parent's trials, and every arm equals them, bit for bit, until
-its step; so a fork trains its arms from the start rather than from a checkpoint, and needs none.
+its step: it branches off the untouched lane of its pack there (`branching`), and needs no checkpoint.
 """
 
 import json

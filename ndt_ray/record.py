@@ -2,7 +2,6 @@
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -74,10 +73,6 @@ class Recorder:
         self.batch_losses = np.full(len(self.trials), np.nan)
 
     # -- the life of a pack --------------------------------------------------------------------------------------
-
-    def begin(self, static: Mapping[str, Sequence[Any]]) -> None:
-        """The `trials` rows."""
-        self.sink.rows("trials", static)
 
     def end(self) -> None:
         """The `outcomes` rows."""
@@ -325,6 +320,23 @@ class Recorder:
             self.velocity.load({k[9:]: v for k, v in state.items() if k.startswith("velocity.")})
         if self.triggers is not None:
             self.triggers.load({k[9:]: v for k, v in state.items() if k.startswith("triggers.")})
+
+
+def picked(state: Mapping[str, np.ndarray], lanes: Sequence[int]) -> dict[str, np.ndarray]:
+    """The state of a recorder whose lane i is lane `lanes[i]` of the one that gave `state`."""
+    known = np.asarray(state["errors"]).tobytes().decode().split("\0")
+    known += [""] * (len(state["status"]) - len(known))
+    errors = np.frombuffer("\0".join(known[lane] for lane in lanes).encode(), dtype=np.uint8)
+    out: dict[str, np.ndarray] = {
+        "status": np.asarray(state["status"])[list(lanes)],
+        "last_step": np.asarray(state["last_step"])[list(lanes)],
+        "errors": errors if errors.size else np.zeros(1, np.uint8),
+        "previous_measured": state["previous_measured"],
+    }
+    for name, of in (("velocity", velocity.VelocityTracker.picked), ("triggers", Triggers.picked)):
+        own = {k[9:]: v for k, v in state.items() if k.startswith(f"{name}.")}
+        out |= {f"{name}.{k}": v for k, v in of(own, lanes).items()} if own else {}
+    return out
 
 
 def _full(step: int, n: int) -> np.ndarray:
