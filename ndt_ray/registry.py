@@ -98,6 +98,7 @@ _TABLE: dict[str, dict[str, str]] = {
         "head_ablation": "ndt_ray.analysis.mechanisms.battery:head_ablation",
         "filters": "ndt_ray.analysis.mechanisms.battery:filters",
         "units": "ndt_ray.analysis.mechanisms.battery:unit_responses",
+        "unit_ablation": "ndt_ray.analysis.mechanisms.unit_ablation:unit_ablation",
         "collapse": "ndt_ray.analysis.mechanisms.battery:collapse",
         "linear_probes": "ndt_ray.analysis.mechanisms.battery:linear_probes",
         "intrinsic_dimension": "ndt_ray.analysis.mechanisms.battery:intrinsic_dimension",
