@@ -40,6 +40,10 @@ class Question:
     controls: int = 2
     doses: Sequence[float] = (1.0,)
     length: int = 100
+    lr_matched: bool = False
+    """Arms at later steps (matched windows) once more, followed by the learning rates of the first ones (events)."""
+    restart: bool = False
+    """Every arm once more, with the schedule restarted behind it."""
 
 
 def fork(store: Store, sweep: str, name: str, question: Question, cell: str | None = None) -> Sweep:
@@ -61,10 +65,12 @@ def fork(store: Store, sweep: str, name: str, question: Question, cell: str | No
     specs = [Trial.model_validate_json(text) for text in own["spec"]]
     targets = list(question.targets)
     when = list(question.steps)
+    lead: list[int] = list(question.steps[:1])
     about = f"Forked from {parent.name}: what {question.kind} does to {cell}"
     if question.events:
         found = _at_events(store, parent.name, own, question, targets)
         when += found.steps
+        lead = found.steps[: found.n_events]
         targets = targets or found.layers
         about += f" at {found.told}"
     if not when:
@@ -72,6 +78,7 @@ def fork(store: Store, sweep: str, name: str, question: Question, cell: str | No
     if not targets:
         raise SpecError(f"a fork needs something to act on: give --target, a layer for {question.kind}, or --events")
     arms = [arm for target in targets for step in sorted(set(when)) for arm in _arms(question, target, step)]
+    arms += _other_rates(question, specs[0], arms, lead)
     return make_sweep(
         {
             "name": name,
@@ -103,6 +110,24 @@ def _arms(question: Question, target: str, step: int) -> list[str]:
     return out
 
 
+def _other_rates(question: Question, trial: Trial, arms: Sequence[str], lead: Sequence[int]) -> list[str]:
+    """Arms followed by other learning rates than their own, and the lanes that nothing but this is done to."""
+    if not (question.lr_matched or question.restart):
+        return []
+    if trial.train.schedule.name == "constant" and not trial.train.schedule.warmup:
+        raise SpecError("the learning rate of these trials is constant: all arms are matched, and a restart is none")
+    controls = [Control.model_validate(arm) for arm in arms]
+    ends = {c.at: c.ends for c in controls if c.at in lead}
+    found: dict[str, None] = {}
+    for c in controls:
+        froms = [0] if question.restart else []
+        froms += [end for at, end in ends.items() if question.lr_matched and end is not None and c.at not in lead]
+        for lr_from in (f for f in froms if f != c.ends):
+            found[str(Control.model_validate({"kind": "schedule", "lr_from": lr_from, "at": c.ends}))] = None
+            found[str(c.model_copy(update={"lr_from": lr_from}))] = None
+    return list(found)
+
+
 def _base(trial: Trial) -> dict[str, Any]:
     """Everything that the trials of a cell share, as a sweep file writes it."""
     base: dict[str, Any] = json.loads(trial.model_dump_json(exclude=set(FILLED_IN), exclude_defaults=True))
@@ -122,6 +147,8 @@ class _Found:
     steps: list[int]
     layers: list[str]
     told: str
+    n_events: int
+    """So many of the steps are those of events."""
 
 
 def _at_events(store: Store, sweep: str, trials: pd.DataFrame, question: Question, targets: Sequence[str]) -> _Found:
@@ -142,7 +169,9 @@ def _at_events(store: Store, sweep: str, trials: pd.DataFrame, question: Questio
     windows = _matched(store, sweep, events, trials, question.controls) if question.controls else []
     told = ", ".join(f"{row['step']} ({row['seeds']} of {len(trials)} seeds)" for row in chosen)
     names = list(dict.fromkeys(str(row["layer"]) for row in chosen if row["layer"] != "*"))
-    return _Found([*steps, *windows], names, f"{told}; matched windows at {', '.join(map(str, windows)) or 'none'}")
+    return _Found(
+        [*steps, *windows], names, f"{told}; matched windows at {', '.join(map(str, windows)) or 'none'}", len(steps)
+    )
 
 
 def _shared(events: pd.DataFrame, most: int) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from ndt_ray.lanes import Engine
 from ndt_ray.lanes.batches import Batches
 from ndt_ray.lanes.norms import LayerNorms
 from ndt_ray.lanes.observe import Observation, Observer
-from ndt_ray.lanes.optimizer import base_lr
+from ndt_ray.lanes.optimizer import lane_lr
 from ndt_ray.schedule import checkpoint_steps, coarse_steps, evaluated_steps, lr_factor, measured_steps
 from ndt_ray.sink import Sink
 from ndt_ray.spec import Trial
@@ -198,7 +198,7 @@ class Recorder:
                 "step": _full(step, len(ids)),
                 "epoch": np.full(len(ids), step / per_epoch),
                 "epoch_boundary": np.full(len(ids), step // per_epoch > self.previous_measured // per_epoch),
-                "lr": [base_lr(self.trials[lane]) * factor for lane in lanes],
+                "lr": [lane_lr(self.trials[lane], step, factor) for lane in lanes],
                 "batch_loss": self.batch_losses[lanes],
                 **probe,
                 "grad_norm": total["grad"],

@@ -34,6 +34,13 @@ def fork(
     length: Annotated[
         int, typer.Option("--length", min=1, help="Steps that a layer is frozen, or data damaged.")
     ] = 100,
+    lr_matched: Annotated[
+        bool,
+        typer.Option("--lr-matched", help="Later arms once more, followed by the learning rates of the first ones."),
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Every arm once more, with the schedule restarted behind it.")
+    ] = False,
     out: Annotated[
         str | None, typer.Option("--out", help="The sweep file; by default NAME.yaml, - for stdout.")
     ] = None,
@@ -51,6 +58,8 @@ def fork(
         controls=controls,
         doses=dose or (1.0,),
         length=length,
+        lr_matched=lr_matched,
+        restart=restart,
     )
     text = dump_sweep(forked(opened(store), sweep, name, question, cell))
     if out == "-":

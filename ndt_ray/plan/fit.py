@@ -82,5 +82,10 @@ def _control(trial: Trial, data: DataFacts, model: ModelFacts) -> Iterator[str]:
         yield f"control: {trial.model.name} has no layer '{layer}' with weights{did_you_mean(layer, model.modules)}"
     if control.at is not None and control.at >= steps:
         yield f"control: {control} would never happen - training ends at step {steps}"
+    schedule = trial.train.schedule
+    if control.lr_from is not None and schedule.name == "constant" and not schedule.warmup:
+        yield f"control: {control} changes nothing - the learning rate is constant: set train.schedule, or leave it out"
+    if control.lr_from is not None and control.lr_from > steps:
+        yield f"control: {control} reads the schedule at step {control.lr_from}, but it ends at {steps}"
     if control.damage not in (None, "labels") and data.inputs.kind != "image":
         yield f"control: {control} damages images, but {trial.data.name} has none: damage:labels is for any data"
