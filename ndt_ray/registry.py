@@ -113,6 +113,7 @@ _TABLE: dict[str, dict[str, str]] = {
         "convergence": "ndt_ray.analysis.convergence:convergence",
         "convergence_tests": "ndt_ray.analysis.convergence_tests:convergence_tests",
         "concordance": "ndt_ray.analysis.inference.concordance:concordance",
+        "layer_models": "ndt_ray.analysis.inference.layer_models:layer_models",
         "compare": "ndt_ray.analysis.inference.compare:compare",
         "variance_sources": "ndt_ray.analysis.inference.variance_sources:variance_sources",
         "multiverse": "ndt_ray.analysis.inference.multiverse:multiverse",
