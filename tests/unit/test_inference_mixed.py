@@ -57,9 +57,9 @@ def test_planted_effects_are_found_at_their_size(method):
 @pytest.mark.parametrize(("method", "sd"), [("mixed", 1.0), ("mixed", 0.0), ("cluster_bootstrap", 1.0)])
 def test_layers_of_a_trial_are_no_replicates(method, sd):
     """Without an effect p <= .05 comes about as often as it says; layers counted as independent would give 40 %."""
-    runs = [fit(*planted(RNG(i), trials=10, sd=sd), method=method, draws=199) for i in range(120)]
+    runs = [fit(*planted(RNG(i), trials=10, sd=sd), method=method, draws=199) for i in range(80)]
     p = np.array([[by_name(r)["arch", "mlp"].p, by_name(r)["depth", "per SD"].p] for r in runs])
-    assert (p <= 0.05).mean(0).max() <= 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / 120)
+    assert (p <= 0.05).mean(0).max() <= 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / 80)
     flags = {r.flag for r in runs}
     assert (None in flags) == (method == "mixed" and sd > 0)
 
