@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
+from ndt_ray.analysis.inference.layer_models import EVENT_MODELS, formula, model_rows
+from ndt_ray.analysis.inference.mixed import fit
 from ndt_ray.analysis.inference.multiplicity import bh
 from ndt_ray.analysis.inference.permutation import sign_flips
 from ndt_ray.analysis.inference.seeds import interval
@@ -116,12 +118,12 @@ class Tested:
     p: float
 
 
-@analysis(name="hypotheses", reads=READS, writes=(EVENT_MECHANISMS, HYPOTHESES, PATTERNS), per="sweep")
+@analysis(name="hypotheses", reads=READS, writes=(EVENT_MECHANISMS, EVENT_MODELS, HYPOTHESES, PATTERNS), per="sweep")
 def hypotheses(data: AnalysisInput, *, alpha: float = 0.05) -> dict[str, pd.DataFrame]:
     """The events' table, the verdicts on what it and the mechanisms' tests were expected to show, and the patterns."""
     trials = data.frame("trials")
     if trials.empty:
-        return {t.name: pd.DataFrame() for t in (EVENT_MECHANISMS, HYPOTHESES, PATTERNS)}
+        return {t.name: pd.DataFrame() for t in (EVENT_MECHANISMS, EVENT_MODELS, HYPOTHESES, PATTERNS)}
     events = primary(data.frame("events"), data.frame("event_families"))
     table = event_table(trials, events, *(data.frame(t) for t in ("features", "unit_metrics", "composition_metrics")))
     tests = data.frame("mechanism_tests")
@@ -130,6 +132,7 @@ def hypotheses(data: AnalysisInput, *, alpha: float = 0.05) -> dict[str, pd.Data
     rows = [_row(t, float(v), alpha) for t, v in zip(found, q, strict=True)]
     return {
         EVENT_MECHANISMS.name: table,
+        EVENT_MODELS.name: event_models(table),
         HYPOTHESES.name: pd.DataFrame(rows),
         PATTERNS.name: pd.DataFrame(list(patterns(tests, trials, alpha))),
     }
@@ -269,6 +272,8 @@ def _from_recovery(rows: pd.DataFrame) -> Iterator[Tested]:
     if rows.empty or "near_event" not in rows:
         return
     own = rows[rows["flag"].isna() & rows["near_event"].notna()]
+    if "lr_from" in own:  # the trial's own learning rates: other arms are beside other lanes
+        own = own[own["lr_from"].isna() & ~own["kind"].isin(["lr", "schedule"])]
     for cell, group in own.groupby("cell"):
         differences = []
         for _, same in group.groupby("untouched"):
@@ -288,6 +293,19 @@ def _from_recovery(rows: pd.DataFrame) -> Iterator[Tested]:
             "area of the accuracy deficit, near events - elsewhere", "increase", len(values), float(values.mean()),
             within.lo, within.hi, sign_flips(values).p,
         )  # fmt: skip
+
+
+def event_models(table: pd.DataFrame) -> pd.DataFrame:
+    """What came with events by their size, time and architecture, events nested in trials: rows of `event_models`."""
+    found = []
+    for outcome in ("selectivity_increase", "new_feature_types_after", "compositional_depth"):
+        if table.empty:
+            continue
+        fixed = table[["arch_type", "jump_magnitude", "jump_step"]]
+        fixed = fixed.loc[:, fixed[table[outcome].notna()].nunique() > 1]
+        one = fit(table[outcome].to_numpy(dtype=np.float64), fixed, list(table["trial_id"]))
+        found.append((outcome, one, formula(outcome, list(fixed.columns))))
+    return model_rows(found)
 
 
 def correlation(x: ArrayLike, y: ArrayLike) -> tuple[float, float, float, float]:

@@ -5,7 +5,10 @@ The deficit at a step is the untouched lane's held-out accuracy minus the arm's,
 learning rate and after as many updates. Two arms of one kind at different steps are compared over the same number of
 steps after the intervention. Founding plan: a layer zeroed at 400, 500 and 600 steps and trained on for 100; deficits
 in windows: Achille et al. (arXiv:1711.08856), whose confounds - learning rate at the end of the deficit, clean steps
-left - a shared schedule and a common horizon remove.
+left - are removed by arms: two steps of one intervention are compared over equally many steps after it (time-matched),
+and, where the learning rate changes, once more with the later one followed by the learning rates of the earlier
+(lr-matched, `~STEP`) or by a restarted schedule (`~0`). An arm whose learning rate is changed has its deficit against
+a lane that nothing but this is done to (`schedule:STEP@FROM`).
 """
 
 import itertools
@@ -31,11 +34,12 @@ Floats = NDArray[np.float64]
 
 _ARM = (
     Column("cell", "string", "architecture × data set"),
-    Column("kind", "string", "ablate, reinit, perturb, frozen or damage"),
-    Column("target", "string", "layer, or what the data suffered"),
+    Column("kind", "string", "ablate, reinit, perturb, frozen, damage, lr or schedule"),
+    Column("target", "string", "layer, what the data suffered, or the factor of the learning rate"),
     Column("at", "int32", "step of the intervention", "steps"),
     Column("until", "int32", "end of its window; equal to `at` for a lesion", "steps"),
     Column("dose", "float64", "share of the layer's units"),
+    Column("lr_from", "int32", "step whose learning rates follow the end: 0 is a restart; null: its own", "steps"),
 )
 
 RECOVERY = Table(
@@ -43,7 +47,7 @@ RECOVERY = Table(
     "One intervened lane beside its untouched one: deficits of held-out accuracy after the intervention.",
     (
         Column("trial_id", "string", "of the intervened lane"),
-        Column("untouched", "string", "trial_id of the same trial without the intervention"),
+        Column("untouched", "string", "trial_id of the same trial with no more than the arm's change of schedule"),
         *_ARM,
         Column("horizon", "int32", "steps after the end of the intervention that were compared", "steps"),
         Column("n", "int32", "evaluations compared"),
@@ -64,7 +68,12 @@ CONTRASTS = Table(
     "Interventions over seeds: against the untouched lanes, and between two steps of the same intervention.",
     (
         *_ARM,
-        Column("against", "string", "untouched, or @STEP: the same intervention at another step"),
+        Column(
+            "against",
+            "string",
+            "untouched; @STEP: the same intervention at another step; lr@STEP: the same, followed by the same learning "
+            "rates; kept: the same intervention without the change of the schedule",
+        ),
         Column("measure", "string", "column of `recovery`"),
         Column("n", "int32", "seeds (pairs of lanes)"),
         Column("mean", "float64", "over seeds: of the deficit, or of the difference of two deficits"),
@@ -76,9 +85,11 @@ CONTRASTS = Table(
         Column("q_attainable", "float64", "smallest q that it could have had, if it alone had an effect"),
         Column("finding", "string", "computed: lasting, healed, worse_than_other, milder_than_other or not_shown"),
     ),
-    ("cell", "kind", "target", "at", "until", "dose", "against", "measure"),
+    ("cell", "kind", "target", "at", "until", "dose", "lr_from", "against", "measure"),
 )
 
+OWN = -1
+"""As `lr_from`: the learning rates are the trial's own."""
 COMPARED = ("impact", "area", "final")
 SHARE_LEFT = 0.2
 """Part of the horizon, at its end, over which `final` is taken."""
@@ -108,30 +119,43 @@ def recovery(data: AnalysisInput, *, horizon: int | None = None, alpha: float = 
     near = _near_events(primary(data.frame("events"), data.frame("event_families")))
     common = _horizons(arms, horizon)
     rows = pd.DataFrame([_row(arm, curves, near, common[arm["cell"]]) for arm in arms])
-    own = rows.drop(columns="seed_key")
-    return {"recovery": own, "recovery_contrasts": pd.DataFrame(list(_contrasts(rows, alpha)))}
+    contrasts = pd.DataFrame(list(_contrasts(rows, alpha)))
+    return {"recovery": _said(rows.drop(columns="seed_key")), "recovery_contrasts": _said(contrasts)}
+
+
+def _said(rows: pd.DataFrame) -> pd.DataFrame:
+    """Null where an arm keeps its own learning rates."""
+    return rows.assign(lr_from=rows["lr_from"].where(rows["lr_from"] != OWN).astype("Int32")) if len(rows) else rows
 
 
 def _arms(trials: pd.DataFrame) -> list[dict[str, Any]]:
     """Intervened lanes with the untouched lane of the same trial."""
-    found, untouched = [], {}
+    found: list[tuple[str, str, int, Control, str, str]] = []
+    untouched: dict[tuple[str, int, int], str] = {}
+    """By trial, step from which the schedule differs, and step that it is read at there."""
     for row in trials.itertuples():
         spec = json.loads(str(row.spec))
         control = Control.model_validate(spec.pop("control", "none"))
         key = json.dumps(spec, sort_keys=True)
         if control.kind == "none":
-            untouched[key] = str(row.trial_id)
+            untouched[key, 0, OWN] = str(row.trial_id)
         elif control.intervenes:
+            if control.kind == "schedule":
+                untouched[key, int(control.at or 0), int(control.lr_from or 0)] = str(row.trial_id)
             seeds = json.dumps(spec.get("seed"), sort_keys=True)
             found.append((str(row.trial_id), str(row.cell), int(row.steps), control, key, seeds))
     out = []
     for trial_id, cell, steps, c, key, seeds in found:
         at = int(c.at or 0)
         end = at if c.until is None else min(c.until, steps)
-        arm: dict[str, Any] = {"trial_id": trial_id, "untouched": untouched.get(key), "cell": cell, "kind": c.kind}
-        arm |= {"target": c.layer or c.damage, "at": at, "until": end, "dose": c.dose, "steps": steps}
+        shifted = OWN if c.lr_from is None else c.lr_from
+        beside = (key, 0, OWN) if c.kind == "schedule" or shifted == OWN else (key, end, shifted)
+        arm: dict[str, Any] = {"trial_id": trial_id, "untouched": untouched.get(beside), "cell": cell, "kind": c.kind}
+        target = c.layer or c.damage or ("schedule" if c.factor is None else f"{c.factor:g}")
+        arm |= {"target": target, "at": at, "until": end, "dose": c.dose, "lr_from": shifted, "steps": steps}
         out.append(arm | {"seed_key": seeds})
-    return sorted(out, key=lambda a: (a["cell"], a["kind"], str(a["target"]), a["at"], a["dose"], a["trial_id"]))
+    order = ("cell", "kind", "target", "at", "dose", "lr_from", "trial_id")
+    return sorted(out, key=lambda a: tuple(a[name] for name in order))
 
 
 def _horizons(arms: list[dict[str, Any]], asked: int | None) -> dict[str, int]:
@@ -192,7 +216,7 @@ def curve(after: ArrayLike, deficit: ArrayLike, loss: ArrayLike) -> dict[str, fl
 
 
 def _contrasts(rows: pd.DataFrame, alpha: float) -> Iterator[dict[str, Any]]:
-    arm = ["cell", "kind", "target", "at", "until", "dose"]
+    arm = ["cell", "kind", "target", "at", "until", "dose", "lr_from"]
     found: list[dict[str, Any]] = []
     good = rows[rows["flag"].isna()]
     for key, group in good.groupby(arm, sort=True):
@@ -200,18 +224,18 @@ def _contrasts(rows: pd.DataFrame, alpha: float) -> Iterator[dict[str, Any]]:
             values = group[measure].to_numpy(float)
             found.append(_contrast(dict(zip(arm, key, strict=True)), "untouched", measure, values))
     for _, same in good.groupby(["cell", "kind", "target", "dose"], sort=True):
-        windows = sorted({(int(a), int(u)) for a, u in zip(same["at"], same["until"], strict=True)})
-        for first, other in itertools.combinations(windows, 2):
-            if first[1] - first[0] != other[1] - other[0]:
-                continue  # windows of one length only: a longer deficit is another intervention
-            later, earlier = (same[(same["at"] == w[0]) & (same["until"] == w[1])] for w in (other, first))
-            joined = later.merge(earlier, on="seed_key", suffixes=("", "_other"))
+        windows = {(int(a), int(u), int(f)) for a, u, f in zip(same["at"], same["until"], same["lr_from"], strict=True)}
+        for mine, other, against in _pairs(sorted(windows)):
+            own, others = (
+                same[(same["at"] == w[0]) & (same["until"] == w[1]) & (same["lr_from"] == w[2])] for w in (mine, other)
+            )
+            joined = own.merge(others, on="seed_key", suffixes=("", "_other"))
             if joined.empty:
                 continue
             name = {k: joined[k].iloc[0] for k in arm}
             for measure in COMPARED:
                 values = (joined[measure] - joined[f"{measure}_other"]).to_numpy(float)
-                found.append(_contrast(name, f"@{first[0]}", measure, values))
+                found.append(_contrast(name, against, measure, values))
     families: dict[tuple[str, bool], list[dict[str, Any]]] = {}
     for row in found:
         families.setdefault((row["measure"], row["against"] == "untouched"), []).append(row)
@@ -222,6 +246,22 @@ def _contrasts(rows: pd.DataFrame, alpha: float) -> Iterator[dict[str, Any]]:
     finals = {tuple(r[k] for k in arm): r for r in found if r["measure"] == "final" and r["against"] == "untouched"}
     for row in found:
         yield row | {"finding": _finding(row, finals[tuple(row[k] for k in arm)], alpha)}
+
+
+def _pairs(windows: list[tuple[int, int, int]]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], str]]:
+    """Arms (at, until, lr_from) of one intervention that are compared, and what the first is compared with.
+
+    Windows of one length only: a longer deficit is another intervention.
+    """
+    for first, other in itertools.combinations(windows, 2):
+        if first[1] - first[0] == other[1] - other[0] and first[2] == other[2] and first[0] != other[0]:
+            yield other, first, f"@{first[0]}"
+    for mine in (w for w in windows if w[2] != OWN):
+        for other in (w for w in windows if w[2] == OWN and w[1] - w[0] == mine[1] - mine[0]):
+            if other[:2] == mine[:2]:
+                yield mine, other, "kept"
+            elif other[1] == mine[2]:
+                yield mine, other, f"lr@{other[0]}"
 
 
 def _contrast(name: dict[str, Any], against: str, measure: str, values: Floats) -> dict[str, Any]:

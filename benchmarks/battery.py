@@ -4,22 +4,27 @@ One checkpoint of cnn_deep (untrained: the cost does not depend on the weights) 
 MNIST's shape, everything but the loading of the data set; one core. `--calibrate N` runs N simulated sweeps a design.
 """
 
+import contextlib
 import math
+import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import torch
 
-from benchmarks.common import Bar, finish, parser, report, start
+from benchmarks.common import Bar, Ratio, finish, parser, report, spread, start
 from ndt_ray import registry
 from ndt_ray.analysis.api import AnalysisInput, Partition
 from ndt_ray.analysis.mechanisms.context import Contexts
 from ndt_ray.analysis.mechanisms.simulated import Design, calibrate
-from ndt_ray.analysis.runner import run_together
+from ndt_ray.analysis.runner import Progress, run_together
 from ndt_ray.analysis.stored import StoredSweep
 from ndt_ray.run import Options, run_sweep
 from ndt_ray.spec import Trial
@@ -30,6 +35,11 @@ BATTERY = ("attention", "head_ablation", "filters", "units", "collapse", "linear
 SECONDS = 10.0
 SCALING = 0.8
 """Of the ideal: two actors must take at most 1 / (2 x this) of one's time."""
+MORE_CORES = 1.25
+"""Of one actor's core time two may take at most: more would be work that only sharing makes."""
+SAMPLE_SECONDS = 0.2
+EVERY = 4
+"""Steps between the checkpoints that actors share."""
 ALPHA = 0.05
 POWER, SHOULD_BE_FOUND = 0.8, 2.0
 """Share of planted changes of at least so many noise SDs that must be found; 1 SD is shown (0.24 and 0.68, n=200)."""
@@ -45,13 +55,13 @@ DESIGNS: dict[str, Design] = {
 SWEEP = """
 name: scaling
 base:
-  data: digits
+  data: {data}
   train: {{steps: {steps}, batch: 32}}
   measure: {{every: 1000, probe: 128, confirm: 512}}
   evaluate: {{size: 100}}
   checkpoint: {{every: {every}}}
 axes:
-  - {{path: model, values: [cnn_medium]}}
+  - {{path: model, values: [{model}]}}
   - {{path: seed, range: 2}}
 """
 
@@ -83,24 +93,88 @@ def one_checkpoint(model: str) -> tuple[list[dict[str, Any]], float]:
     return rows, time.process_time() - began
 
 
-def scaling(checkpoints: int) -> tuple[list[dict[str, Any]], float]:
-    """Wall seconds of the battery over a sweep's checkpoints with one actor and with two, and their ratio / 2."""
-    names = [name for name in BATTERY if name != "llc"]
-    every = 4
-    took = {}
-    for workers in (1, 2):
-        with tempfile.TemporaryDirectory() as folder:
-            root = Path(folder) / "store"
-            run_sweep(parse_sweep(SWEEP.format(steps=every * checkpoints // 2, every=every)), root, Options("inline"))
-            with open_store(root) as store:
-                began = time.perf_counter()
-                given = [(name, None) for name in names]
-                done = run_together(given, StoredSweep(store, "scaling"), executor="ray", workers=workers)
-                took[workers] = time.perf_counter() - began
-                assert all(r.ok for r in done), done
-        report(f"{workers} actors: {took[workers]:.1f} s for {done[0].done} networks")
-    rows = [{"what": f"{checkpoints} checkpoints, {w} actors", "s": s, "rows": ""} for w, s in took.items()]
-    return rows, took[1] / took[2] / 2
+class CoreTime(threading.Thread):
+    """Processor seconds of this process and all that it starts, of those that ended up to their last sample."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.me, self.seen, self.ended = psutil.Process(), dict[tuple[int, float], float](), threading.Event()
+
+    def sample(self) -> None:
+        for process in (self.me, *self.me.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                self.seen[process.pid, process.create_time()] = times.user + times.system
+
+    def run(self) -> None:
+        while not self.ended.wait(SAMPLE_SECONDS):
+            self.sample()
+
+    def __enter__(self) -> "CoreTime":
+        self.sample()
+        self.before = sum(self.seen.values())
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sample()
+        self.ended.set()
+        self.join()
+        self.seconds = sum(self.seen.values()) - self.before
+
+
+@dataclass
+class Shared:
+    """What one run over a sweep's checkpoints took: wall and processor seconds, and seconds a network at work."""
+
+    wall: float
+    cores: float
+    networks: int
+    at_work: float
+
+
+def shared(store: Path, workers: int) -> Shared:
+    """The battery but `llc` over all checkpoints of a copy of a store, by so many actors.
+
+    `at_work` leaves out starting: it is counted from the first network that is done to the last.
+    """
+    names = [(name, None) for name in BATTERY if name != "llc"]
+    beats: list[tuple[float, int]] = []
+
+    def progress(p: Progress) -> None:
+        if p.partition is not None and p.analysis == "units":
+            beats.append((time.perf_counter(), p.done))
+
+    with tempfile.TemporaryDirectory() as folder:
+        with open_store(shutil.copytree(store, Path(folder) / "store")) as own, CoreTime() as cores:
+            began = time.perf_counter()
+            given: dict[str, Any] = {"executor": "ray", "workers": workers, "progress": progress}
+            done = run_together(names, StoredSweep(own, "scaling"), **given)
+            wall = time.perf_counter() - began
+    assert all(r.ok for r in done), done
+    (first, so_far), (last, total) = beats[0], beats[-1]
+    return Shared(wall, cores.seconds, total, (last - first) / max(1, total - so_far))
+
+
+def scaling(checkpoints: int, model: str, data: str, rounds: int) -> tuple[list[dict[str, Any]], dict[str, Ratio]]:
+    """One actor and two over the same checkpoints in turn: rows, and ratios within rounds (one / two)."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "store"
+        text = SWEEP.format(steps=EVERY * checkpoints // 2, every=EVERY, model=model, data=data)
+        run_sweep(parse_sweep(text), root, Options("inline"))
+        took = []
+        for number in range(rounds):
+            order = (1, 2) if number % 2 == 0 else (2, 1)
+            took.append({workers: shared(root, workers) for workers in order})
+            report(f"{model}, round {number + 1}: {took[-1]}")
+    rows = [
+        {"what": f"{model}: {t[w].networks} networks, {w} actors, round {i + 1}, {kind}", "s": value, "rows": ""}
+        for i, t in enumerate(took)
+        for w in (1, 2)
+        for kind, value in (("wall", t[w].wall), ("cores", t[w].cores), ("a network", t[w].at_work))
+    ]
+    fields = ("wall", "cores", "at_work")
+    return rows, {f: spread([getattr(t[1], f) / getattr(t[2], f) for t in took]) for f in fields}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -110,14 +184,24 @@ def main(arguments: list[str] | None = None) -> int:
     p.add_argument("--designs", nargs="*", default=list(DESIGNS), help="some of the designs")
     p.add_argument("--checkpoints", type=int, default=0, help="of the sweep that actors share")
     p.add_argument("--model", default="cnn_deep")
+    p.add_argument("--scaling", nargs="*", default=["cnn_medium", "cnn_deep"], help="models of that sweep")
+    p.add_argument("--data", default="digits", help="data set of that sweep")
     options = p.parse_args(arguments)
     load = start(torch.device("cpu"))
     rows, seconds = one_checkpoint(options.model)
     bars = [Bar(f"{options.model}: whole battery on one checkpoint, CPU s", seconds, SECONDS, at_most=True)]
-    if options.checkpoints:
-        more, ratio = scaling(options.checkpoints)
+    for model in options.scaling if options.checkpoints else ():
+        more, ratios = scaling(options.checkpoints, model, options.data, options.rounds)
         rows += more
-        bars.append(Bar("speed-up of two actors / 2", ratio, SCALING))
+        for kind, found in ratios.items():
+            report(f"{model}: {kind}, one actor / two: {found}")
+        bars.append(Bar(f"{model}: speed-up of two actors at work / 2", ratios["at_work"].median / 2, SCALING))
+        bars.append(
+            Bar(f"{model}: core time of two actors / one", 1 / ratios["cores"].median, MORE_CORES, at_most=True)
+        )
+        rows.append(
+            {"what": f"{model}: wall of one actor / two, starts included", "s": ratios["wall"].median, "rows": ""}
+        )
     for name in options.designs if options.calibrate else ():
         at = time.process_time()
         found = calibrate(DESIGNS[name], options.calibrate, name)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ndt_ray.analysis.mechanisms.analyzer import ActivationAnalyzer as ActivationAnalyzer
     from ndt_ray.analysis.mechanisms.seeing.visualizer import FeatureVisualizer as FeatureVisualizer
     from ndt_ray.analysis.mechanisms.tools import MeasurementTools as MeasurementTools
+    from ndt_ray.analysis.phase2 import Phase2Infrastructure as Phase2Infrastructure
     from ndt_ray.analysis.stored import analyze as analyze
     from ndt_ray.capture import Capture as Capture
     from ndt_ray.errors import NdtError as NdtError
@@ -35,6 +36,7 @@ _WHERE = {
     "JumpDetector": "ndt_ray.tracking.run_jumps:JumpDetector",
     "MeasurementTools": "ndt_ray.analysis.mechanisms.tools:MeasurementTools",
     "NdtError": "ndt_ray.errors:NdtError",
+    "Phase2Infrastructure": "ndt_ray.analysis.phase2:Phase2Infrastructure",
     "analyze": "ndt_ray.analysis.stored:analyze",
     "load_sweep": "ndt_ray.spec.sweepfile:load_sweep",
     "open": "ndt_ray.store.reader:open_store",
@@ -50,6 +52,7 @@ __all__ = [
     "JumpDetector",
     "MeasurementTools",
     "NdtError",
+    "Phase2Infrastructure",
     "analyze",
     "load_sweep",
     "open",

@@ -2,8 +2,8 @@
 
 A fork asks the question at the events of the cell, or at any steps, and at windows of the same trials that resemble
 an event's but have none. Its untouched lanes are the parent's trials, and every arm equals them, bit for bit, until
-its step; so a fork trains its arms from the start rather than from a checkpoint, and needs none. Siblings are arms to
-which nothing is done: from their step on they see the same data in orders of their own.
+its step: it branches off the untouched lane of its pack there (`branching`), and needs no checkpoint. Siblings are arms
+to which nothing is done: from their step on they see the same data in orders of their own.
 """
 
 import json
@@ -45,6 +45,10 @@ class Question:
     doses: Sequence[float] = (1.0,)
     length: int = 100
     siblings: int = 0
+    lr_matched: bool = False
+    """Arms at later steps (matched windows) once more, followed by the learning rates of the first ones (events)."""
+    restart: bool = False
+    """Every arm once more, with the schedule restarted behind it."""
 
 
 def fork(store: Store, sweep: str, name: str, question: Question, cell: str | None = None) -> Sweep:
@@ -70,6 +74,7 @@ def fork(store: Store, sweep: str, name: str, question: Question, cell: str | No
     specs = [Trial.model_validate_json(text) for text in own["spec"]]
     targets = list(question.targets)
     when = list(question.steps)
+    lead: list[int] = list(question.steps[:1])
     does = f"what {question.kind} does to {cell}"
     if question.siblings:
         does = f"{question.siblings} siblings of each trial of {cell}, which differ in batch order alone, branched"
@@ -77,6 +82,7 @@ def fork(store: Store, sweep: str, name: str, question: Question, cell: str | No
     if question.events:
         found = _at_events(store, parent.name, own, question, targets)
         when += found.steps
+        lead = found.steps[: found.n_events]
         targets = targets or found.layers
         about += f" at {found.told}"
     if not when:
@@ -86,6 +92,7 @@ def fork(store: Store, sweep: str, name: str, question: Question, cell: str | No
     if not targets:
         raise SpecError(f"a fork needs something to act on: give --target, a layer for {question.kind}, or --events")
     arms = [arm for target in targets for step in sorted(set(when)) for arm in _arms(question, target, step)]
+    arms += _other_rates(question, specs[0], arms, lead)
     return make_sweep(
         {
             "name": name,
@@ -126,6 +133,24 @@ def _arms(question: Question, target: str, step: int) -> list[str]:
     return out
 
 
+def _other_rates(question: Question, trial: Trial, arms: Sequence[str], lead: Sequence[int]) -> list[str]:
+    """Arms followed by other learning rates than their own, and the lanes that nothing but this is done to."""
+    if not (question.lr_matched or question.restart):
+        return []
+    if trial.train.schedule.name == "constant" and not trial.train.schedule.warmup:
+        raise SpecError("the learning rate of these trials is constant: all arms are matched, and a restart is none")
+    controls = [Control.model_validate(arm) for arm in arms]
+    ends = {c.at: c.ends for c in controls if c.at in lead}
+    found: dict[str, None] = {}
+    for c in controls:
+        froms = [0] if question.restart else []
+        froms += [end for at, end in ends.items() if question.lr_matched and end is not None and c.at not in lead]
+        for lr_from in (f for f in froms if f != c.ends):
+            found[str(Control.model_validate({"kind": "schedule", "lr_from": lr_from, "at": c.ends}))] = None
+            found[str(c.model_copy(update={"lr_from": lr_from}))] = None
+    return list(found)
+
+
 def _base(trial: Trial) -> dict[str, Any]:
     """Everything that the trials of a cell share, as a sweep file writes it."""
     base: dict[str, Any] = json.loads(trial.model_dump_json(exclude=set(FILLED_IN), exclude_defaults=True))
@@ -145,6 +170,8 @@ class _Found:
     steps: list[int]
     layers: list[str]
     told: str
+    n_events: int
+    """So many of the steps are those of events."""
 
 
 def _at_events(store: Store, sweep: str, trials: pd.DataFrame, question: Question, targets: Sequence[str]) -> _Found:
@@ -165,7 +192,9 @@ def _at_events(store: Store, sweep: str, trials: pd.DataFrame, question: Questio
     windows = _matched(store, sweep, events, trials, question.controls) if question.controls else []
     told = ", ".join(f"{row['step']} ({row['seeds']} of {len(trials)} seeds)" for row in chosen)
     names = list(dict.fromkeys(str(row["layer"]) for row in chosen if row["layer"] != "*"))
-    return _Found([*steps, *windows], names, f"{told}; matched windows at {', '.join(map(str, windows)) or 'none'}")
+    return _Found(
+        [*steps, *windows], names, f"{told}; matched windows at {', '.join(map(str, windows)) or 'none'}", len(steps)
+    )
 
 
 def _shared(events: pd.DataFrame, most: int) -> list[dict[str, Any]]:

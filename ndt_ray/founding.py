@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ndt_ray.errors import CheckpointError
-from ndt_ray.lanes.optimizer import base_lr
+from ndt_ray.lanes.optimizer import lane_lr
 from ndt_ray.replay import find_trial
 from ndt_ray.schedule import lr_factor
 from ndt_ray.sink import Arrays
@@ -62,7 +62,8 @@ def founding_state(trial: Trial, model: nn.Module, state: Arrays, step: int) -> 
 def make_optimizer(trial: Trial, model: nn.Module, step: int) -> torch.optim.Optimizer:
     """The trial's optimizer in plain PyTorch, at the learning rate of the update after `step`."""
     train = trial.train
-    lr = base_lr(trial) * lr_factor(train.schedule, min(step, train.steps), train.steps)
+    at = min(step, train.steps)
+    lr = lane_lr(trial, at, lr_factor(train.schedule, at, train.steps))
     given: dict[str, Any] = {"lr": lr, "weight_decay": train.weight_decay}
     given |= {"momentum": train.momentum} if train.optimizer == "sgd" else {"betas": train.betas, "eps": train.eps}
     made: torch.optim.Optimizer = OPTIMIZERS[train.optimizer](model.parameters(), **given)

@@ -11,7 +11,7 @@ array, so a resumed run goes on with the same alarms.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -237,6 +237,13 @@ class Watch:
         """The inverse of `state`; KeyError where something is missing."""
         for scale, cusums in self.cusums.items():
             cusums.state = np.array(state[scale.name], dtype=np.float64).reshape(cusums.state.shape)
+
+    @staticmethod
+    def picked(state: Mapping[str, NDArray[Any]], lanes: Sequence[int], of: int) -> dict[str, NDArray[Any]]:
+        """The state of a watch whose lane i is lane `lanes[i]` of the `of` lanes that gave `state`."""
+        return {
+            name: rows.reshape(len(rows), of, -1)[:, list(lanes)].reshape(len(rows), -1) for name, rows in state.items()
+        }
 
 
 _HIGHEST = 0.01

@@ -2,7 +2,6 @@
 
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from ndt_ray.lanes import Engine
 from ndt_ray.lanes.batches import Batches
 from ndt_ray.lanes.norms import LayerNorms
 from ndt_ray.lanes.observe import Observation, Observer
-from ndt_ray.lanes.optimizer import base_lr
+from ndt_ray.lanes.optimizer import lane_lr
 from ndt_ray.schedule import checkpoint_steps, coarse_steps, evaluated_steps, lr_factor, measured_steps
 from ndt_ray.sink import Sink
 from ndt_ray.spec import Trial
@@ -75,10 +74,6 @@ class Recorder:
         self.batch_losses = np.full(len(self.trials), np.nan)
 
     # -- the life of a pack --------------------------------------------------------------------------------------
-
-    def begin(self, static: Mapping[str, Sequence[Any]]) -> None:
-        """The `trials` rows."""
-        self.sink.rows("trials", static)
 
     def end(self) -> None:
         """The `outcomes` rows."""
@@ -204,7 +199,7 @@ class Recorder:
                 "step": _full(step, len(ids)),
                 "epoch": np.full(len(ids), step / per_epoch),
                 "epoch_boundary": np.full(len(ids), step // per_epoch > self.previous_measured // per_epoch),
-                "lr": [base_lr(self.trials[lane]) * factor for lane in lanes],
+                "lr": [lane_lr(self.trials[lane], step, factor) for lane in lanes],
                 "batch_loss": self.batch_losses[lanes],
                 **probe,
                 "grad_norm": total["grad"],
@@ -332,6 +327,23 @@ class Recorder:
             self.velocity.load({k[9:]: v for k, v in state.items() if k.startswith("velocity.")})
         if self.triggers is not None:
             self.triggers.load({k[9:]: v for k, v in state.items() if k.startswith("triggers.")})
+
+
+def picked(state: Mapping[str, np.ndarray], lanes: Sequence[int]) -> dict[str, np.ndarray]:
+    """The state of a recorder whose lane i is lane `lanes[i]` of the one that gave `state`."""
+    known = np.asarray(state["errors"]).tobytes().decode().split("\0")
+    known += [""] * (len(state["status"]) - len(known))
+    errors = np.frombuffer("\0".join(known[lane] for lane in lanes).encode(), dtype=np.uint8)
+    out: dict[str, np.ndarray] = {
+        "status": np.asarray(state["status"])[list(lanes)],
+        "last_step": np.asarray(state["last_step"])[list(lanes)],
+        "errors": errors if errors.size else np.zeros(1, np.uint8),
+        "previous_measured": state["previous_measured"],
+    }
+    for name, of in (("velocity", velocity.VelocityTracker.picked), ("triggers", Triggers.picked)):
+        own = {k[9:]: v for k, v in state.items() if k.startswith(f"{name}.")}
+        out |= {f"{name}.{k}": v for k, v in of(own, lanes).items()} if own else {}
+    return out
 
 
 def _full(step: int, n: int) -> np.ndarray:

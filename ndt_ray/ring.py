@@ -92,6 +92,21 @@ class Ring:
         names = self._buffers()
         self.buffers = {n: [torch.from_numpy(np.array(state[f"buffer.{i}.{n}"])) for i in lanes] for n in names}
 
+    @staticmethod
+    def picked(state: Mapping[str, NDArray[Any]], lanes: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """The state of a ring whose lane i is lane `lanes[i]` of the one that gave `state`."""
+        out: dict[str, NDArray[Any]] = {}
+        for key, value in state.items():
+            kind, _, rest = key.partition(".")
+            if kind == "rows":
+                out[key] = value[:, list(lanes)]
+            elif kind == "buffer":
+                source, _, name = rest.partition(".")
+                out |= {f"buffer.{lane}.{name}": value for lane, s in enumerate(lanes) if s == int(source)}
+            else:
+                out[key] = value
+        return out
+
     def _slot(self, step: int) -> int:
         return int(np.flatnonzero(self.steps == step)[0])
 

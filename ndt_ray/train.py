@@ -4,18 +4,20 @@ It knows no Ray and no disk, so the whole path runs in a test with a list for a 
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from ndt_ray import record
+from ndt_ray.branching import Stage, stages
 from ndt_ray.data import Dataset, Probes, probes
 from ndt_ray.errors import CheckpointError
 from ndt_ray.lanes import Build, Engine, make_engine
 from ndt_ray.lanes.batches import Batches
-from ndt_ray.lanes.interventions import Lesions
+from ndt_ray.lanes.interventions import Lesions, refuse_empty_lesions
 from ndt_ray.models import describe
 from ndt_ray.record import Recorder, tracked_layers
 from ndt_ray.schedule import lr_factor
@@ -42,31 +44,93 @@ def train_pack(pack: Pack, sink: Sink, resume: tuple[int, Arrays] | None = None)
     """Trains a pack to its end, or until the sink says stop; returns whether it ended.
 
     `resume` is (step, state) as a sink was given it. The rows of steps after it are exactly those of an
-    uninterrupted run.
+    uninterrupted run. Lanes that are one trial until an intervention train as one until then (`branching`).
     """
-    run = _Run(pack, sink)
-    start = 0
-    if resume is None:
-        run.recorder.begin(static_rows(pack, run.engine, run.batches, run.probes))
-        run.lesions.at(0)
-        run.at_step(0, None)
-    else:
-        start = resume[0]
-        run.load(resume[1])
-    for update in range(start, run.train.steps):
-        run.update(update)
-        if run.heartbeat(update + 1):
-            return False
-        if not any(run.engine.alive):
-            break
-    run.recorder.end()
-    sink.commit(run.train.steps, run.state, finished=True)
-    return True
+    step, state = (0, None) if resume is None else resume
+    planned = stages(pack.trials)
+    for stage in planned:
+        if stage.until <= step and stage is not planned[-1]:
+            continue
+        run = _stage(pack, stage, sink, state)
+        for update in range(step, stage.until):
+            run.update(update)
+            if run.heartbeat(update + 1):
+                return False
+            if not any(run.engine.alive):
+                break
+        if stage is planned[-1] or not any(run.engine.alive):
+            run.recorder.end()
+            sink.commit(run.train.steps, run.state, finished=True)
+            return True
+        run.recorder.flush()
+        step, state = stage.until, picked(run.state(), stage.follows)
+        del run  # its arena is given back before the next one is made
+    raise AssertionError("the last stage ends a pack")
+
+
+def _stage(pack: Pack, stage: Stage, sink: Sink, state: Arrays | None) -> "_Run":
+    """What trains the lanes of a stage from a state of the whole pack, or from the initialisation."""
+    trials = [pack.trials[lane] for lane in stage.trained]
+    shared = sink if len(trials) == len(pack.trials) else Shared(sink, pack.trials, stage)
+    own = replace(pack, trials=trials, cells=[pack.cells[lane] for lane in stage.trained])
+    run = _Run(own, shared, len(pack.trials))
+    if state is not None:
+        run.load(state if shared is sink else picked(state, stage.trained))
+        return run
+    refuse_empty_lesions(run.engine.arena, pack.trials)
+    sink.rows("trials", static_rows(pack, run.engine, run.batches, run.probes))
+    run.lesions.at(0)
+    run.at_step(0, None)
+    return run
+
+
+class Shared:
+    """A sink for lanes that stand for others too: what it is given is handed on for each trial that they stand for."""
+
+    def __init__(self, sink: Sink, trials: Sequence[Trial], stage: Stage) -> None:
+        self.sink, self.stage = sink, stage
+        self.stands_for: dict[str, list[str]] = {}
+        for trial, leader in zip(trials, stage.follows, strict=True):
+            self.stands_for.setdefault(trials[stage.trained[leader]].trial_id, []).append(trial.trial_id)
+
+    def rows(self, table: str, columns: Mapping[str, Any]) -> None:
+        given = list(columns["trial_id"])
+        rows = [(i, own) for i, trial_id in enumerate(given) for own in self.stands_for[trial_id]]
+        index = np.array([i for i, _ in rows], dtype=np.int64)
+        repeated = {name: _repeated(values, index) for name, values in columns.items()}
+        self.sink.rows(table, {**repeated, "trial_id": [own for _, own in rows]})
+
+    def checkpoint(self, trial_id: str, step: int, tensors: Arrays, reason: str) -> None:
+        for own in self.stands_for[trial_id]:
+            self.sink.checkpoint(own, step, tensors, reason)
+
+    def heartbeat(self, step: int, state: Callable[[], Arrays], progress: Mapping[str, float]) -> bool:
+        return self.sink.heartbeat(step, lambda: picked(state(), self.stage.follows), progress)
+
+    def commit(self, step: int, state: Callable[[], Arrays], finished: bool) -> None:
+        self.sink.commit(step, lambda: picked(state(), self.stage.follows), finished)
+
+
+def _repeated(values: Any, index: np.ndarray) -> Any:
+    """A column with the rows of `index`."""
+    return values[index] if isinstance(values, np.ndarray) else [values[i] for i in index]
+
+
+def picked(state: Arrays, lanes: Sequence[int]) -> dict[str, np.ndarray]:
+    """The recovery state of a pack whose lane i is lane `lanes[i]` of the one that gave `state`."""
+    out: dict[str, np.ndarray] = {"alive": np.asarray(state["alive"])[list(lanes)]}
+    for lane, source in enumerate(lanes):
+        prefix = f"lane{source}."
+        out |= {f"lane{lane}.{k[len(prefix) :]}": v for k, v in state.items() if k.startswith(prefix)}
+    recorded = {k[9:]: v for k, v in state.items() if k.startswith("recorder.")}
+    return out | {f"recorder.{k}": v for k, v in record.picked(recorded, lanes).items()}
 
 
 class _Run:
-    def __init__(self, pack: Pack, sink: Sink) -> None:
+    def __init__(self, pack: Pack, sink: Sink, lanes: int | None = None) -> None:
+        """`lanes`: trials that those of the pack stand for; by default themselves alone."""
         self.trials, self.sink = list(pack.trials), sink
+        self.lanes = len(self.trials) if lanes is None else lanes
         self.train = self.trials[0].train
         self.engine = make_engine(pack.trials, pack.build, pack.device)
         self.batches = Batches(pack.trials, pack.data, pack.device)
@@ -99,7 +163,7 @@ class _Run:
             return False
         self.last_beat = now
         self.recorder.flush()
-        rate = self.done_here * len(self.trials) / max(now - self.began, 1e-9)
+        rate = self.done_here * self.lanes / max(now - self.began, 1e-9)
         if step == self.train.steps:
             return False
         return self.sink.heartbeat(step, self.state, {"step": step, "steps": self.train.steps, "seed_steps_s": rate})

@@ -134,3 +134,12 @@ class Triggers:
         self._plan()
         self.watch.load({k[6:]: v for k, v in state.items() if k.startswith("watch.")})
         self.ring.load({k[5:]: v for k, v in state.items() if k.startswith("ring.")})
+
+    @staticmethod
+    def picked(state: Mapping[str, NDArray[Any]], lanes: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """The state of triggers whose lane i is lane `lanes[i]` of the ones that gave `state`."""
+        history = np.asarray(state["history"])
+        watch = Watch.picked({k[6:]: v for k, v in state.items() if k.startswith("watch.")}, lanes, len(history))
+        ring = Ring.picked({k[5:]: v for k, v in state.items() if k.startswith("ring.")}, lanes)
+        out = {f"watch.{k}": v for k, v in watch.items()} | {f"ring.{k}": v for k, v in ring.items()}
+        return {"history": history[list(lanes)], **out}

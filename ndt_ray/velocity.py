@@ -102,6 +102,26 @@ class VelocityTracker:
         for shape, names in found.items():
             self._held[shape] = _Held.load(state, sorted(names, key=lambda name: int(state[f"{name}/place"][0])))
 
+    @staticmethod
+    def picked(state: Mapping[str, NDArray[Any]], lanes: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """The state of a tracker whose lane i is lane `lanes[i]` of the one that gave `state`."""
+        steps = {int(row[0]): row[1:] for row in state["steps"]}
+        known = [(lane, *steps[source]) for lane, source in enumerate(lanes) if source in steps]
+        out: dict[str, NDArray[Any]] = {"steps": np.array(known, dtype=np.int64).reshape(-1, 3)}
+        first: dict[str, int] = {}
+        for key, value in state.items():
+            if key.endswith("/place"):
+                path = key.rsplit("/", 2)[0]
+                first[path] = min(first.get(path, int(value[0])), int(value[0]))
+        rank = {path: i for i, path in enumerate(sorted(first, key=lambda path: first[path]))}
+        for key, value in state.items():
+            whose, _, part = key.rpartition("/")
+            path, _, source = whose.rpartition("/")
+            for lane in (i for i, s in enumerate(lanes) if path and s == int(source)):
+                place = np.array([rank[path] * len(lanes) + lane])
+                out[f"{path}/{lane}/{part}"] = place if part == "place" else value
+        return out
+
 
 class _Labels:
     """Centred indicators `[P, C]` of the classes that occur, their kernel as it is kept, its diagonal, its HSIC."""

@@ -16,6 +16,7 @@ from ndt_ray.analysis.mechanisms import collapse as collapsing
 from ndt_ray.analysis.mechanisms import filters as rows
 from ndt_ray.analysis.mechanisms import probes, units
 from ndt_ray.analysis.mechanisms import twonn as nearest
+from ndt_ray.analysis.mechanisms import unit_information as information
 from ndt_ray.analysis.mechanisms.context import Layer, ProbeContext
 from ndt_ray.analysis.mechanisms.similarity import pairwise
 from ndt_ray.analysis.mechanisms.tables import (
@@ -173,7 +174,7 @@ def _orientation(out: Metrics, layer: Layer, weight: rows.Floats, draws: int, rn
 def unit_responses(
     data: AnalysisInput, *, threshold: float = units.THRESHOLD, draws: int = 50, per_unit: bool = True
 ) -> dict[str, pd.DataFrame]:
-    """Class selectivity with shuffled labels beside it, sparseness (both signs), diversity, dead and always-on units.
+    """Class selectivity, d', ROC area and information of units beside shuffled labels; sparseness, dead units.
 
     `per_unit`: a row of `unit_values` for each unit as well.
     """
@@ -206,44 +207,47 @@ def unit_responses(
         rng = _rng(data, "units", layer.path)
         found = units.class_selectivity(responses, context.labels, context.classes, rng, draws)
         live = np.isfinite(found.index)
-        null = found.null_means
-        value = _mean(found.index)
-        out.add(
-            layer.path,
-            layer.index,
-            "class_selectivity",
-            value,
-            n=int(live.sum()),
-            chance=float(null.mean()),
-            chance_sd=float(null.std(ddof=1)),
-            p=one_sided_p(value, null),
-            flag=None if live.any() else "dead",
-            part=WHOLE,
-        )
+        _against_shuffles(out, layer, "class_selectivity", found.index, found.null_means, "dead")
         if live.any():
             share = float((found.p[live] <= 0.05).mean())
             expected = np.floor(0.05 * (1 + draws)) / (1 + draws)  # what a discrete p gives at 0.05
             out.add(layer.path, layer.index, "selective_share", share, n=int(live.sum()), chance=expected, part=WHOLE)
+        rng = _rng(data, "readouts", layer.path)
+        told = information.readouts(responses, context.labels, context.classes, rng, draws)
+        for metric, readout in told.items():
+            _against_shuffles(out, layer, metric, readout.value, readout.null_means, "constant")
         if per_unit:
-            single.append(
-                pd.DataFrame(
-                    {
-                        **_key(data, layer),
-                        "unit": np.arange(len(state)),
-                        "selectivity": found.index,
-                        "selectivity_chance": found.chance,
-                        "p": found.p,
-                        "best_class": pd.array(np.where(live, found.best, -1), dtype="Int16"),
-                        "class_means": list(found.class_means.astype(np.float32)),
-                        "fraction_active": (responses > threshold).mean(0),
-                        "treves_rolls": lifetime,
-                        "state": state,
-                    }
-                )
+            table = pd.DataFrame(
+                {
+                    **_key(data, layer),
+                    "unit": np.arange(len(state)),
+                    "selectivity": found.index,
+                    "selectivity_chance": found.chance,
+                    "p": found.p,
+                    **{m: readout.value for m, readout in told.items()},
+                    **{f"{m}_chance": readout.chance for m, readout in told.items()},
+                    **{f"{m}_p": readout.p for m, readout in told.items()},
+                    "best_class": pd.array(np.where(live, found.best, -1), dtype="Int16"),
+                    "class_means": list(found.class_means.astype(np.float32)),
+                    "fraction_active": (responses > threshold).mean(0),
+                    "treves_rolls": lifetime,
+                    "state": state,
+                }
             )
-            single[-1].loc[~live, "best_class"] = pd.NA
+            table.loc[~live, "best_class"] = pd.NA
+            single.append(table)
     values = pd.concat(single, ignore_index=True) if single else pd.DataFrame()
     return {UNITS.name: out.frame(), UNIT_VALUES.name: values}
+
+
+def _against_shuffles(
+    out: Metrics, layer: Layer, metric: str, values: rows.Floats, null_means: rows.Floats, flag: str
+) -> None:
+    """The mean over a layer's units beside that mean under shuffled labels."""
+    known, value = np.isfinite(values), _mean(values)
+    where: dict[str, Any] = {"n": int(known.sum()), "part": WHOLE, "flag": None if known.any() else flag}
+    null: dict[str, Any] = {"chance": float(null_means.mean()), "chance_sd": float(null_means.std(ddof=1))}
+    out.add(layer.path, layer.index, metric, value, p=one_sided_p(value, null_means), **null, **where)
 
 
 @analysis(name="collapse", reads=READS, writes=(COLLAPSE,), per="checkpoint", context=True)

@@ -226,6 +226,24 @@ class ProbeContext:
         finally:
             handle.remove()
 
+    def logits_with(self, path: str, change: Callable[[Tensor], Tensor]) -> Floats:
+        """Logits `[n, classes]` where the output of a module is changed: an intervention, with a pass of its own."""
+
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return change(output[0]), *output[1:]
+            return change(output)
+
+        handle = self.model.get_submodule(path).register_forward_hook(hook)
+        try:
+            return np.asarray(torch.cat(self._pass()).double().numpy())
+        finally:
+            handle.remove()
+
+    def losses_of(self, logits: Floats) -> Floats:
+        """Cross-entropy `[n]` of other logits on the probe's labels, in nats."""
+        return _cross_entropy(torch.from_numpy(logits), self.labels)
+
     def training(self) -> tuple[Tensor, Tensor]:
         """Inputs and labels that the trial is trained on: its own subset, noise and control."""
         batches = Batches([self.trial], self._data, torch.device("cpu"))

@@ -53,11 +53,38 @@ UNIT_VALUES = Table(
         Column("selectivity", "float64", "(largest class mean - mean of the others) / their sum; null for a dead unit"),
         Column("selectivity_chance", "float64", "mean of the same under shuffled labels"),
         Column("p", "float64", "share of shuffles with at least this selectivity"),
+        Column("d_prime", "float64", "largest over classes of (mean - mean of the rest) / pooled SD; null if constant"),
+        Column("d_prime_chance", "float64", "mean of the same under shuffled labels"),
+        Column("d_prime_p", "float64", "share of shuffles with at least this much"),
+        Column("auc", "float64", "largest area under the ROC curve of one class against the rest"),
+        Column("auc_chance", "float64", "mean of the same under shuffled labels"),
+        Column("auc_p", "float64", "share of shuffles with at least this much"),
+        Column("mutual_information", "float64", "of the response in 8 equally full bins and the class", "bits"),
+        Column("mutual_information_chance", "float64", "mean of the same under shuffled labels", "bits"),
+        Column("mutual_information_p", "float64", "share of shuffles with at least this much"),
         Column("best_class", "int16", "class of the largest mean; null for a dead unit"),
         Column("class_means", "list:float32", "mean response to each class"),
         Column("fraction_active", "float64", "share of stimuli with a response above the threshold"),
         Column("treves_rolls", "float64", "lifetime sparseness (mean r)^2 / mean r^2: 1 is dense"),
         Column("state", "string", "dead, always_on or live"),
+    ),
+    ("trial_id", "layer_index", "unit", "step"),
+)
+
+UNIT_ABLATION_METRICS = _metrics("unit_ablation_metrics", "What units are worth, and whether selective ones are.")
+
+UNIT_ABLATION = Table(
+    "unit_ablation",
+    "Loss on the confirm probe with one unit's output replaced at every position.",
+    (
+        *_KEY,
+        Column("unit", "int32", "place in the layer: neuron, channel or feature"),
+        Column("instead", "float64", "what the unit gives instead"),
+        Column("loss_change", "float64", "loss without the unit - loss with it; above 0: it was of use", "nats"),
+        Column("standard_error", "float64", "of the same, paired over stimuli", "nats"),
+        Column("accuracy_change", "float64", "accuracy without the unit - accuracy with it"),
+        Column("selectivity", "float64", "its class selectivity index, as in `unit_values`"),
+        Column("n", "int32", "stimuli"),
     ),
     ("trial_id", "layer_index", "unit", "step"),
 )

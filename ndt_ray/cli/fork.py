@@ -37,6 +37,13 @@ def fork(
     siblings: Annotated[
         int, typer.Option("--siblings", min=0, help="Nothing but so many other batch orders from the step on: a null.")
     ] = 0,
+    lr_matched: Annotated[
+        bool,
+        typer.Option("--lr-matched", help="Later arms once more, followed by the learning rates of the first ones."),
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Every arm once more, with the schedule restarted behind it.")
+    ] = False,
     out: Annotated[
         str | None, typer.Option("--out", help="The sweep file; by default NAME.yaml, - for stdout.")
     ] = None,
@@ -58,6 +65,8 @@ def fork(
         doses=dose or (1.0,),
         length=length,
         siblings=siblings,
+        lr_matched=lr_matched,
+        restart=restart,
     )
     text = dump_sweep(forked(opened(store), sweep, name, question, cell))
     if out == "-":

@@ -35,14 +35,7 @@ class Lesions:
             for lane, t in enumerate(engine.trials)
             if t.control.kind in ("ablate", "reinit", "perturb")
         ]
-        for _, lane in self.due:
-            control = engine.trials[lane].control
-            if control.kind != "reinit" and not any(
-                len(s.shape) > 1 for s in layer_slots(engine.arena, str(control.layer))
-            ):
-                raise SpecError(
-                    f"control: '{control}' has no weights to act on - {control.layer} has no units with inputs"
-                )
+        refuse_empty_lesions(engine.arena, engine.trials)
 
     def at(self, step: int) -> None:
         """To be called when the update that leads to `step` is done, and at step 0, before anything is recorded."""
@@ -73,6 +66,13 @@ class Lesions:
                 weight[units] += noise * (weight[units].norm() / noise.norm().clamp_min(1e-30))
             for rows in arena.moments.values():
                 slot.view(rows[lane])[units] = 0.0
+
+
+def refuse_empty_lesions(arena: Arena, trials: Sequence[Trial]) -> None:
+    """SpecError for a lesion of a layer that has no units with inputs."""
+    for control in (t.control for t in trials if t.control.kind in ("ablate", "perturb")):
+        if not any(len(s.shape) > 1 for s in layer_slots(arena, str(control.layer))):
+            raise SpecError(f"control: '{control}' has no weights to act on - {control.layer} has no units with inputs")
 
 
 def layer_slots(arena: Arena, layer: str) -> list[Slot]:

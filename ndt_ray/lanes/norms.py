@@ -29,9 +29,9 @@ class LayerNorms:
         float64 it takes three times as long); padding is 0 and adds nothing.
         """
         if native.active():
-            rows = [None if row is None else _host(row) for row in (grads, before)]
-            return native.kernels().squares(*rows, _host(weights), _host(start), self._ends)
-        grad, update, weight, moved = self._scratch
+            grad, old = (None if row is None else _host(row) for row in (grads, before))
+            return native.kernels().squares(grad, old, _host(weights), _host(start), self._ends)
+        gradient, update, weight, moved = self._scratch
         row = _host(weights)
         with np.errstate(over="ignore", invalid="ignore"):  # a lane that diverges: inf
             np.subtract(row, row if before is None else _host(before), out=update)
@@ -39,7 +39,7 @@ class LayerNorms:
             np.square(self._scratch[1::2], out=self._scratch[1::2])
             np.square(row, out=weight)
             if grads is not None:
-                np.square(_host(grads), out=grad)
+                np.square(_host(grads), out=gradient)
             found = np.add.reduceat(self._scratch, self.starts, axis=1).astype(np.float64)
         found[[grads is None, before is None, False, False]] = np.nan
         return found

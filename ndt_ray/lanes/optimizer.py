@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ndt_ray.lanes.arena import Arena, Layout
+from ndt_ray.schedule import lr_factor
 from ndt_ray.spec import Trial
 
 MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum",)}
@@ -19,6 +20,8 @@ class Group:
 
     lr: float
     weight_decay: float
+    offset: int
+    """Added to the step that the schedule is read at."""
     slices: tuple[tuple[int, int, int], ...]
     """(lane, start, stop); a lane of -1 stands for all lanes."""
 
@@ -36,6 +39,31 @@ def base_lr(trial: Trial) -> float:
     return 0.0 if trial.control.kind == "lr0" else trial.train.lr
 
 
+def lr_scale(trial: Trial, update: int) -> float:
+    """What a control makes of the trial's learning rate in an update, beside the schedule's factor."""
+    c = trial.control
+    inside = c.kind == "lr" and (c.at or 0) <= update and (c.until is None or update < c.until)
+    return c.factor if inside and c.factor is not None else 1.0
+
+
+def lr_offset(trial: Trial, update: int) -> int:
+    """What a control adds to the step that the schedule is read at."""
+    c = trial.control
+    return c.lr_from - c.ends if c.lr_from is not None and c.ends is not None and c.ends <= update else 0
+
+
+def lane_lr(trial: Trial, update: int, factor: float) -> float:
+    """The learning rate of an update; `factor` of the schedule, for lanes that follow it."""
+    offset = lr_offset(trial, update)
+    return base_lr(trial) * lr_scale(trial, update) * (_factor(trial, update + offset) if offset else factor)
+
+
+def _factor(trial: Trial, position: int) -> float:
+    """Of the schedule at a step, or at its last one where the step is behind it."""
+    steps = trial.train.steps
+    return lr_factor(trial.train.schedule, min(position, steps), steps)
+
+
 class Optimizer:
     """Adam, AdamW or SGD with momentum (torch's fused kernels) over an arena.
 
@@ -44,7 +72,7 @@ class Optimizer:
     """
 
     def __init__(self, trials: Sequence[Trial], arena: Arena) -> None:
-        self.train = trials[0].train
+        self.first, self.train = trials[0], trials[0].train
         self.arena = arena
         turns = {0, *(step for t in trials for step in (t.control.at, t.control.until) if step is not None)}
         self.turns = sorted(turns)  # updates at which a layer may freeze or thaw
@@ -58,7 +86,8 @@ class Optimizer:
             weights = _slices(a.weights, group)
             grads = _slices(a.grads, group)
             moments = [_slices(m, group) for m in a.moments.values()]
-            self._fused(weights, grads, moments, group, update, factor)
+            own = _factor(self.first, update + group.offset) if group.offset else factor
+            self._fused(weights, grads, moments, group, update, own)
 
     def _fused(
         self,
@@ -106,15 +135,16 @@ class Optimizer:
 
 
 def _groups(trials: Sequence[Trial], arena: Arena, update: int) -> list[Group]:
-    by_value: dict[tuple[float, float], list[tuple[int, int, int]]] = {}
+    by_value: dict[tuple[float, float, int], list[tuple[int, int, int]]] = {}
     for lane, trial in enumerate(trials):
         runs = _trained_runs(arena.layout, frozen_prefix(trial, update))
-        by_value.setdefault((base_lr(trial), trial.train.weight_decay), []).extend((lane, a, b) for a, b in runs)
+        value = base_lr(trial) * lr_scale(trial, update), trial.train.weight_decay, lr_offset(trial, update)
+        by_value.setdefault(value, []).extend((lane, a, b) for a, b in runs)
     whole = {(lane, 0, arena.layout.width) for lane in range(len(trials))}
     groups = []
-    for (lr, decay), slices in by_value.items():
+    for (lr, decay, offset), slices in by_value.items():
         one = set(slices) == whole
-        groups.append(Group(lr, decay, ((-1, 0, arena.layout.width),) if one else tuple(slices)))
+        groups.append(Group(lr, decay, offset, ((-1, 0, arena.layout.width),) if one else tuple(slices)))
     return groups
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
+from ndt_ray.branching import trained_share
 from ndt_ray.errors import DataError, NdtError, SpecError, did_you_mean
 from ndt_ray.plan.estimate import START_SECONDS, Cost, DataFacts, Estimate, ModelFacts, makespan, pack_estimate
 from ndt_ray.plan.fit import misfits
@@ -279,6 +280,8 @@ class _Planner:
         expensive = max(EXPENSIVE_SECONDS, total / (4 * self.workers))
         for key, group in groups.items():
             n = len(group.lanes)
+            if any("@" in lane.control for lane in group.lanes):
+                group.lanes = _by_branch(group.lanes)
             count = math.ceil(n / most[key])
             if self.sweep.run.lanes == "auto" and guesses[key] > expensive:
                 count = max(count, min(n, self.workers))
@@ -304,7 +307,12 @@ class _Planner:
             cost = self.catalogue.cost(pack.first, len(pack.lanes), self.device)
             data = self.catalogue.data(pack.first.data)
             self.estimates[key] = pack_estimate(pack.first, len(pack.lanes), model, data, cost)
-        return self.estimates[key]
+        found = self.estimates[key]
+        if pack.first.width or not any("@" in lane.control for lane in pack.lanes):
+            return found
+        share = trained_share(pack.trials)  # kernels of a canonical width cost the same, however few lanes they train
+        times = ("train", "measure", "evaluate")
+        return replace(found, **{name: getattr(found, name) * share for name in times})
 
 
 def auto_lanes(n_parameters: int, device: str) -> int:
@@ -325,6 +333,14 @@ def _balanced(n: int, parts: int) -> Iterator[tuple[int, int]]:
         stop = start + n // parts + (part < n % parts)
         yield start, stop
         start = stop
+
+
+def _by_branch(lanes: Sequence[Lane]) -> list[Lane]:
+    """Lanes that share the steps before an intervention side by side, so that packs hold them together."""
+    groups: dict[tuple[Any, ...], list[Lane]] = {}
+    for lane in lanes:
+        groups.setdefault((lane.cell, lane.seed, lane.lr, lane.weight_decay), []).append(lane)
+    return [lane for group in groups.values() for lane in group]
 
 
 def _trial(first: Trial, lane: Lane) -> Trial:

@@ -84,5 +84,10 @@ def _control(trial: Trial, data: DataFacts, model: ModelFacts) -> Iterator[str]:
         yield f"control: {control} would never happen - training ends at step {steps}"
     if control.kind == "reorder" and trial.train.batch == "full":
         yield f"control: {control} has no order to change - every batch is the whole training set (train.batch: full)"
+    schedule = trial.train.schedule
+    if control.lr_from is not None and schedule.name == "constant" and not schedule.warmup:
+        yield f"control: {control} changes nothing - the learning rate is constant: set train.schedule, or leave it out"
+    if control.lr_from is not None and control.lr_from > steps:
+        yield f"control: {control} reads the schedule at step {control.lr_from}, but it ends at {steps}"
     if control.damage not in (None, "labels") and data.inputs.kind != "image":
         yield f"control: {control} damages images, but {trial.data.name} has none: damage:labels is for any data"

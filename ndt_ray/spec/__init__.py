@@ -205,7 +205,9 @@ class Seeds(Strict):
 Damage = Literal["blur", "flip", "noise", "labels"]
 """What training data may suffer in a window: a blur, being upside down, noise instead, labels in random order."""
 
-_WINDOW = re.compile(r"(?P<what>[^@*]+)(?:@(?P<at>\d+)(?:-(?P<until>\d+))?)?(?:\*(?P<dose>[0-9.eE+-]+))?")
+_WINDOW = re.compile(
+    r"(?P<what>[^@*~]+)(?:@(?P<at>\d+)(?:-(?P<until>\d+))?)?(?:\*(?P<dose>[0-9.eE+-]+))?(?:~(?P<lr_from>\d+))?"
+)
 CONTROL_NEEDS: dict[str, tuple[str, ...]] = {
     "none": (),
     "lr0": (),
@@ -216,6 +218,25 @@ CONTROL_NEEDS: dict[str, tuple[str, ...]] = {
     "perturb": ("layer", "at"),
     "damage": ("damage", "at", "until"),
     "reorder": ("branch", "at"),
+    "lr": ("factor", "at"),
+    "schedule": ("lr_from", "at"),
+}
+_MAY: dict[str, tuple[str, ...]] = {
+    "ablate": ("lr_from",),
+    "reinit": ("lr_from",),
+    "perturb": ("lr_from",),
+    "damage": ("lr_from",),
+    "lr": ("until",),
+}
+"""What may be said besides; of `frozen` all of a window, or nothing."""
+_FORMS = {
+    "layer": "LAYER",
+    "damage": "blur|flip|noise|labels",
+    "branch": "BRANCH",
+    "factor": "FACTOR",
+    "lr_from": "STEP",
+    "at": "@FROM",
+    "until": "-UNTIL",
 }
 
 
@@ -227,17 +248,23 @@ class Control(Strict):
     before the next update; `frozen:LAYER@FROM-UNTIL` and `damage:KIND@FROM-UNTIL` last for the updates of a window.
     `reorder:BRANCH@STEP` sees the data in another order from there on, and nothing else differs: a sibling of every
     other branch. Until then the lane is the untouched trial, bit for bit.
+
+    `lr:FACTOR@FROM-UNTIL` multiplies the learning rate in a window (without UNTIL: to the end), and
+    `schedule:STEP@FROM` goes on from FROM as the schedule does from STEP: 0 restarts it. `~STEP` behind a lesion or a
+    window does the same from its end on, so that what follows it has the learning rates of another time.
     """
 
-    kind: Literal["none", "lr0", "shuffled_labels", "frozen", "ablate", "reinit", "perturb", "damage", "reorder"] = (
-        "none"
-    )
+    kind: Literal[
+        "none", "lr0", "shuffled_labels", "frozen", "ablate", "reinit", "perturb", "damage", "reorder", "lr", "schedule"
+    ] = "none"
     layer: str | None = None
     damage: Damage | None = None
     branch: int | None = Field(default=None, gt=0, description="which of the other orders (reorder)")
     at: int | None = Field(default=None, ge=0, description="step of the intervention: measured there, it has happened")
     until: int | None = Field(default=None, gt=0, description="step at which a window ends")
     dose: float = Field(default=1.0, ge=0, le=1, description="share of the layer's units (ablate, perturb)")
+    factor: float | None = Field(default=None, ge=0, description="of the learning rate (lr)")
+    lr_from: int | None = Field(default=None, ge=0, description="step that the schedule is read at from the end on")
 
     @model_validator(mode="before")
     @classmethod
@@ -251,50 +278,60 @@ class Control(Strict):
         if found is None:
             raise ValueError(f"not of the form KIND:LAYER@STEP-STEP*DOSE: {value!r}")
         parts: dict[str, Any] = {k: v for k, v in found.groupdict().items() if v is not None}
-        parts |= {k: int(parts[k]) for k in ("at", "until") if k in parts}
-        if "dose" in parts:
+        parts |= {k: int(parts[k]) for k in ("at", "until", "lr_from") if k in parts}
+        what = {"damage": "damage", "lr": "factor", "schedule": "lr_from", "reorder": "branch"}.get(kind, "layer")
+        parts = {what: parts.pop("what"), **parts}
+        for name in {"dose", "factor", *({what} & {"lr_from"})} & parts.keys():
             try:
-                parts["dose"] = float(parts["dose"])
+                parts[name] = int(parts[name]) if name == "lr_from" else float(parts[name])
             except ValueError:
-                raise ValueError(f"the dose of {value!r} is no number") from None
-        what = parts.pop("what")
+                raise ValueError(f"the {name} of {value!r} is no number") from None
         if kind == "reorder":
-            if not what.isdecimal():
-                raise ValueError(f"a branch is a whole number from 1 on, but got {what!r} in {value!r}")
-            return {"kind": kind, **parts, "branch": int(what)}
-        return {"kind": kind, **parts, "damage" if kind == "damage" else "layer": what}
+            if not str(parts["branch"]).isdecimal():
+                raise ValueError(f"a branch is a whole number from 1 on, but got {parts['branch']!r} in {value!r}")
+            parts["branch"] = int(parts["branch"])
+        return {"kind": kind, **parts}
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """So that trials without an intervention keep the ids that they had before there were any."""
         found: dict[str, Any] = handler(self)
         default = {"damage": None, "branch": None, "at": None, "until": None, "dose": 1.0}
+        default |= {"factor": None, "lr_from": None}
         return {name: value for name, value in found.items() if name not in default or value != default[name]}
 
     def __str__(self) -> str:
         """As a sweep file says it: `none`, `frozen:LAYER`, `ablate:LAYER@400*0.5`."""
-        what = self.layer or self.damage or self.branch
+        what = self.layer or self.damage or self.branch or (None if self.factor is None else f"{self.factor:.12g}")
+        shifted = "" if self.lr_from is None else f"~{self.lr_from}"
+        if self.kind == "schedule":
+            what, shifted = shifted[1:] or None, ""
         window = "" if self.at is None else f"@{self.at}" if self.until is None else f"@{self.at}-{self.until}"
         dose = "" if self.dose == 1 else f"*{self.dose:g}"
-        return self.kind if what is None else f"{self.kind}:{what}{window}{dose}"
+        return self.kind if what is None else f"{self.kind}:{what}{window}{dose}{shifted}"
 
     @property
     def intervenes(self) -> bool:
         """Whether something is done to the lane at a step; a sibling merely sees its data in another order."""
         return self.at is not None and self.kind != "reorder"
 
+    @property
+    def ends(self) -> int | None:
+        """The step from which on nothing is done to the lane: of a window its end, of a lesion its step."""
+        return self.at if self.until is None else self.until
+
     @model_validator(mode="after")
     def _all_that_the_kind_needs(self) -> "Control":
         needs = CONTROL_NEEDS[self.kind]
-        given = {name for name in ("layer", "damage", "branch", "at", "until") if getattr(self, name) is not None}
-        windowed = self.kind == "frozen" and given == {"layer", "at", "until"}
-        if given != set(needs) and not windowed:
-            forms = {"layer": "LAYER", "damage": "blur|flip|noise|labels", "branch": "BRANCH"}
-            forms |= {"at": "@FROM", "until": "-UNTIL"}
-            wanted = "".join(forms[n] for n in needs)
+        given = {name for name in _FORMS if getattr(self, name) is not None}
+        windowed = self.kind == "frozen" and given - {"lr_from"} == {"layer", "at", "until"}
+        if not (set(needs) <= given <= {*needs, *_MAY.get(self.kind, ())}) and not windowed:
+            wanted = "".join(_FORMS[n] for n in needs)
             raise ValueError(f"'{self.kind}' is written {self.kind}{':' if wanted else ''}{wanted}, but got {self!s}")
         if self.until is not None and self.at is not None and self.until <= self.at:
             raise ValueError(f"a window ends after it began, but got {self.at}-{self.until}")
+        if self.factor == 1:
+            raise ValueError(f"a factor of 1 changes nothing, but got {self!s}")
         if self.dose != 1 and self.kind not in ("ablate", "perturb"):
             raise ValueError(f"a dose goes with ablate and perturb, but got {self!s}")
         return self

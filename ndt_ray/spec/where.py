@@ -22,7 +22,7 @@ Test = Callable[[Trial], bool]
 
 RESOLVED = ("trial_id", "engine")
 """Fields that have their value only once the plan has resolved a trial."""
-CONTROL = ("kind", "layer", "damage", "branch", "at", "until", "dose")
+CONTROL = ("kind", "layer", "damage", "branch", "at", "until", "dose", "factor", "lr_from")
 """Parts of a control: a condition may read them; a sweep file writes the whole, as text."""
 NO_FIELDS = ("model.params", "data.params", *(f"control.{part}" for part in CONTROL), "width", "source")
 MAX_LENGTH = 10_000

@@ -179,3 +179,26 @@ def test_the_command_writes_a_file_and_never_over_another(store, tmp_path, capsy
         assert (end.value.code or 0) == code
     assert "exists already" in capsys.readouterr().err
     assert controls(parse_sweep((tmp_path / "f.yaml").read_text())) == ["none", "ablate:network.2@30"]
+
+
+def test_arms_with_other_learning_rates_and_lanes_with_nothing_else(store):
+    asked = Question(targets=["network.2"], steps=[30, 40], lr_matched=True, restart=True)
+    with pytest.raises(SpecError, match="constant"):
+        fork(store, "parent", "f", asked)
+    falling = {**PARENT, "name": "falling"}
+    falling["base"] = {**PARENT["base"], "train": {"steps": 60, "batch": 32, "schedule": {"name": "cosine"}}}
+    falling["axes"] = [{"path": "seed", "role": "replicate", "range": 1}]
+    assert run_sweep(make_sweep(falling), store, INLINE).ok
+    assert controls(fork(store, "falling", "f", asked)) == [
+        "none",
+        "ablate:network.2@30",
+        "ablate:network.2@40",
+        "schedule:0@30",
+        "ablate:network.2@30~0",
+        "schedule:0@40",
+        "ablate:network.2@40~0",
+        "schedule:30@40",
+        "ablate:network.2@40~30",
+    ]
+    windowed = Question("damage", ["flip"], steps=[10, 30], length=5, lr_matched=True)
+    assert controls(fork(store, "falling", "f", windowed))[3:] == ["schedule:15@35", "damage:flip@30-35~15"]

@@ -13,8 +13,26 @@ from ndt_ray.lanes.interventions import Lesions, chosen_units, damaged
 from ndt_ray.spec import Control, Trial
 from ndt_ray.train import continue_trial
 
-FORMS = ["none", "lr0", "frozen:a.0", "frozen:a.0@10-20", "ablate:a@400*0.25", "reinit:a@3", "perturb:a@4*0.5"]
+LR_FORMS = ["lr:0.1@3", "lr:3@3-9", "schedule:0@200", "ablate:a@600*0.5~400", "frozen:a@3-9~0", "damage:flip@0-9~0"]
+FORMS = [
+    *LR_FORMS,
+    "none",
+    "lr0",
+    "frozen:a.0",
+    "frozen:a.0@10-20",
+    "ablate:a@400*0.25",
+    "reinit:a@3",
+    "perturb:a@4*0.5",
+]
 LAYER = "network.2"
+LR_ARMS = [
+    "lr:0.1@11-20",
+    "lr:3@11",
+    "schedule:0@11",
+    "schedule:25@11",
+    f"ablate:{LAYER}@11~3",
+    "damage:blur@11-15~0",
+]
 INTERVENTIONS = [
     f"ablate:{LAYER}@11",
     f"ablate:{LAYER}@11*0.5",
@@ -54,6 +72,11 @@ def test_trials_without_an_intervention_keep_their_ids() -> None:
         ("damage:blur@5-5", "ends after it began"),
         ("damage:fog@1-2", "blur"),
         ("reinit:a@3*0.5", "dose goes with"),
+        ("lr:fast@3", "no number"),
+        ("lr:1@3", "changes nothing"),
+        ("lr:0.1@3~5", "lr:FACTOR@FROM"),
+        ("schedule:4", "schedule:STEP@FROM"),
+        ("frozen:a~4", "frozen:LAYER"),
         ("ablate:a@3*2", "less than or equal to 1"),
         ("reorder:1", "reorder:BRANCH@FROM"),
         ("reorder:a@3", "whole number"),
@@ -197,3 +220,61 @@ def test_what_damage_does_to_images() -> None:
     noise = damaged(images, "noise", 0, 0)
     assert torch.equal(noise, damaged(images, "noise", 0, 0)) and not torch.equal(noise, damaged(images, "noise", 0, 1))
     assert abs(float(torch.corrcoef(torch.stack((noise.flatten(), images.flatten())))[0, 1])) < 0.15
+
+
+def rates(memory: Memory, t: Trial) -> dict[int, float]:
+    return {k[1]: r["lr"] for k, r in memory.tables["scalars"].items() if k[0] == t.trial_id}
+
+
+@pytest.mark.slow
+def test_learning_rates_are_those_that_were_asked_for() -> None:
+    every = {"every": 1, "probe": 32}
+    made = {
+        c: Trial.model_validate({**trial(3, control=c).model_dump(), "measure": every}) for c in ("none", *LR_ARMS[:5])
+    }
+    found = {c: rates(run([t]), t) for c, t in made.items()}
+    usual = found["none"]
+    assert len({round(v, 9) for v in usual.values()}) > 25
+    for control, mine in found.items():
+        assert all(mine[step] == usual[step] for step in range(11)), control
+    low, high = found["lr:0.1@11-20"], found["lr:3@11"]
+    for step in range(11, 31):
+        assert low[step] == pytest.approx(usual[step] * (0.1 if step < 20 else 1), rel=1e-12)
+        assert high[step] == pytest.approx(usual[step] * 3, rel=1e-12)
+        assert found["schedule:0@11"][step] == usual[step - 11]
+        assert found["schedule:25@11"][step] == usual[min(step + 14, 30)]
+        assert found[f"ablate:{LAYER}@11~3"][step] == usual[step - 8]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["loop", "stack"])
+def test_changed_learning_rates_keep_the_contract(engine: str) -> None:
+    untouched, mine = trial(3, engine=engine), [trial(3, engine=engine, control=c) for c in LR_ARMS]
+    together, base = run([untouched, *mine]), None
+    assert_same_rows(run([untouched]), together, {untouched.trial_id})
+    base = losses(together, untouched)
+    for arm in mine:
+        own = losses(together, arm)
+        # The loss of step 12 is the first that an update at another learning rate led to.
+        assert own[:11] == base[:11] and own[13:] != base[13:], str(arm.control)
+        assert_ends_alike(run([arm]), together, [arm])
+    stopped = run(mine, stop_at=15).stopped
+    assert_ends_alike(run(mine, resume=stopped), together, mine)
+    first = mine[2]
+    engine_ = continue_trial(pack([first]), together.checkpoints[first.trial_id, 11], 11, 30)
+    end = together.checkpoints[first.trial_id, 30]
+    assert all(np.array_equal(v, end[k]) for k, v in engine_.lane_state(0).items())
+
+
+def test_the_update_is_that_of_the_asked_learning_rate() -> None:
+    """SGD without momentum: an update is the learning rate times the gradient."""
+    given = {"optimizer": "sgd", "lr": 0.1}
+    states = {}
+    for control in ("none", "lr:0.25@11-20", "lr:0@11"):
+        t = trial(3, control=control, **given)
+        states[control] = continue_trial(pack([t]), run([t]).checkpoints[t.trial_id, 11], 11, 12).lane_state(0)
+    name = f"model.{LAYER}.weight"
+    start = states["lr:0@11"][name]
+    whole, quarter = states["none"][name] - start, states["lr:0.25@11-20"][name] - start
+    np.testing.assert_allclose(quarter, whole / 4, atol=1e-7)
+    assert np.abs(whole).max() > 1e-4

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 PLACES: dict[str, int] = {
     # 0: names, specs and plans
-    "errors": 0, "registry": 0, "inputs": 0, "spec": 0, "schedule": 0, "plan": 0, "cache": 0,
+    "errors": 0, "registry": 0, "inputs": 0, "spec": 0, "schedule": 0, "branching": 0, "plan": 0, "cache": 0,
     # 1: training and measuring, in memory
     "data": 1, "models": 1, "lanes": 1, "capture": 1, "views": 1, "grams": 1, "spectra": 1, "measures": 1,
     "velocity": 1, "directions": 1, "coarse": 1, "evaluate": 1, "record": 1, "train": 1, "sink": 1, "catalogue": 1,

@@ -24,7 +24,10 @@ from ndt_ray.store.outputs import write_output
 from ndt_ray.store.reader import Store, open_store
 from ndt_ray.store.schema import TABLES
 
-PER_CHECKPOINT = ("attention", "head_ablation", "filters", "units", "collapse", "linear_probes", "intrinsic_dimension")
+PER_CHECKPOINT = (
+    "attention", "head_ablation", "filters", "units", "unit_ablation", "collapse", "linear_probes",
+    "intrinsic_dimension",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def test_the_whole_battery_takes_one_forward_pass(
             return plain(module, *args, **kwargs)
 
         monkeypatch.setattr(torch.nn.Module, "__call__", counted)
-        names = [name for name in PER_CHECKPOINT if name != "head_ablation"]
+        names = [name for name in PER_CHECKPOINT if name not in ("head_ablation", "unit_ablation")]
         reports = run_together([(n, None) for n in names], StoredSweep(own, SWEEP), partitions=[Partition(trial, 40)])
         assert all(report.ok and report.done == 1 for report in reports)
         assert passes == [128]  # the confirm probe, once
@@ -249,7 +252,7 @@ def test_events_of_the_store_are_looked_at_before_during_and_after(tmp_path: Pat
 def test_every_analysis_has_rows_for_every_checkpoint(tmp_path: Path) -> None:
     with open_store(shutil.copytree(folder(), tmp_path / "store")) as own:
         for name in PER_CHECKPOINT:
-            report = analyze(own, SWEEP, name)
+            report = analyze(own, SWEEP, name, parameters={"most": 1} if name == "unit_ablation" else None)
             assert report.ok and report.done == 24
             table = registry.resolve("analysis", name).writes[0].name
             assert own.sql(f"SELECT count(DISTINCT (trial_id, step)) AS n FROM {table}")["n"].item() == 24

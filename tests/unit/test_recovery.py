@@ -146,3 +146,43 @@ def test_sign_flips_are_exact():
     rng = np.random.default_rng(1)
     p = np.array([sign_flips(rng.normal(size=8)).p for _ in range(400)])
     assert (p <= 0.05).mean() < 0.05 + 2 * np.sqrt(0.05 * 0.95 / 400)
+
+
+LATER = "ablate:a@100~60"
+
+
+def test_an_effect_of_the_learning_rate_vanishes_where_it_is_matched_and_one_of_the_step_does_not():
+    def arms(of_step, of_rate):
+        return {
+            "ablate:a@60": lambda t: heals(t) * (1 + of_rate),
+            "ablate:a@100": lambda t: heals(t) * (1 + of_step),
+            LATER: lambda t: heals(t) * (1 + of_step + of_rate),
+            "schedule:60@100": lambda t: 0 * t,
+        }
+
+    for of_step, of_rate, finding in ((0, -0.9, "not_shown"), (1, 0, "worse_than_other")):
+        found = analysed(sweep(arms(of_step, of_rate), seeds=8))["recovery_contrasts"]
+        area = found[found["measure"] == "area"].set_index(["at", "lr_from", "against"])
+        assert area.loc[(100, 60, "lr@60"), "finding"] == finding
+        assert (100, 60, "kept") in area.index and area.loc[(100, 60, "lr@60"), "n"] == 8
+        plain = area[area.index.get_level_values("lr_from").isna()]
+        assert plain.xs("@60", level="against")["finding"].item() == "worse_than_other"
+
+
+def test_a_restarted_schedule_that_heals_is_told_from_one_that_does_not():
+    lasting = {"damage:blur@20-60": lambda t: 0.1 + 0 * t, "schedule:0@60": lambda t: 0 * t}
+    for left, finding in ((0.02, "milder_than_other"), (0.1, "not_shown")):
+        both = analysed(sweep({**lasting, "damage:blur@20-60~0": lambda t, d=left: d + 0 * t}, seeds=8))
+        row = both["recovery_contrasts"].query("against == 'kept' and measure == 'final'")
+        assert row["finding"].item() == finding and row["lr_from"].item() == 0
+
+
+def test_an_arm_with_another_schedule_needs_a_lane_with_nothing_else():
+    found = analysed(sweep({"ablate:a@100": heals, LATER: heals}))["recovery"]
+    assert found.loc[found["lr_from"] == 60, "flag"].eq("no_untouched").all()
+    both = analysed(sweep({LATER: heals, "schedule:60@100": lambda t: 0.2 + 0 * t}))["recovery"]
+    mine = both[both["kind"] == "ablate"]
+    assert mine["untouched"].str.startswith("schedule:60@100").all()
+    # Beside that lane, which is .2 below the untouched one, it is the better one in the end.
+    assert mine["final"].mean() == pytest.approx(-0.2, abs=0.01)
+    assert both.loc[both["kind"] == "schedule", "untouched"].str.startswith("none").all()
