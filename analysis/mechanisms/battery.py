@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
@@ -16,6 +17,7 @@ from ndt_ray.analysis.mechanisms import collapse as collapsing
 from ndt_ray.analysis.mechanisms import filters as rows
 from ndt_ray.analysis.mechanisms import probes, units
 from ndt_ray.analysis.mechanisms import twonn as nearest
+from ndt_ray.analysis.mechanisms.clear import CLEAR, clear_stimuli
 from ndt_ray.analysis.mechanisms.context import Layer, ProbeContext
 from ndt_ray.analysis.mechanisms.similarity import pairwise
 from ndt_ray.analysis.mechanisms.tables import (
@@ -171,15 +173,30 @@ def _orientation(out: Metrics, layer: Layer, weight: rows.Floats, draws: int, rn
 
 @analysis(name="units", reads=READS, writes=(UNITS, UNIT_VALUES), per="checkpoint", context=True)
 def unit_responses(
-    data: AnalysisInput, *, threshold: float = units.THRESHOLD, draws: int = 50, per_unit: bool = True
+    data: AnalysisInput,
+    *,
+    threshold: float = units.THRESHOLD,
+    draws: int = 50,
+    per_unit: bool = True,
+    clear: int = CLEAR,
 ) -> dict[str, pd.DataFrame]:
     """Class selectivity with shuffled labels beside it, sparseness (both signs), diversity, dead and always-on units.
 
-    `per_unit`: a row of `unit_values` for each unit as well.
+    `per_unit`: a row of `unit_values` for each unit as well, with its mean over each class, and over the `clear`
+    stimuli of the class that the network answers correctly with most confidence (0: without these).
     """
     context, out = data.context(), Metrics(**data.partition.key)
     single: list[pd.DataFrame] = []
     enough = np.bincount(context.labels, minlength=context.classes).min() >= 1
+    chosen = clear_stimuli(context.logits, context.labels, clear) if clear and per_unit else None
+
+    def _clear(responses: rows.Floats, which: NDArray[np.bool_]) -> NDArray[np.float32]:
+        known = np.flatnonzero(which)
+        if not len(known):
+            return np.full((responses.shape[1], context.classes), np.nan, np.float32)
+        labels = context.labels[known]
+        return units.activation_selectivity(responses[known], labels, context.classes).astype(np.float32)
+
     for layer in context.layers:
         acts = context.activations(layer.path)
         responses = context.stimuli(layer.path, rectified=True)
@@ -235,6 +252,7 @@ def unit_responses(
                         "p": found.p,
                         "best_class": pd.array(np.where(live, found.best, -1), dtype="Int16"),
                         "class_means": list(found.class_means.astype(np.float32)),
+                        "clear_means": [None] * len(state) if chosen is None else list(_clear(responses, chosen)),
                         "fraction_active": (responses > threshold).mean(0),
                         "treves_rolls": lifetime,
                         "state": state,
