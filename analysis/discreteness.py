@@ -1,8 +1,8 @@
 """Are capabilities discrete while representations are smooth? The largest step of each, beside that of a smooth rise.
 
 How discrete a rise is: the share of it that falls between two neighbouring groups of measurements. Noise makes such
-steps too, the larger the fewer stimuli a class has; so the same is measured on surrogates that rise smoothly, as a
-running mean of the curve does, with the noise of counting correct answers (classes) or that of the residuals
+steps too, the larger the fewer stimuli a class has; so the same is measured on surrogates that rise smoothly, as
+cubics through windows of the curve do, with the noise of counting correct answers (classes) or that of the measurements
 (representations). A curve is discrete where its largest step is larger than theirs.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.signal import savgol_filter
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.capabilities import LEAST, _classes
@@ -26,7 +27,7 @@ from ndt_ray.store.schema import Column, Table
 GROUP = 2
 """Measurements averaged on either side of a step."""
 SMOOTH = 0.2
-"""Width of the running mean, as a share of the run: what is over faster counts as a step."""
+"""Width of these windows, as a share of the run: what is over faster counts as a step."""
 FEWEST = 20
 """Measurements below which nothing can be said."""
 
@@ -115,12 +116,14 @@ def step_of(values: Floats, count: int | None, rng: np.random.Generator, draws: 
     least = LEAST if count is not None else 1e-3
     if climb < least:
         return row | {"climb": climb, "flag": "flat"}
-    curve = running_mean(values, max(3, round(SMOOTH * len(values))))
+    curve = smoothed(values, round(SMOOTH * len(values)))
     if count is not None:
         null = rng.binomial(count, np.clip(curve, 0, 1), (draws, len(values))) / count
     else:
-        rest = values - running_mean(values, 5)
-        null = curve + rng.choice(rest, (draws, len(values)))
+        # From second differences, whose median a step or a bend does not move; 6 = 1 + 4 + 1.
+        second = np.diff(values, 2)
+        sd = 1.4826 * float(np.median(np.abs(second - np.median(second)))) / math.sqrt(6)
+        null = curve + sd * rng.standard_normal((draws, len(values)))
     found = float(_largest(values[None])[0]) / climb
     others = _largest(null) / climb
     p = (1 + int((others >= found - 1e-12).sum())) / (1 + draws)
@@ -129,12 +132,11 @@ def step_of(values: Floats, count: int | None, rng: np.random.Generator, draws: 
     return row | found_row
 
 
-def running_mean(values: Floats, width: int) -> Floats:
-    """Centred running mean; ends are those of a window cut off there."""
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    at = np.arange(len(values))
-    low, high = np.maximum(at - width // 2, 0), np.minimum(at + width // 2 + 1, len(values))
-    return np.asarray((total[high] - total[low]) / (high - low))
+def smoothed(values: Floats, width: int) -> Floats:
+    """Cubics through windows of so many values (Savitzky & Golay 1964): they follow a rise that is fastest at the
+    beginning, which a running mean would flatten there."""
+    odd = min(max(5, width | 1), (len(values) - 1) | 1)
+    return np.asarray(savgol_filter(values, odd, 3, mode="interp"))
 
 
 def _largest(series: Floats) -> Floats:
