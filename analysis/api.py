@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pandas as pd
 import pyarrow as pa
@@ -50,6 +50,16 @@ class Partition:
         return {k: v for k, v in both.items() if v is not None}
 
 
+class Artifacts(Protocol):
+    """Files an analysis makes beside its tables, named by what they are made from: `runner.SweepTables` has it."""
+
+    def artifact(self, kind: str, key: str) -> tuple[str, bytes] | None:
+        """(its path below the store's root, its bytes); None where nothing was kept."""
+
+    def keep_artifact(self, kind: str, key: str, data: bytes) -> str:
+        """Put it in its place, whole, instead of what is there; its path below the store's root."""
+
+
 @dataclass(frozen=True)
 class AnalysisInput:
     """What an analysis is given: the rows of its declared tables that belong to one partition."""
@@ -59,6 +69,10 @@ class AnalysisInput:
     tables: Mapping[str, pa.Table]
     contexts: "Callable[[str, int], ProbeContext] | None" = None
     """(trial_id, step) -> the network there; only for analyses that are declared with `context`."""
+    artifacts: Artifacts | None = None
+    """What is too dear to make twice. Rows must not depend on whether it was found: a key says all it is made from."""
+    notes: list[str] = field(default_factory=list)
+    """What the person who runs it should know beside the rows; the run's report shows them."""
 
     def context(self, step: int | None = None, trial_id: str | None = None) -> "ProbeContext":
         """The network at a checkpoint, with its probe: this partition's unless told otherwise.
@@ -137,8 +151,7 @@ class Analysis:
         if source is None or not Path(source).is_file():
             digest.update(self.function.__code__.co_code + repr(self.function.__code__.co_consts).encode())
             return digest.hexdigest()
-        for name, text in sorted(_sources(self.function.__module__, Path(source), {}).items()):
-            digest.update(f"{name}\n{text}\n".encode())
+        _add_sources(digest, self.function.__module__, Path(source))
         return digest.hexdigest()
 
     def output_key(self, parameters: Mapping[str, Any], code: str, inputs: str) -> str:
@@ -187,6 +200,19 @@ def conform(table: Table, frame: pd.DataFrame) -> pa.Table:
         )
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise SpecError(f"rows for table '{table.name}' do not fit its types: {error}") from error
+
+
+def module_hash(module: str) -> str:
+    """SHA-256 of a module's source and of every ndt_ray module it stands on; comments and layout do not count."""
+    digest, source = hashlib.sha256(), inspect.getsourcefile(importlib.import_module(module))
+    assert source is not None, module
+    _add_sources(digest, module, Path(source))
+    return digest.hexdigest()
+
+
+def _add_sources(digest: "hashlib._Hash", module: str, path: Path) -> None:
+    for name, text in sorted(_sources(module, path, {}).items()):
+        digest.update(f"{name}\n{text}\n".encode())
 
 
 def _found(module: str, name: str) -> Any:

@@ -96,6 +96,7 @@ READS = (
     "event_families",
     "features",
     "unit_metrics",
+    "symmetry_metrics",
     "composition_metrics",
     "mechanism_tests",
     "recovery",
@@ -128,6 +129,7 @@ def hypotheses(data: AnalysisInput, *, alpha: float = 0.05) -> dict[str, pd.Data
     table = event_table(trials, events, *(data.frame(t) for t in ("features", "unit_metrics", "composition_metrics")))
     tests = data.frame("mechanism_tests")
     found = [*_from_events(table), *_from_tests(tests), *_from_recovery(data.frame("recovery"))]
+    found += _from_symmetry(data.frame("symmetry_metrics"), table, trials)
     q = bh([t.p if t.n >= FEWEST else math.nan for t in found]) if found else np.zeros(0)
     rows = [_row(t, float(v), alpha) for t, v in zip(found, q, strict=True)]
     return {
@@ -306,6 +308,39 @@ def event_models(table: pd.DataFrame) -> pd.DataFrame:
         one = fit(table[outcome].to_numpy(dtype=np.float64), fixed, list(table["trial_id"]))
         found.append((outcome, one, formula(outcome, list(fixed.columns))))
     return model_rows(found)
+
+
+def _from_symmetry(rows: pd.DataFrame, table: pd.DataFrame, trials: pd.DataFrame) -> Iterator[Tested]:
+    """Initialisation escape as symmetry breaking: are units less alike after the first event than at step 0?
+
+    After the first event of the trial, or at its first saved checkpoint where it has none. What exceeds chance is
+    compared, for it depends on the number of stimuli and inputs.
+    """
+    if rows.empty:
+        return
+    untouched = set(trials.loc[trials["control"] == "none", "trial_id"] if "control" in trials else trials["trial_id"])
+    known = rows[rows["trial_id"].isin(untouched) & (rows["part"] == "*")].dropna(subset=["value", "chance"])
+    first = table.groupby("trial_id")["jump_step"].min() if len(table) else pd.Series(dtype=np.int64)
+    for metric, name in (
+        ("unit_response_similarity", "initialisation_escape"),
+        ("unit_weight_similarity", "initialisation_escape_weights"),
+    ):
+        own = known[known["metric"] == metric]
+        excess = (own["value"] - own["chance"]).groupby([own["trial_id"], own["step"]]).mean()
+        changes = []
+        for trial, series in excess.groupby(level=0):
+            steps = series.droplevel(0).sort_index()
+            after = steps[steps.index > int(first.get(trial, 0))]
+            if 0 in steps.index and len(after):
+                changes.append(float(after.iloc[0] - steps.loc[0]))
+        values = np.array(changes)
+        within = interval(values)
+        what = "responses" if metric == "unit_response_similarity" else "incoming weights"
+        yield Tested(
+            name, "*", f"The first event breaks the symmetry of the initialisation: units' {what} become less alike.",
+            f"{metric} beyond chance, after the first event - at step 0", "decrease", len(values),
+            float(values.mean()) if len(values) else math.nan, within.lo, within.hi, sign_flips(values).p,
+        )  # fmt: skip
 
 
 def correlation(x: ArrayLike, y: ArrayLike) -> tuple[float, float, float, float]:

@@ -51,6 +51,12 @@ class SweepTables(Protocol):
     def checkpoint(self, trial_id: str, step: int) -> Mapping[str, Any]:
         """Arrays of a saved checkpoint by name; CheckpointError where there is none, or it is corrupt."""
 
+    def artifact(self, kind: str, key: str) -> tuple[str, bytes] | None:
+        """(path, bytes) of what an analysis kept under this key; None where nothing was kept."""
+
+    def keep_artifact(self, kind: str, key: str, data: bytes) -> str:
+        """Keep a file that is dear to make; its path."""
+
     def committed(self, analysis: str) -> Mapping[str, str]:
         """The key of the output in place, by partition (as text)."""
 
@@ -104,6 +110,13 @@ class Report:
     dead: list[DeadLetter] = field(default_factory=list)
     rows: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
+    """From start to end, of all analyses that ran together."""
+    busy: float = 0.0
+    """Seconds of its own attempts, all workers together; of a network's loading and pass, what fell to it."""
+    slowest: tuple[float, str] = (0.0, "")
+    """(seconds, partition) of the longest attempt."""
+    notes: list[str] = field(default_factory=list)
+    """What attempts had to say, each with its partition."""
 
     @property
     def ok(self) -> bool:
@@ -122,6 +135,8 @@ class Outcome:
     written: Any = None
     error: str | None = None
     traceback: str = ""
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,17 +173,21 @@ class Job:
         `known`: tables that were read for another analysis; `key` is then the output's name from before they were.
         """
         known = {} if known is None else known
+        started, notes = time.monotonic(), list[str]()
         try:
             key = key or self.keys([partition])[0]
             for name in self.analysis.reads:
                 if name not in known:
                     known[name] = self.tables.read(name, partition)
             read = {name: known[name] for name in self.analysis.reads}
-            found = self.analysis(AnalysisInput(self.tables.sweep, partition, read, contexts), **self.parameters)
+            given = AnalysisInput(self.tables.sweep, partition, read, contexts, self.tables, notes)
+            found = self.analysis(given, **self.parameters)
             written = self.tables.write(self.analysis.name, partition, key, found, self.parameters)
         except Exception as error:
-            return Outcome(error=_line(error), traceback=traceback.format_exc())
-        return Outcome({name: table.num_rows for name, table in found.items()}, written)
+            took = time.monotonic() - started
+            return Outcome(error=_line(error), traceback=traceback.format_exc(), seconds=took, notes=tuple(notes))
+        rows = {name: table.num_rows for name, table in found.items()}
+        return Outcome(rows, written, seconds=time.monotonic() - started, notes=tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -325,6 +344,9 @@ class _Drain:
         report = self.reports[number]
         self.tries[number, partition] += 1
         tries = self.tries[number, partition]
+        report.busy += outcome.seconds
+        report.slowest = max(report.slowest, (outcome.seconds, str(partition)))
+        report.notes += [f"{partition}: {note}" for note in outcome.notes]
         if outcome.error is None:
             self.commits[number].add(outcome.written)
             report.done += 1

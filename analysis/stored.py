@@ -13,6 +13,7 @@ from ndt_ray.analysis.api import KEYS, OF_SIBLINGS, Partition, Per
 from ndt_ray.analysis.order import in_order
 from ndt_ray.analysis.runner import Progress, Report, resolved, run, run_together, together
 from ndt_ray.spec import Trial
+from ndt_ray.store import analysis_runs, artifacts
 from ndt_ray.store.checkpoints import Tensors
 from ndt_ray.store.outputs import Output, Outputs
 from ndt_ray.store.reader import Store
@@ -110,6 +111,14 @@ class StoredSweep:
         """Arrays of a saved checkpoint; CheckpointError where there is none, or it is corrupt."""
         return self.store.checkpoint(trial_id, step, self.sweep)[0]
 
+    def artifact(self, kind: str, key: str) -> tuple[str, bytes] | None:
+        """(path, bytes) of what an analysis kept under this key; None where nothing was kept."""
+        return artifacts.read(self.store.location, self.sweep, kind, key)
+
+    def keep_artifact(self, kind: str, key: str, data: bytes) -> str:
+        """Keep a file that is dear to make; its path."""
+        return artifacts.write(self.store.location, self.sweep, kind, key, data)
+
     def committed(self, analysis: str) -> dict[str, str]:
         """Keys of the outputs in place, by partition."""
         return {key: output.cache_key for key, output in self._outputs(analysis).entries().items()}
@@ -141,7 +150,9 @@ class StoredSweep:
 def analyze(store: Store, sweep: str, analysis: str, **options: Any) -> Report:
     """Run a registered analysis over a sweep of a store; options as in runner.run. StoreError for an unknown sweep."""
     open_sweep(store, sweep)
-    return run(analysis, StoredSweep(store, sweep), **options)
+    report = run(analysis, StoredSweep(store, sweep), **options)
+    _timed(store, sweep, [report])
+    return report
 
 
 def analyze_all(
@@ -176,4 +187,18 @@ def analyze_all(
         for places in together(ordered):
             group = [ordered[place] for place in places]
             reports += run_together(group, StoredSweep(store, sweep), progress=progress, **options)
+            _timed(store, sweep, reports[-len(group) :])
     return reports
+
+
+def _timed(store: Store, sweep: str, reports: Sequence[Report]) -> None:
+    """What took any time goes to the sweep's log: durations differ from run to run, so they stand in no output."""
+    counts = ("analysis", "total", "done", "skipped", "retries", "seconds", "busy")
+    rows = [
+        {name: getattr(r, name) for name in counts}
+        | {"dead": len(r.dead), "slowest": r.slowest[0], "slowest_partition": r.slowest[1]}
+        for r in reports
+        if r.done or r.dead
+    ]
+    if rows:
+        analysis_runs.record(store, sweep, rows)

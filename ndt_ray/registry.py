@@ -83,6 +83,14 @@ _TABLE: dict[str, dict[str, str]] = {
         "grokking_verdicts": "ndt_ray.analysis.mechanisms.grokking.verdicts:grokking_verdicts",
         "event_layers": "ndt_ray.analysis.event_layers:event_layers",
         "capabilities": "ndt_ray.analysis.capabilities:capabilities",
+        "discreteness": "ndt_ray.analysis.discreteness:discreteness",
+        "discreteness_tests": "ndt_ray.analysis.discreteness:discreteness_tests",
+        "late_change": "ndt_ray.analysis.late_change:late_change",
+        "taxonomy_phases": "ndt_ray.analysis.type_phases:taxonomy_phases",
+        "hypothesis_status": "ndt_ray.analysis.hypothesis_status:hypothesis_status",
+        "symmetry": "ndt_ray.analysis.mechanisms.symmetry:symmetry",
+        "specialisation": "ndt_ray.analysis.mechanisms.specialisation:specialisation",
+        "thresholds": "ndt_ray.analysis.thresholds:thresholds",
         "investigation": "ndt_ray.analysis.investigation:investigation",
         "timing": "ndt_ray.analysis.timing:timing",
         "event_windows": "ndt_ray.analysis.event_windows:event_windows",
@@ -109,7 +117,9 @@ _TABLE: dict[str, dict[str, str]] = {
         "weights": "ndt_ray.analysis.mechanisms.over_time:weights",
         "mechanisms": "ndt_ray.analysis.mechanisms.before_after:mechanisms",
         "composition": "ndt_ray.analysis.mechanisms.composition:composition",
+        "dependencies": "ndt_ray.analysis.mechanisms.dependencies:dependencies",
         "features": "ndt_ray.analysis.mechanisms.seeing.analyses:features",
+        "feature_groups": "ndt_ray.analysis.mechanisms.seeing.groups:feature_groups",
         "feature_changes": "ndt_ray.analysis.mechanisms.seeing.analyses:feature_changes",
         "convergence": "ndt_ray.analysis.convergence:convergence",
         "convergence_tests": "ndt_ray.analysis.convergence_tests:convergence_tests",
@@ -149,12 +159,17 @@ def resolve(kind: Kind, name: str) -> Callable[..., Any]:
     return found
 
 
+def definitions(kind: Kind, name: str) -> list[ast.FunctionDef | ast.ClassDef]:
+    """Where a name is defined, as syntax: nothing is imported. Empty where that cannot be found."""
+    module, _, attribute = _TABLE[kind][name].partition(":")
+    nodes = [n for n in _definitions(module) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    return [node for node in nodes if node.name == attribute]
+
+
 def summary(kind: Kind, name: str) -> str:
     """First line of the docstring, read from the source: nothing is imported."""
-    module, _, attribute = _TABLE[kind][name].partition(":")
-    for node in _definitions(module):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == attribute:
-            return (ast.get_docstring(node) or "").partition("\n")[0]
+    for node in definitions(kind, name):
+        return (ast.get_docstring(node) or "").partition("\n")[0]
     return (inspect.getdoc(resolve(kind, name)) or "").partition("\n")[0]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
@@ -17,6 +18,7 @@ from ndt_ray.analysis.mechanisms import filters as rows
 from ndt_ray.analysis.mechanisms import probes, units
 from ndt_ray.analysis.mechanisms import twonn as nearest
 from ndt_ray.analysis.mechanisms import unit_information as information
+from ndt_ray.analysis.mechanisms.clear import CLEAR, clear_stimuli
 from ndt_ray.analysis.mechanisms.context import Layer, ProbeContext
 from ndt_ray.analysis.mechanisms.similarity import pairwise
 from ndt_ray.analysis.mechanisms.tables import (
@@ -172,15 +174,30 @@ def _orientation(out: Metrics, layer: Layer, weight: rows.Floats, draws: int, rn
 
 @analysis(name="units", reads=READS, writes=(UNITS, UNIT_VALUES), per="checkpoint", context=True)
 def unit_responses(
-    data: AnalysisInput, *, threshold: float = units.THRESHOLD, draws: int = 50, per_unit: bool = True
+    data: AnalysisInput,
+    *,
+    threshold: float = units.THRESHOLD,
+    draws: int = 50,
+    per_unit: bool = True,
+    clear: int = CLEAR,
 ) -> dict[str, pd.DataFrame]:
     """Class selectivity, d', ROC area and information of units beside shuffled labels; sparseness, dead units.
 
-    `per_unit`: a row of `unit_values` for each unit as well.
+    `per_unit`: a row of `unit_values` for each unit as well, with its mean over each class, and over the `clear`
+    stimuli of the class that the network answers correctly with most confidence (0: without these).
     """
     context, out = data.context(), Metrics(**data.partition.key)
     single: list[pd.DataFrame] = []
     enough = np.bincount(context.labels, minlength=context.classes).min() >= 1
+    chosen = clear_stimuli(context.logits, context.labels, clear) if clear and per_unit else None
+
+    def _clear(responses: rows.Floats, which: NDArray[np.bool_]) -> NDArray[np.float32]:
+        known = np.flatnonzero(which)
+        if not len(known):
+            return np.full((responses.shape[1], context.classes), np.nan, np.float32)
+        labels = context.labels[known]
+        return units.activation_selectivity(responses[known], labels, context.classes).astype(np.float32)
+
     for layer in context.layers:
         acts = context.activations(layer.path)
         responses = context.stimuli(layer.path, rectified=True)
@@ -229,6 +246,7 @@ def unit_responses(
                     **{f"{m}_p": readout.p for m, readout in told.items()},
                     "best_class": pd.array(np.where(live, found.best, -1), dtype="Int16"),
                     "class_means": list(found.class_means.astype(np.float32)),
+                    "clear_means": [None] * len(state) if chosen is None else list(_clear(responses, chosen)),
                     "fraction_active": (responses > threshold).mean(0),
                     "treves_rolls": lifetime,
                     "state": state,

@@ -92,15 +92,31 @@ def composition(data: AnalysisInput, *, draws: int = 20) -> dict[str, pd.DataFra
 
 
 def _ablate(context: ProbeContext, out: Metrics) -> None:
-    """Loss that each layer's output is worth: put to its mean over the probe, and to zero."""
-    whole = context.losses()
+    """What each layer is worth, in loss and accuracy: its output put to its mean over the probe, its output zeroed, its
+    weights zeroed (its bias stays: the founding plan's `ablate_layer`)."""
+    whole, right = context.losses(), context.logits.argmax(1) == context.labels
+    base = float(right.mean())
+    commonest = float(np.bincount(context.labels).max() / context.n)
+    out.add(WHOLE, -1, "baseline_accuracy", base, n=context.n, part=WHOLE, chance=commonest)
     for layer in context.layers:
         mean = torch.from_numpy(context.activations(layer.path).mean(0, keepdims=True))
-        for metric, instead in (("mean_ablation_loss", mean), ("zero_ablation_loss", 0.0)):
-            change = context.losses_without(layer.path, instead) - whole
-            error = float(change.std(ddof=1) / np.sqrt(len(change)))
-            chance = {"chance": 0.0, "chance_sd": error}
-            out.add(layer.path, layer.index, metric, float(change.mean()), n=context.n, part=WHOLE, **chance)
+        changed = {"mean_ablation": context.logits_without(layer.path, mean)}
+        changed["zero_ablation"] = context.logits_without(layer.path, 0.0)
+        if context.weight(layer.path) is not None:
+            changed["weights_zeroed"] = context.logits_with_weights_zeroed(layer.path)
+        else:
+            out.nothing(layer.path, layer.index, "weights_zeroed_loss", "no_weight", part=WHOLE)
+        for name, logits in changed.items():
+            known = logits.argmax(1) == context.labels
+            for metric, change in (
+                (f"{name}_loss", context.losses(logits) - whole),
+                (f"{name}_impact", right.astype(np.float64) - known),
+            ):
+                error = float(change.std(ddof=1) / np.sqrt(len(change)))
+                chance = {"chance": 0.0, "chance_sd": error}
+                out.add(layer.path, layer.index, metric, float(change.mean()), n=context.n, part=WHOLE, **chance)
+            accuracy = {"n": context.n, "part": WHOLE, "chance": commonest}
+            out.add(layer.path, layer.index, f"{name}_accuracy", float(known.mean()), **accuracy)
 
 
 def _chance(value: float, null: Sequence[float]) -> dict[str, float]:

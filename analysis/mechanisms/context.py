@@ -142,9 +142,9 @@ class ProbeContext:
         found = None if self.classifier is None else self._forward[1][self.classifier]
         return None if found is None or found.ndim != 2 else np.asarray(found.double().numpy())
 
-    def losses(self) -> Floats:
-        """Cross-entropy `[n]` of each stimulus, in nats."""
-        return _cross_entropy(torch.from_numpy(self.logits), self.labels)
+    def losses(self, logits: Floats | None = None) -> Floats:
+        """Cross-entropy `[n]` of each stimulus, in nats; of these logits, or the network's own."""
+        return _cross_entropy(torch.from_numpy(self.logits if logits is None else logits), self.labels)
 
     @cached_property
     def _forward(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -214,15 +214,15 @@ class ProbeContext:
         finally:
             handle.remove()
 
-    def losses_without(self, path: str, instead: Tensor | float) -> Floats:
-        """Losses `[n]` where a module gives `instead` - one number, or what one stimulus would be given - for all."""
+    def logits_without(self, path: str, instead: Tensor | float) -> Floats:
+        """Logits `[n, classes]` where a module gives `instead` - one number, or one stimulus' output - for all."""
 
         def hook(_module: nn.Module, _args: Any, output: Any) -> Tensor:
             return torch.zeros_like(first_tensor(output, path)) + instead
 
         handle = self.model.get_submodule(path).register_forward_hook(hook)
         try:
-            return _cross_entropy(torch.cat(self._pass()), self.labels)
+            return np.asarray(torch.cat(self._pass()).double().numpy())
         finally:
             handle.remove()
 
@@ -243,6 +243,19 @@ class ProbeContext:
     def losses_of(self, logits: Floats) -> Floats:
         """Cross-entropy `[n]` of other logits on the probe's labels, in nats."""
         return _cross_entropy(torch.from_numpy(logits), self.labels)
+
+    def logits_with_weights_zeroed(self, path: str) -> Floats:
+        """Logits `[n, classes]` where a module's weight is zero and its bias, if it has one, is as it was."""
+        weight = self.model.get_submodule(path).weight
+        assert isinstance(weight, Tensor)
+        kept = weight.detach().clone()
+        try:
+            with torch.no_grad():
+                weight.zero_()
+            return np.asarray(torch.cat(self._pass()).double().numpy())
+        finally:
+            with torch.no_grad():
+                weight.copy_(kept)
 
     def training(self) -> tuple[Tensor, Tensor]:
         """Inputs and labels that the trial is trained on: its own subset, noise and control."""

@@ -29,20 +29,23 @@ _VALUES = (
 _ORDER = ("trial_id", "layer_index", "layer", "part", "metric", "step")
 
 
-def _metrics(name: str, doc: str) -> Table:
+def metrics_table(name: str, doc: str) -> Table:
+    """A long table of metrics, a row a metric of a part of a layer at a checkpoint."""
     part = Column("part", "string", "head, filter, class, parameter or earlier layer; * for all of the layer")
     return Table(name, doc, (*_KEY, part, *_VALUES), _ORDER)
 
 
-ATTENTION = _metrics("attention_metrics", "Entropy, span, divergence and pattern scores of attention heads.")
-ABLATION = _metrics("ablation_metrics", "Loss on the confirm probe with one attention head's output set to zero.")
-FILTERS = _metrics("filter_metrics", "Orthogonality and orientation of a layer's incoming weights.")
-UNITS = _metrics("unit_metrics", "Selectivity, sparsity and diversity of a layer's units on the confirm probe.")
-COLLAPSE = _metrics("collapse_metrics", "Neural collapse NC1-NC4 and class clustering on the confirm probe.")
-PROBES = _metrics("linear_probe_metrics", "Cross-validated linear read-out of the classes from each layer.")
-DIMENSION = _metrics("intrinsic_dimension_metrics", "TwoNN intrinsic dimension of a layer; descriptive only.")
-COMPOSITION = _metrics("composition_metrics", "How a layer follows from the one before, and what is lost without it.")
-LLC = _metrics("llc_metrics", "Local learning coefficient by SGLD.")
+ATTENTION = metrics_table("attention_metrics", "Entropy, span, divergence and pattern scores of attention heads.")
+ABLATION = metrics_table("ablation_metrics", "Loss on the confirm probe with one attention head's output set to zero.")
+FILTERS = metrics_table("filter_metrics", "Orthogonality and orientation of a layer's incoming weights.")
+UNITS = metrics_table("unit_metrics", "Selectivity, sparsity and diversity of a layer's units on the confirm probe.")
+COLLAPSE = metrics_table("collapse_metrics", "Neural collapse NC1-NC4 and class clustering on the confirm probe.")
+PROBES = metrics_table("linear_probe_metrics", "Cross-validated linear read-out of the classes from each layer.")
+DIMENSION = metrics_table("intrinsic_dimension_metrics", "TwoNN intrinsic dimension of a layer; descriptive only.")
+COMPOSITION = metrics_table(
+    "composition_metrics", "How a layer follows from the one before, and what is lost without it."
+)
+LLC = metrics_table("llc_metrics", "Local learning coefficient by SGLD.")
 
 UNIT_VALUES = Table(
     "unit_values",
@@ -64,6 +67,9 @@ UNIT_VALUES = Table(
         Column("mutual_information_p", "float64", "share of shuffles with at least this much"),
         Column("best_class", "int16", "class of the largest mean; null for a dead unit"),
         Column("class_means", "list:float32", "mean response to each class"),
+        Column(
+            "clear_means", "list:float32", "the same over its clear stimuli: correct, with most confidence; else NaN"
+        ),
         Column("fraction_active", "float64", "share of stimuli with a response above the threshold"),
         Column("treves_rolls", "float64", "lifetime sparseness (mean r)^2 / mean r^2: 1 is dense"),
         Column("state", "string", "dead, always_on or live"),

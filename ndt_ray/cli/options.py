@@ -1,9 +1,11 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ndt_ray.errors import SpecError
 
 if TYPE_CHECKING:
     from ndt_ray.spec.axes import Sweep
@@ -55,3 +57,13 @@ def sweep_from(name: str, assignments: list[str] | None, where: list[str] | None
 def exists(where: str) -> bool:
     """Whether something is at a local path; anything else is left to the store."""
     return "://" in where or Path(where).exists()
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """Name and YAML value of `--set NAME=VALUE`; SpecError where it is none."""
+    from ndt_ray.spec.loader import parse_value
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise SpecError(f"--set {text}: give NAME=VALUE")
+    return name, parse_value(value, f"--set {name}")

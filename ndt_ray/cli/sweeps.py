@@ -26,6 +26,7 @@ from ndt_ray.errors import INTERRUPTED, SpecError, StoreError
 if TYPE_CHECKING:
     from ndt_ray.launch import ExecutorName
     from ndt_ray.run import Result
+    from ndt_ray.store.reader import Store
 
 SweepName = Annotated[
     str, typer.Argument(metavar="SWEEP", help="A sweep file, or the name of one that comes along or is in the store.")
@@ -129,6 +130,7 @@ def _tell(result: "Result", store: str, name: str) -> None:
         )
         lines += sorted({f"    {lane.reproduce}" for lane in launched.lanes_failed[:MOST_LANES]})
     for report in result.analyses:
+        lines += [f"! {report.analysis}: {note}" for note in report.notes]
         lines += [f"✗ {report.analysis} of {letter.partition}: {letter.error}" for letter in report.dead]
     lines += [f"! {event['error']}" for event in launched.taken]
     if unfinished := launched.stopped - len(launched.taken):
@@ -167,9 +169,12 @@ def _figure(store: str, name: str, path: str | None, result: "Result") -> None:
 def status(
     name: Annotated[str | None, typer.Argument(metavar="[SWEEP]", help="All sweeps, by default.")] = None,
     store: StoreOption = DEFAULT_STORE,
+    analyses: Annotated[
+        bool | None, typer.Option("--analyses/--packs", help="Of a sweep, only these; both by default (JSON: packs).")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """How far the sweeps of a store are, or the packs of one."""
+    """How far the sweeps of a store are, or the packs and analyses of one: done, pending, inapplicable."""
     from ndt_ray.cli.show import records
 
     there = opened(store)
@@ -180,7 +185,11 @@ def status(
     from ndt_ray.run import stored_plan
     from ndt_ray.store.sweep import open_sweep
 
-    running = {a.pack: f"{a.host} pid {a.pid}" for a in open_sweep(there, name).running()}
+    folder = open_sweep(there, name)
+    if analyses:
+        _analyses(there, name, as_json)
+        return
+    running = {a.pack: f"{a.host} pid {a.pid}" for a in folder.running()}
     committed = {m.pack: m for m in there.manifests(name)}
     planned = stored_plan(there, name)
     rows = []
@@ -203,6 +212,16 @@ def status(
             {"pack": m.pack, "trials": len(m.trials), "step": m.step, "state": "imported"} for m in committed.values()
         ]
     records(rows, as_json, header=True)
+    if analyses is None and not as_json:
+        print()
+        _analyses(there, name, as_json)
+
+
+def _analyses(there: "Store", name: str, as_json: bool) -> None:
+    from ndt_ray.analysis.status import analysis_states
+    from ndt_ray.cli.show import records
+
+    records(analysis_states(there, name), as_json, header=True)
 
 
 def stop(
@@ -240,7 +259,8 @@ def logs(
         for event in events:
             print(json.dumps(event) if as_json else _event_line(event), flush=True)
         # The log holds every launch of the sweep: only the last one's end is an end.
-        if not follow or (events and events[-1]["event"] == "done"):
+        training = [event for event in events if event["event"] != "analyzed"]
+        if not follow or (training and training[-1]["event"] == "done"):
             break
         time.sleep(1.0)
     for attempt in there.attempts(name) if not follow else ():

@@ -14,6 +14,7 @@ from ndt_ray.cli.options import (
     JsonOption,
     StoreOption,
     WorkersOption,
+    assignment,
     opened,
 )
 from ndt_ray.errors import SpecError
@@ -49,7 +50,7 @@ def analyze(
 
     there = opened(store)
     chosen = names or registry.names("analysis")
-    parameters = _parameters(chosen, [_assignment(a) for a in assignments or ()])
+    parameters = _parameters(chosen, [assignment(a) for a in assignments or ()])
     failed = False
     options: dict[str, Any] = {"executor": executor}
     if executor == "ray":
@@ -66,6 +67,8 @@ def analyze(
                         "skipped": report.skipped,
                         "failed": [str(d) for d in report.dead],
                         "seconds": report.seconds,
+                        "busy": report.busy,
+                        "notes": report.notes,
                     }
                 )
             )
@@ -75,6 +78,8 @@ def analyze(
                 f"{report.skipped} of them before, {report.seconds:.1f} s",
                 file=sys.stderr,
             )
+            for note in report.notes:
+                print(f"! {report.analysis}: {note}", file=sys.stderr)
             for letter in report.dead:
                 print(f"✗ {report.analysis}: {letter.partition}: {letter.error}", file=sys.stderr)
     raise typer.Exit(1 if failed else 0)
@@ -90,15 +95,6 @@ def _parameters(analyses: list[str], assignments: list[tuple[str, Any]]) -> dict
         for chosen in [analysis] if dot else analyses:
             found[chosen][name] = value
     return found
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise SpecError(f"--set {text}: give NAME=VALUE")
-    from ndt_ray.spec.loader import parse_value
-
-    return name, parse_value(value, f"--set {name}")
 
 
 def measure(
@@ -131,14 +127,14 @@ def measure(
         checkpoints,
         probe,
         opened(store, create=True),
-        params=dict(_assignment(a) for a in assignments or ()),
+        params=dict(assignment(a) for a in assignments or ()),
         run=run,
         sweep=sweep,
         step_pattern=step_pattern,
         probe_size=probe_size,
         probe_seed=probe_seed,
         layers=layers,
-        views={kind: str(name) for kind, name in map(_assignment, view or ())},
+        views={kind: str(name) for kind, name in map(assignment, view or ())},
         spectra=int(spectra) if spectra.isdigit() else cast("Literal['full', 'none']", spectra),
         progress=lambda done, total, name: print(f"{done}/{total} {name}", file=sys.stderr),
     )

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ndt_ray.store import artifacts
 from ndt_ray.store.filesystem import Entry, Location, is_temporary
 from ndt_ray.store.manifests import load, manifest_names
 from ndt_ray.store.reader import Store
@@ -33,7 +34,8 @@ def gc(store: Store, dry_run: bool = False, older_than: float = OLDER_THAN) -> l
     location = store.location
     before = time.time() - older_than
     # Files first, manifests after: a file that is committed in between is then known to be live.
-    files = [f for top in ("data", "state", "checkpoints", "commits", "sweeps") for f in location.files(top)]
+    tops = ("data", "state", "checkpoints", "commits", "sweeps", artifacts.FOLDER)
+    files = [f for top in tops for f in location.files(top)]
     live = _live(store)
     found = list(_unnamed([f for f in files if f.mtime < before], live))
     if not dry_run:
@@ -47,6 +49,9 @@ def _live(store: Store) -> set[str]:
     live = {part.path for parts in snapshot.parts.values() for part in parts}
     live |= {path for manifest in snapshot.manifests for path in manifest.files}
     live |= set(store.arrow("SELECT path FROM checkpoints")["path"].to_pylist())
+    for table in {part.table for _, _, output in snapshot.outputs for part in output.parts}:
+        for column in artifacts.naming(store.arrow(f'FROM "{table}" LIMIT 0').column_names):
+            live |= set(store.arrow(f'SELECT DISTINCT "{column}" AS path FROM "{table}"')["path"].to_pylist())
     for sweep, pack in {(m.sweep, m.pack) for m in snapshot.manifests}:
         live |= _kept_of_pack(store.location, f"commits/{sweep}/{pack}")
     return live
@@ -76,5 +81,7 @@ def _unnamed(files: list[Entry], live: set[str]) -> Iterator[Garbage]:
             yield Garbage(file.path, file.bytes, "state of an older commit")
         elif top == "checkpoints" and name.endswith(".safetensors"):
             yield Garbage(file.path, file.bytes, "not committed")
+        elif top == artifacts.FOLDER and name.endswith(".safetensors"):
+            yield Garbage(file.path, file.bytes, "no row names it")
         elif top == "commits" and (manifest_names([name]) or _GENERATION.fullmatch(name)):
             yield Garbage(file.path, file.bytes, "superseded")

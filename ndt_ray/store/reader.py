@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from ndt_ray.errors import CheckpointError, SpecError, StoreError, did_you_mean
-from ndt_ray.store import attempts, views
+from ndt_ray.store import analysis_runs, attempts, views
 from ndt_ray.store.checkpoints import Tensors, read_checkpoint
 from ndt_ray.store.filesystem import Location
 from ndt_ray.store.manifests import Manifest, Part, verify
@@ -278,7 +278,10 @@ class Store:
     def _definition(self, snapshot: Snapshot, name: str) -> views.View:
         if name not in COMPUTED:
             return self._views.view(snapshot, name)
-        rows = attempts.table(self.attempts()) if name == "attempts" else sweeps_table(self, snapshot)
+        if name == "attempts":
+            rows = attempts.table(self.attempts())
+        else:
+            rows = analysis_runs.table(self) if name == "analysis_runs" else sweeps_table(self, snapshot)
         return views.View(f"SELECT * FROM _{name}_rows", {f"_{name}_rows": rows}, copy=True)
 
     def _packs_of(self, trial: str | Sequence[str] | None) -> list[str] | None:

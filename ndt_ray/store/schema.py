@@ -397,6 +397,26 @@ COMPUTED: dict[str, Table] = {
             ),
             ("sweep", "pack", "generation"),
         ),
+        Table(
+            "analysis_runs",
+            "One row per time an analysis had work to do, from the sweep's log: what it took, which may differ.",
+            (
+                Column("sweep", "string", "name of the sweep"),
+                Column("analysis", "string", "name of the analysis"),
+                Column("ended", "timestamp", "UTC"),
+                Column("host", "string", "where it was asked for"),
+                Column("total", "int32", "partitions: trials, checkpoints, or the sweep"),
+                Column("done", "int32", "computed in this run"),
+                Column("skipped", "int32", "computed before"),
+                Column("dead", "int32", "given up after failures"),
+                Column("retries", "int32", "failed attempts that were made good"),
+                Column("seconds", "float64", "from start to end, of all analyses that ran together", "seconds"),
+                Column("busy", "float64", "its own attempts, all workers together", "seconds"),
+                Column("slowest", "float64", "its longest attempt", "seconds"),
+                Column("slowest_partition", "string", "which that was"),
+            ),
+            ("sweep", "ended", "analysis"),
+        ),
     )
 }
 """Tables that are made when asked for, from JSON files; nobody writes rows to them."""

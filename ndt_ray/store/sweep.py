@@ -155,7 +155,7 @@ def remove_sweep(store: HasLocation, name: str, *, force: bool = False) -> None:
     location.delete_tree(f"outputs/{name}")
     for table in location.names("data"):
         location.delete_tree(f"data/{table}/sweep={name}")
-    for kind in ("state", "checkpoints", "sweeps"):
+    for kind in ("state", "checkpoints", "artifacts", "sweeps"):
         location.delete_tree(f"{kind}/{name}")
 
 

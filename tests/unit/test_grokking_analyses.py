@@ -106,6 +106,22 @@ def test_progress_measures_follow_the_solution() -> None:
     assert measures["flag"].isna().all()
 
 
+def test_a_checkpoint_takes_one_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    forward = ModularTransformer.forward
+
+    def counted(self: ModularTransformer, x: torch.Tensor) -> torch.Tensor:
+        passes.append(len(x) if len(x) > 2 else 0)  # two samples say what the layers are like
+        return forward(self, x)
+
+    monkeypatch.setattr(ModularTransformer, "forward", counted)
+    grokking(given(grokking.reads, {}), ablate=False)
+    assert sum(passes) == len(STEPS) * P * P  # every pair once a checkpoint, the last one too
+    passes.clear()
+    grokking(given(grokking.reads, {}))
+    assert sum(passes) == len(STEPS) * P * P * (1 + 2 * 2)  # and once for each of the two interventions on two heads
+
+
 def test_spectra_are_shares_of_every_frequency() -> None:
     spectra = found()["fourier_spectra"]
     parts = {

@@ -3,15 +3,18 @@
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from mech_store import SWEEP, folder, trial_of
 from torch import nn
 
 from ndt_ray.analysis.api import Partition
+from ndt_ray.analysis.mechanisms.clear import clear_stimuli
 from ndt_ray.analysis.mechanisms.seeing.attribution import grad_cam, integrated_gradients, saliency
 from ndt_ray.analysis.mechanisms.seeing.feature_types import describe
-from ndt_ray.analysis.mechanisms.seeing.maximise import maximise, responses
+from ndt_ray.analysis.mechanisms.seeing.groups import groups
+from ndt_ray.analysis.mechanisms.seeing.maximise import maximise, responses, transformed
 from ndt_ray.analysis.mechanisms.seeing.visualizer import FeatureVisualizer
 from ndt_ray.analysis.stored import analyze
 from ndt_ray.errors import SpecError
@@ -129,6 +132,88 @@ def test_words_for_planted_images():
         assert describe(picture[None], (0, 1)).feature_type == word, (word, describe(picture[None], (0, 1)))
 
 
+@pytest.mark.parametrize("angle", [0, 60, 150, 270])
+def test_words_for_planted_lines_at_any_angle(angle):
+    t = np.deg2rad(angle)
+    y, x = np.mgrid[-1:1:28j, -1:1:28j]
+    y, x = y * np.cos(t) + x * np.sin(t), x * np.cos(t) - y * np.sin(t)
+
+    def line(a, b):
+        along = np.clip(
+            ((y - a[0]) * (b[0] - a[0]) + (x - a[1]) * (b[1] - a[1])) / np.hypot(*np.subtract(b, a)) ** 2, 0, 1
+        )
+        distance = np.hypot(y - a[0] - along * (b[0] - a[0]), x - a[1] - along * (b[1] - a[1]))
+        return np.exp(-((distance / 0.14) ** 2))
+
+    r = np.hypot(y, x)
+    pictures = {
+        "T-junction": np.maximum(line((0, -0.7), (0, 0.7)), line((0, 0), (0.8, 0))),
+        "corner": np.maximum(line((-0.3, -0.3), (-0.3, 0.6)), line((-0.3, -0.3), (0.6, -0.3))),
+        "curve": np.exp(-(((r - 0.6) / 0.14) ** 2)) * (np.abs(np.arctan2(y, x)) < 1.75),
+        "blob": np.exp(-((r / 0.35) ** 2)),
+    }
+    for word, picture in pictures.items():
+        assert describe(picture[None], (0, 1)).feature_type == word
+
+
+def test_a_blob_of_colour_is_one_at_equal_brightness_too():
+    y, x = grid()
+    bump = np.exp(-((np.hypot(x, y) / 0.35) ** 2))
+    for colours in ((0.4, -0.4, 0.0), (0.4, 0.1, -0.2)):
+        picture = np.stack([0.5 + c * bump for c in colours])
+        assert describe(picture, (0, 1)).feature_type == "colour blob"
+    assert describe(np.stack([bump] * 3), (0, 1)).feature_type == "blob"
+
+
+def test_turns_and_changes_of_scale_of_the_ascent():
+    dot = torch.zeros(1, 1, 15, 15)
+    dot[0, 0, 7, 11] = 1  # right of the middle: a quarter turn counter-clockwise brings it up
+    up = transformed(dot, 90, 1.0)[0, 0]
+    assert up.argmax().item() == 3 * 15 + 7 and up.max() == pytest.approx(1, abs=1e-5)
+    assert transformed(dot, 0, 0.5)[0, 0].argmax().item() in (7 * 15 + 9, 7 * 15 + 9)
+    assert torch.allclose(transformed(dot, 0, 1.0), dot, atol=1e-6)
+    template = np.exp(-((grid()[1] / 0.4) ** 2)) - 0.5
+    given = ([0], (1, SIDE, SIDE), (0.0, 1.0))
+    options = {"steps": 60, "rotate": 10.0, "scale": 0.1, "seed": 1}
+    moved, again = (maximise(filters(template), "1", *given, **options) for _ in range(2))
+    assert (moved.images == again.images).all() and moved.activations[0] > moved.starts[0] + 1
+    assert not np.allclose(moved.images, maximise(filters(template), "1", *given, steps=60, seed=1).images)
+    for wrong in ({"rotate": -1.0}, {"scale": 1.0}):
+        with pytest.raises(SpecError, match="rotate"):
+            maximise(filters(template), "1", *given, **wrong)
+
+
+def feature_row(unit, step, word, activation, beats=True):
+    return {"layer": "a", "layer_index": 0, "unit": unit, "step": step, "feature_type": word,
+            "activation": activation, "beats_data": beats, "flag": None}  # fmt: skip
+
+
+def test_groups_of_units_are_told_in_sentences_made_of_their_numbers():
+    rows = [feature_row(u, 10, "noise" if u < 3 else "edge", 1.0) for u in range(4)]
+    rows += [feature_row(u, 20, "stripes", 1.5) for u in range(4)]
+    rows += [feature_row(u, 40, "edge" if u else "noise", 2.0, beats=u > 1) for u in range(4)]
+    found = {r["feature_type"]: r for r in groups(pd.DataFrame(rows), 12, 30)}
+    noise = found["noise"]
+    assert list(noise["units"]) == [0, 1, 2] and noise["kept"] == pytest.approx(1 / 3)
+    assert (noise["checkpoint_before"], noise["checkpoint_during"], noise["checkpoint_after"]) == (10, 20, 40)
+    assert noise["observation"] == (
+        "3 units of type noise at step 10: mostly stripes at step 20; 1 keep it at step 40, 2 edge; "
+        "responses to made images x 2.00; 1 driven further than by any probe image."
+    )
+    assert found["edge"]["kept"] == 1 and found["edge"]["observation"].startswith("1 unit of type edge")
+    assert list(groups(pd.DataFrame(rows), 5, 30)) == []  # no checkpoint before
+
+
+def test_clear_stimuli_are_the_most_confident_right_ones_of_each_class():
+    logits = np.array([[3.0, 0], [1, 0], [2, 0], [0, 1], [5, 0], [0, 2]])
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    assert clear_stimuli(logits, labels, 2).tolist() == [True, False, True, True, False, True]
+    assert clear_stimuli(logits, labels, 1).tolist() == [True, False, False, False, False, True]
+    assert not clear_stimuli(logits, 1 - labels, 5)[[0, 1, 2, 3, 5]].any()
+    with pytest.raises(SpecError, match="most >= 1"):
+        clear_stimuli(logits, labels, 0)
+
+
 @pytest.mark.parametrize("angle", [0, 30, 60, 90, 135])
 def test_the_angle_of_an_edge(angle):
     y, x = grid()
@@ -161,6 +246,8 @@ def test_features_of_checkpoints_and_what_is_new_in_them(tmp_path):
     rows = store.sql("SELECT * FROM features ORDER BY ALL")
     assert set(rows.groupby(["trial_id", "step", "layer"]).size()) == {3}
     assert (rows["activation"] > rows["start"]).all() and rows["flag"].isna().all()
+    assert (rows["best_images"].map(len) == 4).all() and (rows["best_images"].str[0] == rows["best_image"]).all()
+    assert rows["best_values"].map(lambda v: list(v) == sorted(v, reverse=True)).all()
     same = rows[rows["trial_id"] == cnn].groupby("layer")["unit"].nunique()
     assert (same == 3).all()  # the same units at both checkpoints
     assert analyze(store, SWEEP, "feature_changes", partitions=[Partition(cnn)]).ok

@@ -13,10 +13,10 @@ import torch
 from ndt_ray import registry
 from ndt_ray.analysis.api import AnalysisInput, Partition
 from ndt_ray.analysis.mechanisms.context import Layer, ProbeContext
-from ndt_ray.analysis.mechanisms.sae import activations, huggingface, networks, relations
+from ndt_ray.analysis.mechanisms.sae import activations, networks, relations
 from ndt_ray.analysis.mechanisms.sae.analyses import sae, sae_transfer
 from ndt_ray.data import load
-from ndt_ray.errors import CheckpointError, NdtError, SpecError
+from ndt_ray.errors import CheckpointError, SpecError
 from ndt_ray.figures import transfer as figures
 from ndt_ray.models import build
 from ndt_ray.spec import Trial
@@ -243,29 +243,3 @@ def test_files_and_figures_are_written(tmp_path: Path) -> None:
     assert "layer_universality_heatmap.png" in names and (tmp_path / "more/layer_universality_curve.png").stat().st_size
     with pytest.raises(SpecError, match="1 to 24 matrices"):
         figures.layer_universality_heatmap([])
-    file = activations.write_rows(tmp_path, "gpt2", "layer4", np.ones((3, 2), np.float32), {"task": "math"})
-    assert json.loads(file.with_suffix(".json").read_text())["shape"] == [3, 2] and file.exists()
-
-
-def test_hugging_face_models_need_their_extra_and_are_read_layer_by_layer(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
-    config = transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=3, n_head=2)
-    torch.manual_seed(0)
-    model = transformers.GPT2Model(config)
-    ids = torch.randint(0, 50, (5, 12))
-    mask = torch.ones_like(ids)
-    mask[0, 6:] = 0
-    found = huggingface.hidden_states(model, ids, mask)
-    assert sorted(found) == [0, 1, 2, 3] and all(rows.shape == (54, 16) for rows in found.values())
-    files = huggingface.capture(tmp_path, "tiny", model, (ids, mask), layers=[1, 3], task="math")
-    assert [f.name for f in files] == ["tiny_math_layer1.safetensors", "tiny_math_layer3.safetensors"]
-    with pytest.raises(SpecError, match="layers 0 to 3"):
-        huggingface.hidden_states(model, ids, mask, [9])
-
-
-def test_hugging_face_models_without_the_extra_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(NdtError, match=r"pip install 'ndt-ray\[hf\]'"):
-        huggingface.load_model("gpt2")
-    with pytest.raises(SpecError, match="no texts"):
-        huggingface.tokenized(None, [])

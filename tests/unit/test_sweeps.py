@@ -70,10 +70,14 @@ def test_the_piece_of_dimensionality_named_in_its_file_is_small() -> None:
 def test_grokking_is_the_published_protocol() -> None:
     trials = list(sweep("grokking").trials())
     assert {t.model.name for t in trials} == {"modular_transformer"}
-    (data,) = {t.data.model_dump_json() for t in trials}
+    data = trials[0].data.model_dump_json()
     assert data == '{"name":"modular_addition","params":{"p":113,"train_fraction":0.3,"split_seed":598}}'
+    lengths = collections.Counter((t.data.params["p"], t.train.steps) for t in trials)
+    assert lengths == {(113, 15000): 12, (59, 25000): 12}
     for t in trials:
         assert (t.train.batch, t.train.optimizer, t.train.lr, t.train.betas) == ("full", "adamw", 1e-3, (0.9, 0.98))
         assert t.train.loss_dtype == "float64"
     assert {t.train.weight_decay for t in trials} == {0.0, 1.0}
-    assert len(trials) == 12
+    # As they were before there was a second modulus: stores that hold them go on.
+    published = {t.trial_id for t in trials if t.data.params["p"] == 113}
+    assert {"ae845609b3c6d9d9", "eeffb26d6bb4416f", "ea6f3a47719fc6f4"} < published and len(published) == 12

@@ -44,12 +44,13 @@ def grokking(data: AnalysisInput, *, key_share: float = 0.02, ablate: bool = Tru
     steps = checkpoint_steps(data)
     if modulus(data) is None or not steps:
         return empty
-    keys = fourier.key_frequencies(fourier.sum_energy(_bundle(data, steps[-1]).logits), key_share)
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in empty}
-    for step in steps:
+    keys: tuple[int, ...] | None = None
+    for step in reversed(steps):  # the last one first: it says which frequencies are the key ones
         found = _bundle(data, step)
+        keys = fourier.key_frequencies(fourier.sum_energy(found.logits), key_share) if keys is None else keys
         who = {"trial_id": data.partition.trial_id, "step": step}
-        ablation = head_ablation(data.context(step).model, _dataset(data, step)) if ablate else []
+        ablation = head_ablation(data.context(step).model, _dataset(data, step), found) if ablate else []
         parts[MEASURES.name].append(pd.DataFrame([who | progress_row(found, keys)]))
         for table, rows in ((SPECTRA, spectra_rows(found)), (SCALES, scale_rows(found, ablation))):
             parts[table.name].append(rows.assign(**who))

@@ -37,6 +37,8 @@ class ModularBundle:
     logits: NDArray[np.float64]
     """[p, p, p] over (a, b, c)."""
     squared_weights: float
+    mixed: Tensor | None = None
+    """What the heads give before they are joined, mean over pairs, [tokens, heads d_head]."""
     neurons: NDArray[np.float32] | None = None
     """[n, p, p]: feed-forward activations after the ReLU, at the last position."""
     attention: dict[str, NDArray[np.float32]] | None = None
@@ -67,8 +69,15 @@ def bundle(model: nn.Module, data: Dataset) -> ModularBundle:
     path, module = block
     layers = {f"{path}.relu": "tokens", f"{path}.self_attn.pattern": "positions"}
     parts: dict[str, list[Tensor]] = {name: [] for name in layers}
-    logits = []
-    with torch.no_grad(), evaluating(model), Capture(model, layers) as seen:
+    logits: list[Tensor] = []
+    mixed: list[Tensor] = []
+
+    def keep(x: Tensor) -> Tensor:
+        mixed.append(x)
+        return x
+
+    watched = _before(module.self_attn.out_proj, keep)
+    with torch.no_grad(), evaluating(model), Capture(model, layers) as seen, watched:
         for chunk in torch.split(pairs, 8 * CHUNK):
             logits.append(model(chunk))
             for name, found in seen.take()[0].items():
@@ -77,7 +86,14 @@ def bundle(model: nn.Module, data: Dataset) -> ModularBundle:
     pattern = torch.cat(parts[f"{path}.self_attn.pattern"])  # [p², heads, keys]
     attention = {to: _maps(pattern[:, :, i], p) for i, to in enumerate(TO)}
     return ModularBundle(
-        p, train, _grid(torch.cat(logits), p), squared, _maps(neurons, p), attention, _weights(model, module, p)
+        p,
+        train,
+        _grid(torch.cat(logits), p),
+        squared,
+        torch.cat(mixed).mean(0),
+        _maps(neurons, p),
+        attention,
+        _weights(model, module, p),
     )
 
 
@@ -97,32 +113,29 @@ def all_pairs(data: Dataset) -> tuple[Tensor, Mask]:
     return x[order], train.reshape(p, p)
 
 
-def head_ablation(model: nn.Module, data: Dataset) -> list[dict[str, float]]:
+def head_ablation(model: nn.Module, data: Dataset, found: ModularBundle | None = None) -> list[dict[str, float]]:
     """For each head of the last block: loss (nats) on the test pairs beyond the intact one's, its output set to zero
-    (`zero`) or to its mean over pairs (`mean`). Empty for an architecture without attention."""
+    (`zero`) or to its mean over pairs (`mean`). Empty for an architecture without attention.
+
+    `found`: the bundle of this network, if it has been made; an intervention costs a pass of its own.
+    """
     block = _last_block(model)
     if block is None:
         return []
-    pairs, train = all_pairs(data)
+    found = bundle(model, data) if found is None else found
+    assert found.mixed is not None
+    pairs, train, mean = all_pairs(data)[0], found.train, found.mixed
     attention = block[1].self_attn
     size = attention.out_proj.in_features // attention.heads
+    intact = scores(found.logits, ~train).loss
     rows: list[dict[str, float]] = []
-    mixed: list[Tensor] = []
-
-    def keep(x: Tensor) -> Tensor:
-        mixed.append(x)
-        return x
-
-    with _before(attention.out_proj, keep):
-        intact = scores(_grid(_forward(model, pairs), len(train)), ~train).loss
-    mean = torch.cat(mixed).mean(0)
     for head in range(attention.heads):
         own = slice(head * size, (head + 1) * size)
-        found = {}
+        lost = {}
         for name, value in (("zero", torch.zeros_like(mean[..., own])), ("mean", mean[..., own])):
             with _before(attention.out_proj, lambda x, own=own, value=value: _replaced(x, own, value)):
-                found[name] = scores(_grid(_forward(model, pairs), len(train)), ~train).loss - intact
-        rows.append(found)
+                lost[name] = scores(_grid(_forward(model, pairs), len(train)), ~train).loss - intact
+        rows.append(lost)
     return rows
 
 

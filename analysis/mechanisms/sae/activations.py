@@ -1,14 +1,11 @@
 """Rows that dictionaries are trained on: the same places of the same stimuli in every layer, so that layers pair."""
 
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from ndt_ray.analysis.mechanisms.sae.model import Saes
@@ -91,16 +88,6 @@ def through(saes: Saes) -> Callable[[Tensor], Tensor]:
         return (one.reconstruct(one.normalised(rows.float()[None])) * one.scale + one.mean)[0]
 
     return change
-
-
-def write_rows(folder: Path, model: str, layer: str, rows: Rows, metadata: Mapping[str, Any]) -> Path:
-    """One file of activations a model and layer (safetensors, `activations`), with its metadata beside it as JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{model}_{layer.replace('/', '_')}.safetensors"
-    save_file({"activations": np.ascontiguousarray(rows)}, file)
-    note = {"model": model, "layer": layer, "shape": list(rows.shape), **metadata}
-    file.with_suffix(".json").write_text(json.dumps(note, indent=2, sort_keys=True) + "\n")
-    return file
 
 
 def _at(found: Tensor, kind: str, at: NDArray[np.float64], inputs: Tensor, padding: int | None) -> Tensor:

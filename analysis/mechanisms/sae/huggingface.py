@@ -8,12 +8,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ndt_ray.analysis.mechanisms.sae.activations import Rows, write_rows
+from ndt_ray.analysis.mechanisms.sae.activation_files import texts_digest, write_activations
+from ndt_ray.analysis.mechanisms.sae.activations import Rows
 from ndt_ray.capture import evaluating
 from ndt_ray.errors import NdtError, SpecError
 
 BATCH = 8
 """Sequences of one forward pass."""
+
+
+def read_texts(path: Path) -> list[str]:
+    """Texts of a file, one a line, without empty ones; SpecError where there are none or it cannot be read."""
+    try:
+        found = [line.strip() for line in path.expanduser().read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"--texts {path} cannot be read: {error}") from error
+    if not any(found):
+        raise SpecError(f"--texts {path} has no texts: one a line is needed")
+    return [text for text in found if text]
 
 
 def load_model(name: str) -> tuple[nn.Module, Any]:
@@ -42,7 +54,7 @@ def tokenized(tokenizer: Any, texts: Sequence[str], length: int = 128) -> tuple[
 def hidden_states(
     model: nn.Module, ids: Tensor, mask: Tensor | None = None, layers: Sequence[int] | None = None
 ) -> dict[int, Rows]:
-    """Residual stream behind each block, float32 [tokens, d] by layer number, padding left out.
+    """Residual stream behind each block, float32 [tokens, d] by layer number, text after text, padding left out.
 
     `layers`: 0 is the embedding, n the n-th block's output; default: all. SpecError for one that is not there.
     """
@@ -65,14 +77,26 @@ def capture(
     folder: Path,
     name: str,
     model: nn.Module,
-    inputs: tuple[Tensor, Tensor],
+    tokenizer: Any,
+    texts: Sequence[str],
     *,
     layers: Sequence[int] | None = None,
     task: str = "",
+    length: int = 128,
     metadata: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """Write one file of activations a layer (and task), each with its metadata: what `hidden_states` gives."""
-    found = hidden_states(model, *inputs, layers=layers)
-    label = f"{name}_{task}" if task else name
-    note = {"task": task, "sequences": len(inputs[0]), **(metadata or {})}
-    return [write_rows(folder, label, f"layer{layer}", rows, note) for layer, rows in found.items()]
+    """Write one file of activations a layer (of a task), each with its metadata: what `hidden_states` gives.
+
+    Texts of which the tokenizer makes no token are an error: their places in other models would shift.
+    """
+    ids, mask = tokenized(tokenizer, texts, length)
+    lengths = mask.sum(1).tolist()
+    if 0 in lengths:
+        raise SpecError(f"the tokenizer of {name} makes no token of the text {texts[lengths.index(0)][:40]!r}")
+    found = hidden_states(model, ids, mask, layers)
+    note = {"tokens": int(mask.sum()), "length": length, "tokenizer": type(tokenizer).__name__, **(metadata or {})}
+    digest = texts_digest(texts)
+    return [
+        write_activations(folder, name, layer, rows, lengths, digest, task=task, metadata=note)
+        for layer, rows in found.items()
+    ]

@@ -13,6 +13,7 @@ from ndt_ray.analysis.nulls import generator
 from ndt_ray.errors import SpecError, did_you_mean
 
 Kind = Literal["topk", "relu"]
+Schedule = Literal["constant", "founding", "thirds"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Config:
     """Active features a row (topk); at most a quarter of the dimensions."""
     l1: float = 0.0
     """Weight of the mean absolute activation (relu)."""
+    l1_schedule: Schedule = "constant"
+    """How `l1` depends on the layer: founding, by its number (`founding_l1`); thirds: 1.5, 1 and 0.5 times `l1` in the
+    first, middle and last third of the network's depth."""
     decorrelation: float = 0.0
     """Weight of the mean squared cosine between different atoms."""
     lr: float = 2e-3
@@ -46,6 +50,10 @@ class Config:
         if self.kind not in ("topk", "relu") or self.normalise not in ("scale", "zscore"):
             raise SpecError(f"sae: kind is topk or relu, normalise scale or zscore, but got {self.kind!r},"
                             f" {self.normalise!r}")  # fmt: skip
+        if self.l1_schedule not in ("constant", "founding", "thirds"):
+            raise SpecError(f"sae: l1_schedule is constant, founding or thirds, but got {self.l1_schedule!r}")
+        if self.l1_schedule != "constant" and self.kind != "relu":
+            raise SpecError(f"sae: l1_schedule {self.l1_schedule!r} is of kind relu; topk has no l1 - set kind=relu")
         sizes = (self.expansion, self.max_features, self.k, self.lr, self.batch, self.epochs, self.max_steps, self.clip)
         if min(sizes) <= 0 or min(self.l1, self.decorrelation, self.auxiliary) < 0:
             raise SpecError(f"sae: sizes must be positive and weights at least 0, but got {asdict(self)}")
@@ -57,6 +65,14 @@ class Config:
     def active(self, d: int) -> int:
         """Active features a row (topk)."""
         return max(1, min(self.k, d // 4))
+
+    def at(self, layer: int, depth: float) -> "Config":
+        """As it is for a layer: its number, and its depth from 0 (first) to 1 (last)."""
+        if self.l1_schedule == "founding":
+            return replace(self, l1=founding_l1(layer))
+        if self.l1_schedule == "thirds":
+            return replace(self, l1=self.l1 * (1.5 if depth < 1 / 3 else 1.0 if depth < 2 / 3 else 0.5))
+        return self
 
 
 FOUNDING = Config(

@@ -1,8 +1,8 @@
 """Layers of a sweep's networks as sides of a transfer: rows of the same stimuli, dictionaries trained together."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ndt_ray.analysis.mechanisms.context import Layer, ProbeContext
 from ndt_ray.analysis.mechanisms.sae.activations import Rows, layer_rows, places
+from ndt_ray.analysis.mechanisms.sae.files import Shelf
 from ndt_ray.analysis.mechanisms.sae.model import Config, Saes, random_saes, train
 from ndt_ray.analysis.mechanisms.sae.transfer import Side
 from ndt_ray.analysis.nulls import generator
@@ -44,6 +45,10 @@ def sampled(**values: int) -> Sampling:
     return Sampling(**values)
 
 
+Choice = int | str | Sequence[int | str] | None
+"""Which layers: how many, evenly along the depth; or their numbers and names, as a list or as text with commas."""
+
+
 @dataclass(frozen=True)
 class Node:
     """One layer of one network."""
@@ -51,6 +56,8 @@ class Node:
     trial_id: str
     step: int
     layer: Layer
+    depth: float = field(default=0.0, compare=False)
+    """Its place among all layers of the network, from 0 (first) to 1 (last)."""
 
     def __str__(self) -> str:
         return f"{self.trial_id}:{self.step}:{self.layer.path}"
@@ -84,11 +91,36 @@ def dataset(context: ProbeContext) -> Dataset:
     return load(context.trial.data.name, context.trial.data.params)
 
 
-def layers_of(context: ProbeContext, sampling: Sampling) -> list[Layer]:
-    """The layers that dictionaries are trained for: at most `layers`, evenly along the forward pass."""
-    known = context.layers
-    picks = np.unique(np.linspace(0, len(known) - 1, min(len(known), sampling.layers)).round().astype(int))
-    return [known[i] for i in picks]
+def chosen_layers(
+    known: Sequence[Layer], choice: Choice, most: int, tell: Callable[[str], None] = lambda _: None
+) -> list[Layer]:
+    """The layers that dictionaries are trained for, in order of the forward pass; by default at most `most` of them.
+
+    Of a list, layers that this network lacks are told, and SpecError if it has none of them: networks of a sweep have
+    different layers.
+    """
+    if choice is None or isinstance(choice, int):
+        count = most if choice is None else choice
+        if count < 1:
+            raise SpecError(f"sae: layers is how many (1 or more), or a list of numbers and names, but got {choice!r}")
+        picks = np.unique(np.linspace(0, len(known) - 1, min(len(known), count)).round().astype(int))
+        return [known[i] for i in picks]
+    listed = choice.split(",") if isinstance(choice, str) else list(choice)
+    names: dict[int | str, Layer] = {layer.path: layer for layer in known} | {layer.index: layer for layer in known}
+    wanted = [int(name) if str(name).strip().isdigit() else str(name).strip() for name in listed if str(name).strip()]
+    lacking = [name for name in wanted if name not in names]
+    if not wanted or len(lacking) == len(wanted):
+        there = ", ".join(f"{layer.index} {layer.path}" for layer in known)
+        raise SpecError(f"none of the layers {', '.join(map(str, wanted)) or '(none given)'} - there are: {there}")
+    if lacking:
+        tell(f"no layer {', '.join(map(str, lacking))}{did_you_mean(str(lacking[0]), map(str, names))}")
+    return sorted({names[name] for name in wanted if name in names}, key=lambda layer: layer.index)
+
+
+def nodes_of(context: ProbeContext, layers: Sequence[Layer]) -> list[Node]:
+    """These layers of a network."""
+    last = max(1, len(context.layers) - 1)
+    return [Node(context.trial.trial_id, context.step, layer, layer.index / last) for layer in layers]
 
 
 def activations(
@@ -107,47 +139,62 @@ def activations(
     return {path: Activations(found[0][path], found[1][path], digest) for path in kinds}
 
 
-def sides(rows: Mapping[Node, Activations], config: Config, sampling: Sampling) -> dict[Node, Side]:
+def sides(
+    rows: Mapping[Node, Activations], config: Config, sampling: Sampling, shelf: Shelf | None = None
+) -> dict[Node, Side]:
     """A side for each layer that can have one: `seeds` dictionaries, one with frozen atoms, one untrained.
 
-    Layers of equal width and number of rows are trained as lanes of one program.
+    Layers of equal width and number of rows are trained as lanes of one program; what a lane learns does not depend on
+    the others. With a `shelf`, what is there is not trained again, and what is trained is put there.
     """
-    groups: dict[tuple[int, ...], list[Node]] = {}
-    for node, own in rows.items():
-        if own.fit.shape[-1] >= sampling.least_width and own.flag is None:
-            groups.setdefault((own.fit.shape[-1], own.fit.shape[0] * own.fit.shape[1]), []).append(node)
-    found: dict[Node, Side] = {}
+    usable = [n for n, own in rows.items() if own.fit.shape[-1] >= sampling.least_width and own.flag is None]
     per_node = sampling.seeds + 1
-    for nodes in groups.values():
+    kept: dict[Node, tuple[Saes, str | None]] = {}
+    keys: dict[Node, str] = {}
+    groups: dict[tuple[Config, int, int], list[Node]] = {}
+    for node in usable:
+        flat, own = _flat(rows[node].fit), config.at(node.layer.index, node.depth)
+        if shelf is not None:
+            keys[node] = shelf.key(flat, _names(node, per_node), _frozen(per_node), own)
+            if (found := shelf.find(keys[node])) is not None:
+                kept[node] = found
+                continue
+        groups.setdefault((own, flat.shape[1], len(flat)), []).append(node)
+    for (own, _, _), nodes in groups.items():
         for start in range(0, len(nodes), max(1, LANES // per_node)):
             part = nodes[start : start + max(1, LANES // per_node)]
-            found |= _trained(part, rows, config, per_node)
-    return found
+            for node, saes in _trained(part, rows, own, per_node):
+                kept[node] = saes, shelf.put(keys[node], saes) if shelf is not None else None
+    return {node: _side(node, rows[node], *kept[node]) for node in usable}
+
+
+def _names(node: Node, per_node: int) -> list[str]:
+    """What the random numbers of a layer's dictionaries are named by."""
+    return [f"{node}:{i}" for i in range(per_node)]
+
+
+def _frozen(per_node: int) -> list[bool]:
+    """The last one is the control with frozen atoms."""
+    return [i == per_node - 1 for i in range(per_node)]
 
 
 def _trained(
     nodes: Sequence[Node], rows: Mapping[Node, Activations], config: Config, per_node: int
-) -> Iterable[tuple[Node, Side]]:
+) -> Iterable[tuple[Node, Saes]]:
     flat = torch.stack([torch.from_numpy(_flat(rows[node].fit)) for node in nodes])
-    names = [f"{node}:{i}" for node in nodes for i in range(per_node)]
-    frozen = [i == per_node - 1 for _ in nodes for i in range(per_node)]
-    trained = train(flat.repeat_interleave(per_node, 0), names, config, frozen=frozen)
-    active = _active(trained, flat.repeat_interleave(per_node, 0)).reshape(len(nodes), per_node)[:, :-1].mean(1)
-    untrained = random_saes(flat, [str(node) for node in nodes], config, active)
+    names = [name for node in nodes for name in _names(node, per_node)]
+    trained = train(flat.repeat_interleave(per_node, 0), names, config, frozen=_frozen(per_node) * len(nodes))
     for place, node in enumerate(nodes):
-        own = rows[node]
-        first = place * per_node
-        yield (
-            node,
-            Side(
-                str(node),
-                own.fit,
-                own.held_out,
-                trained.lanes(range(first, first + per_node - 1)),
-                trained.lanes([first + per_node - 1]),
-                untrained.lanes([place]),
-            ),
-        )
+        yield node, trained.lanes(range(place * per_node, (place + 1) * per_node))
+
+
+def _side(node: Node, own: Activations, saes: Saes, artifact: str | None) -> Side:
+    flat = torch.from_numpy(_flat(own.fit))[None]
+    count = len(saes) - 1
+    active = _active(saes, flat.expand(len(saes), -1, -1))[:-1].mean(0, keepdim=True)
+    untrained = random_saes(flat, [str(node)], saes.config, active)
+    learned, frozen = saes.lanes(range(count)), saes.lanes([count])
+    return Side(str(node), own.fit, own.held_out, learned, frozen, untrained, artifact)
 
 
 def _active(saes: Saes, rows: Tensor, sample: int = 512) -> Tensor:

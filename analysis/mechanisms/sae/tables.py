@@ -31,7 +31,8 @@ SAE = Table(
         Column("final_loss", "float64", "training loss of the last epoch"),
         Column("min_loss", "float64", "smallest training loss of an epoch"),
         Column("config", "string", "how it was trained, as JSON"),
-        Column("flag", "string", "why values are null: narrow, constant or nonfinite; null when all is well"),
+        Column("artifact", "string", "file that holds the layer's dictionaries, below the store's root"),
+        Column("flag", "string", "why values are null: narrow, constant, nonfinite or no_layer; null when all is well"),
     ),
     ("trial_id", "layer_index", "step", "dictionary"),
 )
@@ -45,6 +46,7 @@ def _side(name: str) -> tuple[Column, ...]:
         Column(f"{name}_layer", "string", f"layer of the {name}"),
         Column(f"{name}_layer_index", "int16", f"its place in the forward pass of the {name}"),
         Column(f"{name}_d", "int32", "its width", "dimensions"),
+        Column(f"{name}_artifact", "string", f"file that holds the dictionaries of the {name}; null without any"),
     )
 
 

@@ -39,6 +39,8 @@ class Side:
     """One with frozen random atoms."""
     random: Saes
     """One that was not trained."""
+    artifact: str | None = None
+    """File that holds the trained and the frozen ones (last), below the store's root."""
 
     @property
     def d(self) -> int:

@@ -11,10 +11,17 @@ import pandas as pd
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.mechanisms.context import Layer, ProbeContext
 from ndt_ray.analysis.mechanisms.seeing.feature_types import describe
-from ndt_ray.analysis.mechanisms.seeing.maximise import maximise, responses
+from ndt_ray.analysis.mechanisms.seeing.maximise import STEPS, maximise, responses
 from ndt_ray.analysis.nulls import generator
-from ndt_ray.errors import SpecError
+from ndt_ray.errors import SpecError, did_you_mean
 from ndt_ray.store.schema import Column, Table
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "default": {"steps": 128, "rotate": 0.0, "scale": 0.0},
+    "founding": {"steps": STEPS, "rotate": 5.0, "scale": 0.05},
+}
+"""Of the ascent. The founding plan names turns and changes of scale without their sizes: these are those of Lucid's
+defaults in order of magnitude, small enough to leave a 28-pixel image what it is."""
 
 FEATURES = Table(
     "features",
@@ -25,7 +32,9 @@ FEATURES = Table(
         Column("layer", "string", "module path"),
         Column("layer_index", "int16", "place of a tracked layer in the forward pass"),
         Column("unit", "int32", "place in the layer: neuron, channel or feature"),
-        Column("feature_type", "string", "flat, edge, stripes, blob, dots, corner, noise or unresolved, by rule"),
+        Column(
+            "feature_type", "string", "by rule: flat, edge, stripes, curve, corner, T-junction, blob, colour blob, …"
+        ),
         Column("contrast", "float64", "standard deviation of the pixels / their range"),
         Column("coherence", "float64", "of the structure tensor: 1 one orientation, 0 none"),
         Column("orientation", "float64", "0 a horizontal edge, counter-clockwise", "degrees"),
@@ -39,6 +48,8 @@ FEATURES = Table(
         Column("best_found", "float64", "largest response to an image of the confirm probe"),
         Column("best_image", "int32", "which image of the probe that was"),
         Column("best_label", "int16", "its class"),
+        Column("best_images", "list:int32", "the images of the probe that drive it most, the first one first"),
+        Column("best_values", "list:float32", "the responses to them"),
         Column("mean_found", "float64", "mean response to the probe"),
         Column("beats_data", "bool", "the made image drives the unit further than any of the probe"),
         Column("shape", "list:int32", "channels, height, width"),
@@ -55,24 +66,34 @@ def features(
     *,
     units: int = 20,
     layers: Sequence[str] | None = None,
-    steps: int = 128,
+    config: str = "default",
+    steps: int | None = None,
     rate: float = 0.05,
     basis: str = "fourier",
     jitter: int = 1,
+    rotate: float | None = None,
+    scale: float | None = None,
+    examples: int = 4,
 ) -> dict[str, pd.DataFrame]:
     """Activation maximisation for up to `units` units of each tracked layer, the same ones at every checkpoint.
 
-    `layers`: paths, by default all. The founding plan took 512 `steps` for 20 neurons; the default is a quarter of it,
-    at which responses are within a few per cent. Data sets without images give one row that says so.
+    `layers`: paths, by default all. `config` founding: 512 steps under shifts, turns and changes of scale; default: a
+    quarter of the steps, at which responses are within a few per cent, and shifts alone; `steps`, `rotate` (degrees)
+    and `scale` (share) replace its values. `examples`: images of the probe named for each unit. Data sets without
+    images give one row that says so.
     """
-    if units < 1:
-        raise SpecError(f"units is a number of units, but got ({units=})")
+    if units < 1 or examples < 1:
+        raise SpecError(f"units and examples are numbers of units and images, but got ({units=}, {examples=})")
+    if config not in CONFIGS:
+        raise SpecError(f"no configuration '{config}' of features{did_you_mean(config, CONFIGS)}")
     context = data.context()
     if context.kind != "image":
         return {FEATURES.name: pd.DataFrame([_nothing(data, "no_image")])}
     chosen = context.layers if layers is None else [context.layer(path) for path in layers]
-    options: dict[str, Any] = {"steps": steps, "rate": rate, "basis": basis, "jitter": jitter}
-    rows = [row for layer in chosen for row in _of_layer(data, context, layer, units, options)]
+    given = {"steps": steps, "rotate": rotate, "scale": scale}
+    options: dict[str, Any] = CONFIGS[config] | {name: value for name, value in given.items() if value is not None}
+    options |= {"rate": rate, "basis": basis, "jitter": jitter}
+    rows = [row for layer in chosen for row in _of_layer(data, context, layer, units, examples, options)]
     return {FEATURES.name: pd.DataFrame(rows, columns=[c.name for c in FEATURES.columns])}
 
 
@@ -82,7 +103,7 @@ def _nothing(data: AnalysisInput, flag: str) -> dict[str, Any]:
 
 
 def _of_layer(
-    data: AnalysisInput, context: ProbeContext, layer: Layer, units: int, options: dict[str, Any]
+    data: AnalysisInput, context: ProbeContext, layer: Layer, units: int, examples: int, options: dict[str, Any]
 ) -> list[dict[str, Any]]:
     found = responses(context.model, layer.path, context.inputs)
     which = chosen_units(str(data.partition.trial_id), layer.path, found.shape[1], units)
@@ -91,13 +112,15 @@ def _of_layer(
     made = maximise(context.model, layer.path, which, shape, limits, seed=context.trial.seed.init, **options)  # type: ignore[arg-type]
     rows = []
     for i, unit in enumerate(which):
-        best = int(found[:, unit].argmax())
+        leading = np.argsort(-found[:, unit], kind="stable")[:examples]
+        best = int(leading[0])
         seen = asdict(describe(made.images[i], limits))
         rows.append(
             data.partition.key
             | {"layer": layer.path, "layer_index": layer.index, "unit": unit, **seen}
             | {"activation": float(made.activations[i]), "start": float(made.starts[i])}
             | {"best_found": float(found[best, unit]), "best_image": best, "best_label": int(context.labels[best])}
+            | {"best_images": leading.astype(np.int32), "best_values": found[leading, unit]}
             | {"mean_found": float(found[:, unit].mean())}
             | {"beats_data": bool(made.activations[i] > found[best, unit])}
             | {"shape": list(shape), "image": made.images[i].ravel(), "flag": None}

@@ -26,7 +26,14 @@ WHITE = 0.25
 STRIPES = 3
 """Crossings of the mean, along the direction of change, from which edges are stripes."""
 COLOURED = 0.3
-"""Chroma / luminance spread from which an image is called coloured."""
+"""Spread between channels / spread of pixels from which a blob is a colour blob."""
+THICK = 0.3
+"""Largest distance to the outside / root of the area from which a region is a blob: a disc has 0.56, a line of length
+7 widths 0.19."""
+TWO = 0.2
+"""Share of the gradient's energy that a second orientation, at least 45 degrees off, must have."""
+OTHER = 0.35
+"""Share of the energy outside both orientations, from which a thin region is a curve."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,8 @@ def describe(image: ArrayLike, limits: tuple[float, float]) -> Seen:
     x = np.asarray(image, dtype=np.float64)
     if x.ndim != 3 or not limits[0] < limits[1] or not np.isfinite(x).all():
         raise SpecError(f"a finite image [C, H, W] and low < high are needed, but got {x.shape}, {limits}")
-    gray = (x.mean(0) - limits[0]) / (limits[1] - limits[0])
     colour = _colour(x, limits)
+    gray = (_channel(x, colour) - limits[0]) / (limits[1] - limits[0])
     contrast = float(gray.std())
     if contrast < FLAT or min(gray.shape) < SMALLEST:
         word = "flat" if contrast < FLAT else "unresolved"
@@ -58,17 +65,24 @@ def describe(image: ArrayLike, limits: tuple[float, float]) -> Seen:
     coherence, orientation = _orientation(gray)
     slope, flatness = _spectrum(gray)
     crossings, blobs = _crossings(gray, orientation), _blobs(gray)
-    word = _word(coherence, flatness, crossings, blobs)
+    word = _word(gray, coherence, flatness, crossings, blobs, colour)
     return Seen(word, contrast, coherence, orientation, slope, flatness, crossings, blobs, colour)
 
 
-def _word(coherence: float, flatness: float, crossings: int, blobs: int) -> str:
+def _word(gray: Floats, coherence: float, flatness: float, crossings: int, blobs: int, colour: float) -> str:
     if coherence >= ORIENTED:
         return "stripes" if crossings >= STRIPES else "edge"
     if flatness > WHITE:
         return "noise"
     if blobs == 1:
-        return "blob"
+        region = _region(gray)
+        thick = float(ndimage.distance_transform_edt(region).max()) / math.sqrt(max(int(region.sum()), 1))
+        if thick >= THICK:
+            return "colour blob" if colour >= COLOURED else "blob"
+        first, second = _orientations(gray)
+        if second >= TWO and 1 - first - second <= OTHER:
+            return "T-junction" if _arms(gray, region) == 3 else "corner"
+        return "curve"
     return "dots" if blobs >= 4 else "corner"
 
 
@@ -83,6 +97,58 @@ def _colour(x: Floats, limits: tuple[float, float]) -> float:
         return 0.0
     spread = float(x.std())
     return float((x - x.mean(0)).std()) / spread if spread > FLAT * (limits[1] - limits[0]) else 0.0
+
+
+def _channel(x: Floats, colour: float) -> Floats:
+    """Brightness; of a coloured image the mixture of channels that varies most, for colours may differ at one
+    brightness."""
+    if colour < COLOURED:
+        return np.asarray(x.mean(0))
+    flat = x.reshape(len(x), -1)
+    weights = np.abs(np.linalg.svd(flat - flat.mean(1, keepdims=True), full_matrices=False)[0][:, 0])
+    signs = np.sign((flat - flat.mean(1, keepdims=True)) @ (flat - flat.mean(1, keepdims=True))[weights.argmax()])
+    mixed = np.tensordot(weights * signs, x, 1) / weights.sum()
+    return np.asarray(mixed - mixed.mean() + x.mean())
+
+
+def _region(gray: Floats) -> NDArray[np.bool_]:
+    """The largest connected region that stands out, on the side that has fewer of at least 1 % of the image."""
+    smooth = ndimage.gaussian_filter(gray, 1.0, mode="nearest")
+    found: list[tuple[int, NDArray[np.bool_]]] = []
+    for sign in (1, -1):
+        labels, n = ndimage.label(sign * (smooth - smooth.mean()) > smooth.std())
+        sizes = np.bincount(labels.ravel())[1 : n + 1]
+        if (sizes >= 0.01 * gray.size).any():
+            found.append((int((sizes >= 0.01 * gray.size).sum()), labels == 1 + int(sizes.argmax())))
+    return min(found, key=lambda x: x[0])[1] if found else np.zeros(gray.shape, dtype=bool)
+
+
+def _orientations(gray: Floats) -> tuple[float, float]:
+    """Shares of the gradient's energy within 22.5 degrees of its main orientation, and of the best one 45 or more off
+    it."""
+    dy, dx = np.gradient(ndimage.gaussian_filter(gray, 0.7, mode="nearest"))
+    energy, bins = dx**2 + dy**2, 24
+    place = np.floor((np.arctan2(dy, dx) % math.pi) / math.pi * bins).astype(int) % bins
+    share = np.bincount(place.ravel(), energy.ravel(), bins) / max(float(energy.sum()), 1e-300)
+    window = sum(np.roll(share, shift) for shift in range(-3, 4)) - (np.roll(share, 3) + np.roll(share, -3)) / 2
+    first = int(np.argmax(window))
+    away = np.abs((np.arange(bins) - first + bins // 2) % bins - bins // 2)
+    return float(window[first]), float(window[away >= bins // 4].max())
+
+
+def _arms(gray: Floats, region: NDArray[np.bool_]) -> int:
+    """How many lines meet where orientations mix most: parts of a region on a circle around that place."""
+    dy, dx = np.gradient(ndimage.gaussian_filter(gray, 0.7, mode="nearest"))
+    size = min(gray.shape)
+    xx, yy, xy = (ndimage.gaussian_filter(v, size / 12, mode="nearest") for v in (dx * dx, dy * dy, dx * dy))
+    mixed = np.where(region, xx * yy - xy**2, -np.inf)
+    y, x = np.unravel_index(int(mixed.argmax()), gray.shape)
+    turns = np.linspace(0, 2 * math.pi, 64, endpoint=False)
+    at = np.round(y + size / 4 * np.sin(turns)), np.round(x + size / 4 * np.cos(turns))
+    inside = (at[0] >= 0) & (at[0] < gray.shape[0]) & (at[1] >= 0) & (at[1] < gray.shape[1])
+    on = np.zeros(64, dtype=bool)
+    on[inside] = region[at[0][inside].astype(int), at[1][inside].astype(int)]
+    return int((on & ~np.roll(on, 1)).sum())
 
 
 def _orientation(gray: Floats) -> tuple[float, float]:

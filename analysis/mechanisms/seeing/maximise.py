@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ndt_ray.capture import evaluating, first_tensor
 from ndt_ray.errors import SpecError
@@ -47,16 +48,21 @@ def maximise(
     rate: float = RATE,
     basis: Basis = "fourier",
     jitter: int = 2,
+    rotate: float = 0.0,
+    scale: float = 0.0,
     seed: int = 0,
 ) -> Maximised:
     """Images `[C, H, W]` with pixels within `limits` that maximise units of the module at `path`.
 
-    A unit's response is its output, averaged over positions or tokens. `jitter`: largest shift in pixels, both ways.
+    A unit's response is its output, averaged over positions or tokens. What the ascent sees is shifted by up to
+    `jitter` pixels, turned by up to `rotate` degrees and scaled by up to the share `scale`, both ways, anew each step.
     Reproducible by `seed` on one machine. SpecError for a unit that the layer does not have, or empty limits.
     """
     low, high = limits
     if not low < high or steps < 1 or jitter < 0:
         raise SpecError(f"low < high, steps >= 1 and jitter >= 0 must hold, but got ({limits=}, {steps=}, {jitter=})")
+    if not 0 <= rotate <= 180 or not 0 <= scale < 1:
+        raise SpecError(f"0 <= rotate <= 180 degrees and 0 <= scale < 1 must hold, but got ({rotate=}, {scale=})")
     chosen = torch.as_tensor(list(units))
     generator = torch.Generator().manual_seed(seed)
     parameters = _start(basis, len(chosen), shape, generator).requires_grad_()
@@ -71,7 +77,11 @@ def maximise(
                 optimizer.zero_grad()
                 image = _image(parameters, basis, shape, limits)
                 shift = torch.randint(-jitter, jitter + 1, (2,), generator=generator).tolist()
-                response = _respond(model, path, image.roll(shift, (2, 3)), chosen)
+                moved = image.roll(shift, (2, 3))
+                if rotate or scale:
+                    turn, size = (2 * torch.rand(2, generator=generator) - 1).tolist()
+                    moved = transformed(moved, rotate * turn, 1 + scale * size)
+                response = _respond(model, path, moved, chosen)
                 (-response.sum()).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             with torch.no_grad():
@@ -81,6 +91,17 @@ def maximise(
         for p, before in frozen:
             p.requires_grad_(before)
     return Maximised(*(x.detach().float().numpy() for x in (images, end, start)))
+
+
+def transformed(images: Tensor, degrees: float, scale: float) -> Tensor:
+    """Images `[n, C, H, W]` turned counter-clockwise about their middle, magnified by `scale`; edges repeat."""
+    h, w = images.shape[2:]
+    t = math.radians(degrees)
+    # Where in the old image each new pixel is taken from; in units of half a side, hence h / w where it is not square.
+    back = [[math.cos(t), -math.sin(t) * h / w, 0.0], [math.sin(t) * w / h, math.cos(t), 0.0]]
+    matrix = (torch.tensor(back, dtype=images.dtype) / scale).expand(len(images), 2, 3)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def responses(model: nn.Module, path: str, inputs: Tensor) -> Floats:
