@@ -37,6 +37,9 @@ def mechanisms(
     founding: Annotated[
         bool, typer.Option("--founding", help="Write the founding plan's files (phase2_week3_4/ ...), too.")
     ] = False,
+    experiment: Annotated[
+        list[str] | None, typer.Option("--experiment", help="With --founding: only this cell; repeatable.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write figures, matrices and findings of a sweep's networks with an index of all of them; print the files.
@@ -52,7 +55,7 @@ def mechanisms(
     view = View(neurons, _grid(grid), page, neurons_where, side)
     if view.slow:
         print(f"! {view.slow}", file=sys.stderr)
-    wanted = Wanted(trial or (), layer or (), events, units, limit, format, load, view, founding)
+    wanted = Wanted(trial or (), layer or (), events, units, limit, format, load, view, founding, experiment or ())
     album = write_mechanisms(opened(store), sweep, out, wanted)
     written = album.files
     if not written:

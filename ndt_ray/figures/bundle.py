@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from ndt_ray.errors import SpecError, did_you_mean
-from ndt_ray.figures import grokking, modular, networks, side_by_side, transfer
+from ndt_ray.figures import founding, founding_tables, grokking, modular, networks, side_by_side, transfer
 from ndt_ray.figures.album import Album, to_json
 from ndt_ray.figures.moments import Moment, chosen_trials, moments
 from ndt_ray.store.reader import Store
@@ -38,7 +38,8 @@ class Wanted:
     """Whether checkpoints are loaded; without, only what tables hold is drawn."""
     view: modular.View = field(default_factory=modular.View)
     founding: bool = False
-    """Whether the founding plan's files are written, too."""
+    """Whether the founding plan's files are written, too, of `experiments` (cells; by default all)."""
+    experiments: Sequence[str] = ()
 
 
 def write_mechanisms(store: Store, sweep: str, folder: str | Path, wanted: Wanted | None = None) -> Album:
@@ -55,6 +56,9 @@ def write_mechanisms(store: Store, sweep: str, folder: str | Path, wanted: Wante
         _check(trials, _table(store, sweep, "measurements", ("layer",)), wanted)
     _transfer(album, store, sweep)
     _grokking(album, store, sweep, wanted)
+    if wanted.founding:
+        tables = {name: _table(store, sweep, name) for name in founding_tables.TABLES}
+        founding.write(album, tables, sweep, wanted.experiments)
     if wanted.networks and len(trials):
         _networks(album, store, sweep, wanted)
     if album.entries:

@@ -16,7 +16,7 @@ LANDMARKS = {
     "memorised": ("o", "#4d4d4d"), "excluded": ("<", "#009e73"), "restricted": (">", "#0072b2"),
     "gini": ("^", "#56b4e9"), "turn": ("d", "#e69f00"), "inflection": ("s", "#d55e00"), "onset": ("*", "#d55e00"),
 }  # fmt: skip
-"""Marker and colour of `NAME_step` of grokking_onsets: Fourier ones blue and green, those of the held-out loss orange."""
+"""Marker and colour of `NAME_step` of grokking_onsets: Fourier ones are blue and green, the held-out loss orange."""
 EVENT, CANDIDATE = "#cc79a7", "#e8c7d9"
 COLUMNS = 8
 """Trials side by side in one figure."""
@@ -41,12 +41,16 @@ def write(tables: Mapping[str, pd.DataFrame], album: Album, spectra: pd.DataFram
         made, told = landmarks(onsets, tables["events"], trials, tables.get("grokking_lags", pd.DataFrame()))
         caption = "Dimensionality events of every layer against the Fourier transition and the second descent. " + told
         album.figure(SECTION, "events_and_transition", made, caption, shows)
-    order = [t for t in trials.sort_values(["cell", "seed"])["trial_id"] if t in set(tables["grokking_measures"]["trial_id"])]
+    order = [
+        t for t in trials.sort_values(["cell", "seed"])["trial_id"] if t in set(tables["grokking_measures"]["trial_id"])
+    ]
     for page, start in enumerate(range(0, len(order), COLUMNS)):
         if album.room(SECTION):
             own = order[start : start + COLUMNS]
             made = beside({str(t): str(named.loc[t, "cell"]) for t in own}, tables, spectra)
-            caption = f"Trials side by side, {start + 1} to {start + len(own)} of {len(order)}: losses, spectrum, neurons."
+            caption = (
+                f"Trials side by side, {start + 1} to {start + len(own)} of {len(order)}: losses, spectrum, neurons."
+            )
             album.figure(SECTION, f"side_by_side_{page}", made, caption, ", ".join(t[:12] for t in own))
     rows = tables.get("grokking_comparison", pd.DataFrame())
     if not len(rows):
@@ -167,12 +171,17 @@ def beside(names: Mapping[str, str], tables: Mapping[str, pd.DataFrame], spectra
 def comparison(rows: pd.DataFrame) -> Figure:
     """A panel a quantity: mean and 95 % interval over the seeds of each cell; open marks where the seed decides."""
     require(rows, ("cell", "p", "quantity", "n", "mean", "lo", "hi", "consistent"), "grokking_comparison")
-    known = [q for q in QUANTITIES if (rows["quantity"] == q).any() and rows.loc[rows["quantity"] == q, "mean"].notna().any()]
+    known = [
+        q for q in QUANTITIES if (rows["quantity"] == q).any() and rows.loc[rows["quantity"] == q, "mean"].notna().any()
+    ]
     cells = list(rows.sort_values(["p", "cell"])["cell"].unique())
     p = rows.drop_duplicates("cell").set_index("cell")["p"]
     columns = min(3, max(1, len(known)))
     lines = -(-max(1, len(known)) // columns)
-    title = ("Moduli and cells compared", "mean and 95 % t interval over seeds; filled: sd / |mean| < .25 over 3 or more seeds")
+    title = (
+        "Moduli and cells compared",
+        "mean and 95 % t interval over seeds; filled: sd / |mean| < .25 over 3 or more seeds",
+    )
     size = (2.7 * columns + 0.6, lines * (0.75 + 0.24 * len(cells)))
     drawn = canvas(size, (lines, columns), len(known), title, sharey=True)
     for axes, quantity in zip(drawn.axes, known, strict=True):
@@ -211,10 +220,15 @@ def sentences(rows: pd.DataFrame) -> str:
         lines.append("")
     if rows["p"].nunique() > 1:
         wide = rows[rows["quantity"].isin(QUANTITIES)].pivot_table(index="quantity", columns="p", values="mean")
-        lines += ["## Across p (means over cells)", "", "| quantity | " + " | ".join(f"p = {int(c)}" for c in wide) + " |"]
+        lines += [
+            "## Across p (means over cells)",
+            "",
+            "| quantity | " + " | ".join(f"p = {int(c)}" for c in wide) + " |",
+        ]
         lines.append("|" + " --- |" * (len(wide.columns) + 1))
-        lines += [f"| {q} | " + " | ".join("" if np.isnan(v) else f"{v:.4g}" for v in values) + " |" for q, values in zip(wide.index, wide.to_numpy(), strict=True)]
+        lines += [
+            f"| {q} | " + " | ".join("" if np.isnan(v) else f"{v:.4g}" for v in values) + " |"
+            for q, values in zip(wide.index, wide.to_numpy(), strict=True)
+        ]
         lines.append("")
     return "\n".join(lines)
-
-
