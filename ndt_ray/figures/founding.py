@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ndt_ray.analysis.phases import BINS, EDGES
 from ndt_ray.figures import founding_tables as founded
@@ -154,6 +155,7 @@ def by_layer(found: Jumps) -> Figure:
             counts = group["layer_index"].value_counts().sort_index() / group["trial_id"].nunique()
             axes.plot(counts.index, counts.to_numpy(), marker="o", ms=3, lw=1, label=str(model))
         head(axes, f"{family} (n = {len(own)})", 3.6)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _label(axes, "jumps a trial that has any", "place of the layer in the forward pass")
         if own["model"].nunique() <= 10:
             axes.legend(fontsize=SMALL - 1, frameon=False)
@@ -165,7 +167,7 @@ def comprehensive(found: Jumps) -> Figure:
     rows = found.rows
     drawn = canvas((11.0, 8.6), (3, 3), 9, ("Early and late jumps", found.words))
     own = {name: rows[rows["phase_bin"] == name] for name in BINS}
-    counts, experiments, phases, size, speed, loss, depth, kind, coupling = drawn.axes
+    experiments, counts, phases, size, speed, loss, depth, kind, coupling = drawn.axes
     _timing_panels([counts, size, speed, depth, loss], found)
     _by_experiment(experiments, found)
     _phases(phases, rows)
@@ -250,7 +252,7 @@ def _by_experiment(axes: Axes, found: Jumps) -> None:
                 ms=6 if mark == "|" else 3,
                 label=f"{kind} noise, z > 2",
             )
-        axes.legend(fontsize=SMALL - 1, frameon=False)
+        axes.legend(fontsize=SMALL - 1, frameon=False, loc="lower right")
     axes.invert_yaxis()
     axes.tick_params(labelsize=SMALL - 1)
     more = found.rows["experiment"].nunique() - len(names)
@@ -276,7 +278,7 @@ def _sizes(axes: Axes, rows: pd.DataFrame) -> None:
     if (rows["magnitude"] > 0).any():
         axes.set_yscale("log")
     _label(axes, "magnitude (units of the measure)", "phase")
-    axes.legend(fontsize=SMALL - 1, frameon=False)
+    axes.legend(fontsize=SMALL - 1, frameon=False, loc="upper right")
 
 
 def _box(axes: Axes, groups: Mapping[str, Any], label: str, zero: bool = False) -> None:
