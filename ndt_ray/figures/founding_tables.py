@@ -102,7 +102,7 @@ def _events(events: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=list(DETAILED) + ["family", "steps", "view", "measure"])
     size = events["size"].abs().astype(np.float64)
     width = np.maximum(events["width"].astype(np.float64).fillna(1.0), 1.0)
-    made = events.assign(magnitude=size, speed=size / width, z=events["statistic"])
+    made = events.drop(columns="family").assign(magnitude=size, speed=size / width, z=events["statistic"])
     return _bins(made.merge(trials, on="trial_id"))
 
 

@@ -139,9 +139,6 @@ def _longest(group: pd.DataFrame, steps: Mapping[str, NDArray[np.int64]]) -> str
 
 
 def _along(saved: NDArray[np.int64]) -> dict[str, int]:
-    picks = {"first": 0, "middle": len(saved) // 2, "last": len(saved) - 1}
-    found: dict[str, int] = {}
-    for word, place in picks.items():
-        if int(saved[place]) not in found.values():
-            found[word] = int(saved[place])
-    return found
+    if len(saved) < 3:
+        return {word: int(step) for word, step in zip(("first", "last"), saved, strict=False)}
+    return dict(zip(ALONG, (int(saved[0]), int(saved[len(saved) // 2]), int(saved[-1])), strict=True))
