@@ -77,7 +77,7 @@ UNIT_VALUES = Table(
     ("trial_id", "layer_index", "unit", "step"),
 )
 
-UNIT_ABLATION_METRICS = _metrics("unit_ablation_metrics", "What units are worth, and whether selective ones are.")
+UNIT_ABLATION_METRICS = metrics_table("unit_ablation_metrics", "What units are worth, and whether selective ones are.")
 
 UNIT_ABLATION = Table(
     "unit_ablation",

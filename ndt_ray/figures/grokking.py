@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,12 @@ from numpy.typing import NDArray
 
 from ndt_ray.analysis.mechanisms.grokking.observations import observations, summary
 from ndt_ray.errors import SpecError
-from ndt_ray.figures.canvas import GREY, INK, NORMAL, SMALL, canvas, head, require, save, step_axis
+from ndt_ray.figures.album import Album
+from ndt_ray.figures.canvas import GREY, INK, NORMAL, SMALL, canvas, head, require, step_axis
 
 STRUCTURE = {"low_frequency": "#0072b2", "mixed": "#e69f00", "high_frequency": "#d55e00", "flat": "#9a9a9a"}
 """Colour of a unit's badge by its structural type."""
+SECTION = "Modular addition"
 GRID = (16, 32)
 """Rows and columns of a page: all 512 neurons."""
 MANY = 1024
@@ -154,37 +155,36 @@ def head_cards(maps: NDArray[np.floating[Any]], heads: pd.DataFrame) -> Figure:
     return drawn.figure
 
 
-def write(tables: Mapping[str, pd.DataFrame], folder: str | Path) -> list[Path]:
+def write(tables: Mapping[str, pd.DataFrame], album: Album) -> None:
     """For each trial of `grokking_measures`: the transition, the neurons' frequencies, the summary statistics (CSV) and
     the key observations (Markdown), named by the first six digits of the trial.
 
     `tables`: by name, of one sweep; any but grokking_measures may be empty.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
     for trial, measures in tables["grokking_measures"].groupby("trial_id", sort=True):
-        own = {name: rows[rows["trial_id"] == trial] if len(rows) else rows for name, rows in tables.items()}
+        own = {name: rows[rows["trial_id"] == trial] if "trial_id" in rows else rows for name, rows in tables.items()}
         onset = own["grokking_onsets"].iloc[0] if len(own["grokking_onsets"]) else None
         name = f"grokking_{str(trial)[:6]}"
-        if len(own["measurements"]):
+        shows = f"trial {str(trial)[:12]}, {len(measures)} checkpoints to step {int(measures['step'].max()):,}"
+        if len(own["measurements"]) and album.room(SECTION):
             events = own.get("events")
-            found = events[events["significant"]] if events is not None and len(events) else None
-            held = own["evaluations"]
-            made = transition(measures, held, own["measurements"], events=found, onset=onset)
-            written.append(save(made, folder / f"{name}.png"))
+            found = events[events["significant"].astype(bool)] if events is not None and len(events) else None
+            made = transition(measures, own["evaluations"], own["measurements"], events=found, onset=onset)
+            caption = "Losses, progress measures and Fourier sparsity beside the dimensionality of each layer."
+            if found is not None:
+                caption += f" Shaded: its {len(found)} significant events."
+            album.figure(SECTION, name, made, caption, shows)
         if len(own["specialisation_timeline"]) and len(own["scale_metrics"]):
-            made = neuron_frequencies(own["specialisation_timeline"], own["scale_metrics"])
-            written.append(save(made, folder / f"{name}_neurons.png"))
-            table = folder / f"{name}_summary.csv"
-            summary(measures, own["scale_metrics"]).to_csv(table, index=False)
-            written.append(table)
+            if album.room(SECTION):
+                made = neuron_frequencies(own["specialisation_timeline"], own["scale_metrics"])
+                caption = "Share of each neuron's energy in one frequency over training."
+                album.figure(SECTION, f"{name}_neurons", made, caption, shows)
+            text = summary(measures, own["scale_metrics"]).to_csv(index=False)
+            album.text(SECTION, f"{name}_summary.csv", text, "Summary statistics of every checkpoint.", shows)
         if onset is not None:
             lines = observations(onset, measures, own["specialisation_timeline"], own["scale_questions"])
-            text = folder / f"{name}.md"
-            text.write_text("\n".join([f"# Trial {trial}", "", *(f"- {line}" for line in lines)]) + "\n")
-            written.append(text)
-    return written
+            text = "\n".join([f"# Trial {trial}", "", *(f"- {line}" for line in lines)]) + "\n"
+            album.text(SECTION, f"{name}.md", text, "Key observations, computed.", shows)
 
 
 def _lines(axes: Axes, series: Sequence[tuple[Any, Any, str]], label: str) -> None:

@@ -1,8 +1,9 @@
 """Figures of how dictionaries transfer between layers, and the founding document's files beside them."""
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
+import re
+import string
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,30 +15,51 @@ from matplotlib.patches import Patch
 from ndt_ray.analysis.mechanisms.sae import founding
 from ndt_ray.analysis.mechanisms.sae.matrix import PARTIAL, UNIVERSAL, LayerMatrix, divergence, row_means, row_verdicts
 from ndt_ray.errors import SpecError
-from ndt_ray.figures.canvas import GREY, INK, NORMAL, SMALL, canvas, head, require, save
+from ndt_ray.figures.album import Album
+from ndt_ray.figures.canvas import GREY, INK, NORMAL, SMALL, canvas, head, require
 
 GREEN, YELLOW, RED, SKIPPED = "#5aae61", "#f6e08b", "#d6604d", "#d9d9d9"
 BANDS = ((GREEN, "universal (≥ .9)"), (YELLOW, "partially universal (.6–.9)"), (RED, "model-specific (< .6)"))
 MAX_PANELS = 24
+SECTION = "Sparse autoencoders and their transfer"
+SUMMARY = "multilayer_training_summary.json"
+CAPTIONS = {
+    "layer_transfer_matrix.json": "Transfer qualities of every pair of layers, and the mean of each pair of networks.",
+    "layer_analysis_insights.md": "Early layers, divergence, bottleneck and the effect of size, as sentences.",
+    "sae_checks.json": "Checks of losses, ratios and files.",
+    SUMMARY: "Losses, sparsity and configuration of every dictionary.",
+}
 
 
-def layer_universality_heatmap(matrices: Sequence[LayerMatrix]) -> Figure:
+def layer_universality_heatmap(
+    matrices: Sequence[LayerMatrix], told: str = "source loss / target loss, at most 1; rows: source layer"
+) -> Figure:
     """Transfer quality by source (rows) and target layer (columns), a panel a matrix: green from .9, yellow from .6,
-    red below, grey where skipped; each row with what it says. SpecError for none, or over 24."""
+    red below, grey where there is no value. A letter says why a pair was skipped, a dash that it was not compared; each
+    row with what it says. SpecError for none, or over 24."""
     _require(matrices)
     columns = min(3, len(matrices))
     rows = -(-len(matrices) // columns)
     most = max(max(m.values.shape) for m in matrices)
     size = (columns * (2.6 + 0.46 * most), rows * (0.9 + 0.36 * most))
-    title = (
-        "Transfer quality of dictionaries between layers",
-        "source loss / target loss, at most 1; rows: source layer",
-    )
-    legend = [Patch(color=colour, label=label) for colour, label in (*BANDS, (SKIPPED, "skipped"))]
+    title = ("Transfer quality of dictionaries between layers", told)
+    codes = skip_codes(matrices)
+    legend = [Patch(color=colour, label=label) for colour, label in (*BANDS, (SKIPPED, "– not compared"))]
+    legend += [Patch(color=SKIPPED, label=f"{letter}: {reason}") for reason, letter in codes.items()]
     drawn = canvas(size, (rows, columns), len(matrices), title, legend)
     for axes, found in zip(drawn.axes, matrices, strict=True):
-        _panel(axes, found, size[0] / columns)
+        _panel(axes, found, size[0] / columns, codes)
     return drawn.figure
+
+
+def skip_codes(matrices: Sequence[LayerMatrix]) -> dict[str, str]:
+    """A letter for each reason for which pairs were skipped; numbers in reasons are left out."""
+    reasons = sorted({_reason(text) for m in matrices for text in m.reasons.values()})
+    return dict(zip(reasons, string.ascii_lowercase, strict=False))
+
+
+def _reason(text: str) -> str:
+    return re.sub(r"\d+_vs_\d+", "…", text)
 
 
 def layer_universality_curve(matrices: Sequence[LayerMatrix]) -> Figure:
@@ -88,22 +110,62 @@ def four_numbers(rows: pd.DataFrame) -> Figure:
     return drawn.figure
 
 
-def write(rows: pd.DataFrame, folder: str | Path) -> list[Path]:
-    """The founding document's files from rows of `sae_transfer`: JSON, insights, checks, and the figures if any."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
+def write(rows: pd.DataFrame, album: Album) -> None:
+    """The founding document's files from rows of `sae_transfer` into an album: JSON, insights, checks, and the figures:
+    within networks, between networks (also by explained variance after alignment), and the four numbers."""
     for name, text in founding.files(rows).items():
-        (folder / name).write_text(text)
-        written.append(folder / name)
+        album.text(SECTION, name, text, CAPTIONS[name])
     made = founding.matrices(rows)
-    within = [m for m in made if "->" not in m.pair][:MAX_PANELS]
+    within = [m for m in made if "->" not in m.pair]
     if within:
-        written.append(save(layer_universality_heatmap(within), folder / "layer_universality_heatmap.png"))
-        written.append(save(layer_universality_curve(within), folder / "layer_universality_curve.png"))
-    if len(rows) and (rows["status"] == "ok").any():
-        written.append(save(four_numbers(rows), folder / "sae_transfer.png"))
-    return written
+        what = f"within {len(within)} networks: source loss / target loss, at most 1; diagonal 1"
+        if album.room(SECTION):
+            drawn = layer_universality_heatmap(within[:MAX_PANELS])
+            album.figure(SECTION, "layer_universality_heatmap", drawn, f"Transfer between layers {what}.")
+        if album.room(SECTION):
+            drawn = layer_universality_curve(within[:MAX_PANELS])
+            album.figure(SECTION, "layer_universality_curve", drawn, f"Universality along the network, {what}.")
+        _left_out(album, within)
+    told = "rows: layer of the network named first; columns: of the second; source loss / target loss, at most 1"
+    _across(album, [m for m in made if "->" in m.pair], "layer_universality_heatmap_across", told)
+    aligned = [m for m in founding.matrices(rows, "aligned") if "->" in m.pair]
+    told = "explained variance of the target after alignment on other stimuli (widths may differ); rows: source layer"
+    _across(album, aligned, "layer_universality_heatmap_across_aligned", told)
+    skipped = rows[rows["status"] != "ok"] if len(rows) else rows
+    if len(skipped):
+        columns = [
+            c
+            for c in skipped
+            if c in ("relation", "reason") or c.startswith(("source_", "target_")) and "loss" not in c
+        ]
+        text = skipped[columns].to_csv(index=False)
+        album.text(
+            SECTION, "sae_transfer_skipped.csv", text, f"{len(skipped)} pairs that were skipped, with the reason."
+        )
+        counts = skipped["reason"].fillna("no reason").map(_reason).value_counts()
+        for reason, count in counts.items():
+            album.skip(SECTION, f"{count} of {len(rows)} pairs of layers", str(reason))
+    if len(rows) and (rows["status"] == "ok").any() and album.room(SECTION):
+        what = "Explained variance of a dictionary on another layer: raw, aligned, best control, ceiling."
+        album.figure(SECTION, "sae_transfer", four_numbers(rows), what)
+
+
+def _across(album: Album, made: Sequence[LayerMatrix], name: str, told: str) -> None:
+    """Pages of as many matrices between networks as one figure holds."""
+    if not made:
+        album.skip(SECTION, name, "no pair of networks has such a value: sae_transfer's column reason says why")
+    for page, start in enumerate(range(0, len(made), MAX_PANELS)):
+        if album.room(SECTION):
+            own = made[start : start + MAX_PANELS]
+            caption = f"Between networks, {start + 1} to {start + len(own)} of {len(made)}; {told}."
+            drawn = layer_universality_heatmap(own, told)
+            album.figure(SECTION, name + (f"_{page + 1}" if page else ""), drawn, caption)
+
+
+def _left_out(album: Album, within: Sequence[LayerMatrix]) -> None:
+    if len(within) > MAX_PANELS:
+        names = ", ".join(m.pair for m in within[MAX_PANELS:])
+        album.skip(SECTION, f"panels of {names}", f"a figure holds {MAX_PANELS}; layer_transfer_matrix.json has all")
 
 
 def summary_json(rows: pd.DataFrame) -> str:
@@ -120,14 +182,15 @@ def summary_json(rows: pd.DataFrame) -> str:
     return json.dumps(found, indent=2, sort_keys=True) + "\n"
 
 
-def _panel(axes: Axes, found: LayerMatrix, inches: float) -> None:
+def _panel(axes: Axes, found: LayerMatrix, inches: float, codes: Mapping[str, str]) -> None:
     axes.set_facecolor(SKIPPED)  # what is masked shows it
     colours = ListedColormap([RED, YELLOW, GREEN])
     limits = BoundaryNorm([-1e9, PARTIAL, UNIVERSAL, 1e9], 3)
     axes.imshow(np.ma.masked_invalid(found.values), cmap=colours, norm=limits, aspect="auto")
     for i, row in enumerate(found.values):
         for j, value in enumerate(row):
-            text = "–" if np.isnan(value) else f"{value:.2f}"
+            why = codes.get(_reason(found.reasons.get((i, j), "")), "–")
+            text = why if np.isnan(value) else f"{value:.2f}"
             axes.text(j, i, text, ha="center", va="center", fontsize=SMALL, color=INK)
     verdicts = row_verdicts(found)
     axes.set_xticks(range(len(found.targets)), found.targets, rotation=40, ha="right")

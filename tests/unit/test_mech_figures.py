@@ -13,6 +13,7 @@ from ndt_ray.analysis.mechanisms.grokking import observations
 from ndt_ray.cli import main
 from ndt_ray.errors import SpecError
 from ndt_ray.figures import grokking as figures
+from ndt_ray.figures.album import Album
 from ndt_ray.figures.bundle import archive
 from ndt_ray.figures.canvas import save
 from ndt_ray.store.reader import open_store
@@ -128,7 +129,8 @@ def test_the_files_of_a_sweep_are_written_and_packed(tmp_path: Path) -> None:
         "measurements": pd.DataFrame({"step": STEPS, "layer": "linear1", "participation_ratio": 5.0}),
     }  # fmt: skip
     tables = {name: rows.assign(trial_id="abcdef0123") for name, rows in tables.items()}
-    written = figures.write(tables | {"events": pd.DataFrame()}, tmp_path)
+    figures.write(tables | {"events": pd.DataFrame()}, album := Album(tmp_path))
+    written = album.files
     assert [p.name for p in written] == [
         f"grokking_abcdef{end}" for end in (".png", "_neurons.png", "_summary.csv", ".md")
     ]

@@ -18,6 +18,7 @@ from ndt_ray.analysis.mechanisms.sae.analyses import sae, sae_transfer
 from ndt_ray.data import load
 from ndt_ray.errors import CheckpointError, SpecError
 from ndt_ray.figures import transfer as figures
+from ndt_ray.figures.album import Album
 from ndt_ray.models import build
 from ndt_ray.spec import Trial
 
@@ -232,14 +233,16 @@ def test_trials_that_ended_early_are_no_seeds() -> None:
 
 
 def test_files_and_figures_are_written(tmp_path: Path) -> None:
-    names = {p.name for p in figures.write(pairs(), tmp_path)}
-    assert names == {
+    album = Album(tmp_path)
+    figures.write(pairs(), album)
+    assert {p.name for p in album.files} >= {
         "layer_transfer_matrix.json", "layer_analysis_insights.md", "sae_checks.json", "sae_transfer.png",
     }  # fmt: skip
     wide = pairs()
     same = wide["relation"] == "layers"
     wide.loc[same, "quality"] = 0.7
-    names = {p.name for p in figures.write(wide, tmp_path / "more")}
+    figures.write(wide, more := Album(tmp_path / "more"))
+    names = {p.name for p in more.files}
     assert "layer_universality_heatmap.png" in names and (tmp_path / "more/layer_universality_curve.png").stat().st_size
     with pytest.raises(SpecError, match="1 to 24 matrices"):
         figures.layer_universality_heatmap([])

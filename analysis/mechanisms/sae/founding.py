@@ -43,10 +43,16 @@ def _matrix(key: dict[str, Any], group: pd.DataFrame, value: str) -> LayerMatrix
     if within:  # the pairs i -> i are not in the table
         sources = targets = tuple(dict.fromkeys((*sources, *targets))) if len(sources) != len(targets) else sources
     values = np.full((len(sources), len(targets)), np.nan)
+    reasons = {}
     for row in group.itertuples():
-        number = getattr(row, value)
+        number, where = (
+            getattr(row, value),
+            (sources.index(str(row.source_layer)), targets.index(str(row.target_layer))),
+        )
         if row.status == "ok" and number is not None:
-            values[sources.index(str(row.source_layer)), targets.index(str(row.target_layer))] = number
+            values[where] = number
+        if np.isnan(values[where]):
+            reasons[where] = str(row.reason) if isinstance(row.reason, str) else "no value"
     if np.isnan(values).all():
         return None
     if within:
@@ -57,7 +63,7 @@ def _matrix(key: dict[str, Any], group: pd.DataFrame, value: str) -> LayerMatrix
     if not within:
         name += f" ({key['relation']}: {key['source_trial'][:6]}@{key['source_step']} to"
         name += f" {key['target_trial'][:6]}@{key['target_step']})"
-    return LayerMatrix(str(name), sources, targets, values, width)
+    return LayerMatrix(str(name), sources, targets, values, width, reasons)
 
 
 def notes(rows: pd.DataFrame) -> list[str]:

@@ -6,8 +6,8 @@ NaN where a pair was skipped.
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ class LayerMatrix:
     values: Matrix
     width: int | None = None
     """Of the narrower network; null where layers differ."""
+    reasons: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    """Why (row, column) is NaN, where the pair was tried; other NaN were not compared at all."""
 
     def __post_init__(self) -> None:
         if self.values.shape != (len(self.sources), len(self.targets)) or not self.values.size:

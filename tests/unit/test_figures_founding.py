@@ -1,0 +1,121 @@
+"""The founding plan's files: counts, shares and the loss follow the rows, and one planted jump changes them."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ndt_ray.errors import SpecError
+from ndt_ray.figures import founding
+from ndt_ray.figures import founding_tables as founded
+from ndt_ray.figures.album import Album
+
+MODELS = {"t1": "transformer_deep", "c1": "cnn_deep", "m1": "mlp_narrow"}
+
+
+def tables(**planted: Any) -> dict[str, pd.DataFrame]:
+    """A published sweep: 10 jumps of a transformer (8 early, 2 mid), 4 of a CNN, 2 of an MLP."""
+    columns = {"data": "mnist", "steps": 2000, "control": "none"}
+    trials = pd.DataFrame([{"trial_id": t, "cell": f"{m}/mnist", "model": m, **columns} for t, m in MODELS.items()])
+    phases = {"t1": [0.01 * k for k in range(1, 9)] + [0.2, 0.3], "c1": [0.01] * 4, "m1": [0.02, 0.03]}
+    jumps = pd.DataFrame(
+        [
+            {
+                "trial_id": t, "layer": f"l{i % 2}", "layer_index": i % 2, "view": "units", "measure": "stable_rank",
+                "mode": "original", "detector": "difference_z", "counted": True, "index": int(400 * p) + i,
+                "step_before": min(2000, int(5 * 400 * p) + i), "step_after": int(5 * 400 * p) + 5 + i, "phase": p,
+                "phase_bin": "early" if p <= 0.1 else "mid", "magnitude": 1e-11 * (i + 1), "speed": 1e-12,
+                "relative_magnitude": 1e-11, "direction": "increase", "z": 3.0,
+            }
+            for t, own in phases.items() for i, p in enumerate(own)
+        ]
+    )  # fmt: skip
+    windows = jumps[["trial_id", "layer", "layer_index", "view", "measure", "step_before", "phase_bin"]].assign(
+        mode="original", loss_change=np.where(np.arange(len(jumps)) % 4 < 3, -0.1, 0.1), loss_expected=np.nan,
+        loss_fell_expected=np.nan, n_layers=0, n_coordinated=np.nan, coordinated_expected=np.nan,
+    )  # fmt: skip
+    rule = {"mode": "original", "measure": "stable_rank", "detector": "difference_z"}
+    rule |= {f"null_{f}_{k}": v for f in ("white", "ar1") for k, v in (("mean", 5.0), ("sd", 1.0))}
+    found = (("t1", 10), ("c1", 4), ("m1", 2))
+    counts = pd.DataFrame([{"trial_id": t, "observed": n, "merged": n, **rule} for t, n in found])
+    empty = {name: pd.DataFrame() for name in founded.TABLES}
+    return empty | {"trials": trials, "jumps": jumps, "event_windows": windows, "jump_counts": counts} | planted
+
+
+def key(found: founded.Jumps | None) -> pd.DataFrame:
+    assert found is not None
+    return founded.key_table(found).set_index("quantity")
+
+
+def test_the_key_table_is_computed_and_stands_beside_noise() -> None:
+    made = key(founded.read(tables()))
+    assert made.loc["total jumps"].to_dict() == {"transformer": 10, "cnn": 4, "mlp": 2}
+    assert made.loc["early %"].to_dict() == {"transformer": 80.0, "cnn": 100.0, "mlp": 100.0}
+    assert made.loc["rule z > 2: expected on white noise", "cnn"] == 5.0
+    assert made.loc["rule z > 2: against AR(1) noise"].to_dict() == {
+        "transformer": "above",
+        "cnn": "within",
+        "mlp": "below",
+    }
+    assert made.loc["jumps with q <= .05", "mlp"] == "not tested" and made.loc["late % in true steps", "cnn"] == 0
+    changes = tables()["event_windows"].query("trial_id == 't1' and phase_bin == 'early'")["loss_change"]
+    assert made.loc["loss improvement (early) %", "transformer"] == round(100 * (changes < 0).mean(), 1)
+
+
+def test_one_planted_late_jump_changes_what_is_said() -> None:
+    rows = tables()["jumps"]
+    late = rows.iloc[[0]].assign(phase=0.9, phase_bin="late", step_before=1800, index=360)
+    made = key(founded.read(tables(jumps=pd.concat([rows, late]))))
+    assert made.loc["late %", "transformer"] == round(100 / 11, 1) and made.loc["total jumps", "transformer"] == 11
+
+
+def test_events_are_preferred_and_carry_their_q() -> None:
+    plain = tables()
+    events = plain["jumps"].iloc[:3].assign(
+        family="f", detector="max_t", null="ar_sieve", significant=[True, True, False], q=[0.01, 0.2, 0.9], size=0.5,
+        width=4.0, statistic=5.0, p_event=0.001, relative_size=0.1,
+    )  # fmt: skip
+    families = pd.DataFrame(
+        [{"family": "f", "primary": True, "detector": "max_t", "null": "ar_sieve", "null_events": 0.1}]
+    )
+    found = founded.read(plain | {"events": events, "event_families": families, "jumps": pd.DataFrame()})
+    assert found is not None and found.mode == "events" and found.null_events == 0.1
+    made = key(found)
+    assert made.loc["total jumps", "transformer"] == 2 and made.loc["jumps with q <= .05", "transformer"] == 1
+
+
+def test_all_files_of_the_plan_are_written_or_their_absence_is_explained(tmp_path: Path) -> None:
+    album = Album(tmp_path)
+    founding.write(album, tables(), "original")
+    names = {p.relative_to(tmp_path).as_posix() for p in album.files}
+    assert names == {
+        "phase2_week3_4/transformer_jump_overview.png", "phase2_week3_4/transformer_early_vs_late.png",
+        "phase2_week3_4/transformer_analysis_results.json", "phase2_week3_4/transformer_jumps_detailed.csv",
+        "phase2_week5_6/cnn_mlp_comprehensive_comparison.png", "phase2_week5_6/cnn_mlp_layer_analysis.png",
+        "phase2_week5_6/cnn_mlp_comparison_results.json", "phase2_week5_6/cnn_representative_jumps.csv",
+        "phase2_week5_6/mlp_representative_jumps.csv", "phase2_week7_8/early_late_comprehensive.png",
+        "phase2_week7_8/early_late_by_architecture.png", "phase2_week7_8/early_late_results.json",
+        "phase2_week7_8/loss_correlations.csv", "key_table.csv", "key_table.md",
+    }  # fmt: skip
+    assert [s.what for s in album.skips] == ["phase2_week3_4/transformer_coordination_detailed.csv"]
+    with open(tmp_path / "phase2_week7_8/loss_correlations.csv") as file:
+        rows = {(r["experiment"], r["timing"]): r for r in csv.DictReader(file)}
+    assert rows["transformer_deep/mnist", "early"]["num_jumps"] == "8"
+    said = json.loads((tmp_path / "phase2_week5_6/cnn_mlp_comparison_results.json").read_text())
+    assert {r["experiment"]: r["verdict_white"] for r in said["beside_noise"]} == {
+        "cnn_deep/mnist": "within", "mlp_narrow/mnist": "below",
+    }  # fmt: skip
+
+
+def test_only_the_experiments_named_are_counted_and_others_are_refused(tmp_path: Path) -> None:
+    found = founded.read(tables(), ["cnn_deep/mnist"])
+    assert found is not None and set(found.rows["family"]) == {"cnn"} and list(key(found).columns) == ["cnn"]
+    with pytest.raises(SpecError, match="no experiment 'cnn_deep/mnits'.*cnn_deep/mnist"):
+        founded.read(tables(), ["cnn_deep/mnits"])
+    album = Album(tmp_path)
+    founding.write(album, tables(jumps=pd.DataFrame(), jump_counts=pd.DataFrame()), "s")
+    assert not album.files and "neither jumps nor events" in album.skips[0].reason
