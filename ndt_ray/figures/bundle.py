@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -15,6 +16,9 @@ from ndt_ray.figures.album import Album, to_json
 from ndt_ray.figures.moments import Moment, chosen_trials, moments
 from ndt_ray.store.reader import Store
 from ndt_ray.store.sweep import open_sweep
+
+if TYPE_CHECKING:
+    from ndt_ray.analysis.mechanisms.context import Contexts
 
 GROKKING = (
     "grokking_measures", "grokking_onsets", "scale_metrics", "specialisation_timeline", "scale_questions",
@@ -143,7 +147,7 @@ def _networks(album: Album, store: Store, sweep: str, wanted: Wanted) -> None:
 
 
 def _maps(
-    album: Album, store: Store, sweep: str, wanted: Wanted, contexts: object, tables: dict[str, pd.DataFrame]
+    album: Album, store: Store, sweep: str, wanted: Wanted, contexts: "Contexts", tables: dict[str, pd.DataFrame]
 ) -> None:
     trials = tables["trials"][tables["trials"]["data"] == "modular_addition"]
     if not len(trials):
@@ -152,8 +156,8 @@ def _maps(
     along: list[Moment] = moments(trials, tables["checkpoints"], nothing, nothing, wanted=wanted.trials)[0]
     scales, timeline = (_table(store, sweep, name) for name in ("scale_metrics", "specialisation_timeline"))
     for moment in along:
-        own = (t[t["trial_id"] == moment.trial] if len(t) else t for t in (scales, timeline))
-        modular.draw(album, moment, contexts, *own, wanted.view)  # type: ignore[arg-type]
+        own, over_time = (t[t["trial_id"] == moment.trial] if len(t) else t for t in (scales, timeline))
+        modular.draw(album, moment, contexts, own, over_time, wanted.view)
 
 
 def archive(files: Sequence[Path], path: str | Path, root: str | Path | None = None) -> Path:

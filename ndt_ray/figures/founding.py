@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from ndt_ray.analysis.phases import BINS, EDGES
 from ndt_ray.figures import founding_tables as founded
@@ -264,7 +265,7 @@ def _phases(axes: Axes, rows: pd.DataFrame) -> None:
     edges = np.linspace(0, max(0.55, top), 45)
     families = _families(rows)
     values = [rows.loc[rows["family"] == f, "phase"].to_numpy(np.float64) for f in families]
-    axes.hist(values, bins=edges, stacked=True, color=[COLOUR.get(f, GREY) for f in families], label=families)
+    axes.hist(values, bins=edges.tolist(), stacked=True, color=[COLOUR.get(f, GREY) for f in families], label=families)
     for edge in EDGES:
         axes.axvline(edge, color=INK, lw=0.8, ls=(0, (4, 3)))
     axes.legend(fontsize=SMALL - 1, frameon=False)
@@ -309,9 +310,9 @@ def _empty(axes: Axes, why: str) -> None:
     axes.set_axis_off()
 
 
-def _log(values: pd.Series) -> np.ndarray:  # type: ignore[type-arg]
+def _log(values: pd.Series) -> NDArray[np.float64]:
     known = values.to_numpy(np.float64, na_value=np.nan)
-    return np.log10(known[known > 0])
+    return np.asarray(np.log10(known[known > 0]))
 
 
 # -- words ------------------------------------------------------------------------------------------------------------
@@ -372,7 +373,7 @@ def _json(album: Album, name: str, results: dict[str, Any]) -> None:
 
 
 def _csv(table: pd.DataFrame) -> str:
-    return table.to_csv(index=False)
+    return str(table.to_csv(index=False))
 
 
 def _markdown(table: pd.DataFrame, title: str) -> str:

@@ -6,7 +6,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -55,7 +55,7 @@ def attention_over(patterns: Mapping[str, ArrayLike], title: str = "Attention, h
     for row, (name, values) in enumerate(found.items()):
         for i in range(n):
             axes = drawn.axes[row * n + i]
-            shape = "equal" if 0.3 < queries / keys < 3 else "auto"
+            shape: Literal["equal", "auto"] = "equal" if 0.3 < queries / keys < 3 else "auto"
             image = axes.imshow(values[i], "viridis", vmin=0.0, vmax=most, interpolation="nearest", aspect=shape)
             axes.set(xticks=[], yticks=[])
             if row == 0:
@@ -179,7 +179,7 @@ def class_maps(
     for row, (step, values) in enumerate(found.items()):
         for i, c in enumerate(classes):
             axes = drawn.axes[row * n + i]
-            shape = "equal" if 0.4 <= tall / wide <= 1.6 else "auto"
+            shape: Literal["equal", "auto"] = "equal" if 0.4 <= tall / wide <= 1.6 else "auto"
             image = axes.imshow(
                 values[i], colours, vmin=limits[0], vmax=limits[1], interpolation="nearest", aspect=shape
             )

@@ -135,7 +135,7 @@ def _around(row: Any, cell: str) -> Moment:
 
 def _longest(group: pd.DataFrame, steps: Mapping[str, NDArray[np.int64]]) -> str:
     ordered = group.sort_values([c for c in ("seed", "trial_id") if c in group])["trial_id"].astype(str)
-    return max(ordered, key=lambda trial: int(steps[trial][-1]))
+    return str(max(ordered, key=lambda trial: int(steps[trial][-1])))
 
 
 def _along(saved: NDArray[np.int64]) -> dict[str, int]:

@@ -111,7 +111,7 @@ def _looked(
     first: Any = None
     layers: list[str] = []
     clear: dict[int, NDArray[np.int64]] = {}
-    for name, step in reversed(moment.steps.items()):  # the last first: it says which stimuli are clear
+    for name, step in reversed(list(moment.steps.items())):  # the last first: it says which stimuli are clear
         try:
             context = contexts(moment.trial, step)
         except NdtError as error:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -80,7 +81,9 @@ def landmarks(
     lanes = max(1, len(layers))
     words = "events" if not guess else "no event is significant: candidates"
     told = f"bars: {words if len(events) else 'no events were sought'}; marks: steps of grokking_onsets"
-    handles = [Line2D([], [], marker=m, color=c, ls="", ms=5, label=name) for name, (m, c) in LANDMARKS.items()]
+    handles: list[Artist] = [
+        Line2D([], [], marker=m, color=c, ls="", ms=5, label=name) for name, (m, c) in LANDMARKS.items()
+    ]
     if len(found):
         handles.append(Patch(color=CANDIDATE if guess else EVENT, label="candidate" if guess else "event"))
     size = (7.4, 0.6 + 0.22 * (lanes + 1) * len(known))
