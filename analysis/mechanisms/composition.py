@@ -109,7 +109,7 @@ def _ablate(context: ProbeContext, out: Metrics) -> None:
         for name, logits in changed.items():
             known = logits.argmax(1) == context.labels
             for metric, change in (
-                (f"{name}_loss", context.losses(logits) - whole),
+                (f"{name}_loss", context.losses_of(logits) - whole),
                 (f"{name}_impact", right.astype(np.float64) - known),
             ):
                 error = float(change.std(ddof=1) / np.sqrt(len(change)))

@@ -142,9 +142,9 @@ class ProbeContext:
         found = None if self.classifier is None else self._forward[1][self.classifier]
         return None if found is None or found.ndim != 2 else np.asarray(found.double().numpy())
 
-    def losses(self, logits: Floats | None = None) -> Floats:
-        """Cross-entropy `[n]` of each stimulus, in nats; of these logits, or the network's own."""
-        return _cross_entropy(torch.from_numpy(self.logits if logits is None else logits), self.labels)
+    def losses(self) -> Floats:
+        """Cross-entropy `[n]` of each stimulus, in nats."""
+        return self.losses_of(self.logits)
 
     @cached_property
     def _forward(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -216,15 +216,7 @@ class ProbeContext:
 
     def logits_without(self, path: str, instead: Tensor | float) -> Floats:
         """Logits `[n, classes]` where a module gives `instead` - one number, or one stimulus' output - for all."""
-
-        def hook(_module: nn.Module, _args: Any, output: Any) -> Tensor:
-            return torch.zeros_like(first_tensor(output, path)) + instead
-
-        handle = self.model.get_submodule(path).register_forward_hook(hook)
-        try:
-            return np.asarray(torch.cat(self._pass()).double().numpy())
-        finally:
-            handle.remove()
+        return self.logits_with(path, lambda output: torch.zeros_like(output) + instead)
 
     def logits_with(self, path: str, change: Callable[[Tensor], Tensor]) -> Floats:
         """Logits `[n, classes]` where the output of a module is changed: an intervention, with a pass of its own."""
