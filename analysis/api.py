@@ -1,6 +1,7 @@
 """What an analysis is: a pure function of tables, declared with what it reads, writes and is partitioned by."""
 
 import ast
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -202,6 +203,7 @@ def conform(table: Table, frame: pd.DataFrame) -> pa.Table:
         raise SpecError(f"rows for table '{table.name}' do not fit its types: {error}") from error
 
 
+@functools.cache
 def module_hash(module: str) -> str:
     """SHA-256 of a module's source and of every ndt_ray module it stands on; comments and layout do not count."""
     digest, source = hashlib.sha256(), inspect.getsourcefile(importlib.import_module(module))

@@ -65,6 +65,7 @@ def test_types_by_phase_sum_up_and_a_planted_payoff_of_late_events_is_found():
     assert tests.loc["phase_by_type", "value"] == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_without_a_payoff_the_loss_test_keeps_its_level():
     said = [
         run(type_phases.taxonomy_phases, typed_events(0.0, seed), permutations=99)["taxonomy_phase_tests"]
