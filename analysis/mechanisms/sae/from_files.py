@@ -23,6 +23,7 @@ from ndt_ray.analysis.stored import StoredSweep
 from ndt_ray.errors import SpecError
 from ndt_ray.store.outputs import Outputs
 from ndt_ray.store.reader import Store
+from ndt_ray.store.schema import register_table
 from ndt_ray.store.sweep import create_sweep, list_sweeps
 
 RELATIONS = ("layers", "architectures", "data")
@@ -63,7 +64,8 @@ def transfer_files(
     for one in captured:
         digest.update(f"{one.network} {one.layer} {one.texts} {one.lengths.tolist()}".encode() + one.rows.tobytes())
     key = digest.hexdigest()[:16]
-    outputs = {table.name: Outputs(store, sweep, table.name) for table in (SAE, TRANSFER)}
+    # Registered with the analyses of these names, which nothing here imports.
+    outputs = {register_table(table).name: Outputs(store, sweep, table.name) for table in (SAE, TRANSFER)}
     before = {name: there.entries() for name, there in outputs.items()}
     if all("sweep" in entries and entries["sweep"].cache_key == key for entries in before.values()):
         rows = {name: sum(p.rows for p in entries["sweep"].parts) for name, entries in before.items()}
