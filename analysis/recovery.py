@@ -85,7 +85,7 @@ CONTRASTS = Table(
         Column("q_attainable", "float64", "smallest q that it could have had, if it alone had an effect"),
         Column("finding", "string", "computed: lasting, healed, worse_than_other, milder_than_other or not_shown"),
     ),
-    ("cell", "kind", "target", "at", "until", "dose", "lr_from", "against", "measure"),
+    ("cell", "kind", "target", "at", "until", "dose", "against", "measure"),
 )
 
 OWN = -1

@@ -14,7 +14,7 @@ from ndt_ray.report.parts import Claim, Figure, Kind, Plate, Section
 from ndt_ray.report.source import Answer, Source
 from ndt_ray.report.words import count, interval, level, listed, number
 
-ARM = ["cell", "kind", "target", "at", "until", "dose"]
+ARM = ["cell", "kind", "target", "at", "until", "dose", "lr_from"]
 WORDS = {"impact": "at first", "area": "on average", "final": "at the end"}
 """Measures of `recovery_contrasts`, as parts of a sentence about a deficit."""
 SPOKEN = 8
@@ -49,7 +49,20 @@ def _arm(source: Source, r: Any) -> str:
     """ablate conv_layers.0 at step 60 (half of the units) in cnn."""
     when = f"at step {number(r.at)}" if r.at == r.until else f"over steps {number(r.at)} to {number(r.until)}"
     dose = "" if r.dose is None or r.dose != r.dose or r.dose == 1 else f" × {number(r.dose)}"
-    return f"{r.kind} {r.target}{dose} {when} in {source.label(r.cell)}"
+    return f"{r.kind} {r.target}{dose} {when}{_rates(r.lr_from)} in {source.label(r.cell)}"
+
+
+def _rates(lr_from: Any) -> str:
+    """What the learning rates do after the intervention, where they are not the trial's own."""
+    return "" if pd.isna(lr_from) else f", then the learning rates from step {number(lr_from)} on"
+
+
+def _than(against: str) -> str:
+    """What an arm is compared with, in words."""
+    if against == "kept":
+        return "than with the schedule kept"
+    step = against.rpartition("@")[2]
+    return f"than at step {step}" + (" followed by the same learning rates" if against.startswith("lr@") else "")
 
 
 def _deficit(r: Any) -> str:
@@ -96,8 +109,8 @@ def _between(source: Source, answer: Answer) -> Iterator[Claim]:
     of += f"{count(len(judged), 'pair')}"
     clear = judged[judged["q"] <= ALPHA]
     said = [
-        f"{_arm(source, r)} costs {number(abs(r.mean), 2)} {'more' if r.mean > 0 else 'less'} than at step "
-        f"{str(r.against).removeprefix('@')} (difference {interval(r.lo, r.hi) or number(r.mean, 2)}, "
+        f"{_arm(source, r)} costs {number(abs(r.mean), 2)} {'more' if r.mean > 0 else 'less'} "
+        f"{_than(str(r.against))} (difference {interval(r.lo, r.hi) or number(r.mean, 2)}, "
         f"{count(int(r.n), 'seed')}, q {level(r.q)})"
         for r in (clear if len(clear) else judged).head(SPOKEN).itertuples()
     ]
@@ -136,8 +149,8 @@ def _plates(source: Source) -> Iterator[Plate]:
         "ORDER BY 1, 2"
     ).rows
     figures = []
-    groups = list(arms.groupby(["cell", "kind", "target", "dose"], sort=False, dropna=False))
-    for (cell, kind, target, dose), own in groups[:MOST]:
+    groups = list(arms.groupby(["cell", "kind", "target", "dose", "lr_from"], sort=False, dropna=False))
+    for (cell, kind, target, dose, lr_from), own in groups[:MOST]:
         made = _lines(own, rows)
         if made.empty:
             continue
@@ -146,7 +159,7 @@ def _plates(source: Source) -> Iterator[Plate]:
         rules = rules.assign(text=[number(s) for s in rules["at"]])
         spec = curves(made, names, int(made["step"].max()), "held-out accuracy", rules=rules)
         share = "" if dose is None or dose != dose or dose == 1 else f" × {number(dose)}"
-        title = f"{kind} {target}{share} in {source.label(cell)}"
+        title = f"{kind} {target}{share}{_rates(lr_from)} in {source.label(cell)}"
         ends = made[made["step"] == made["step"].max()]
         said = listed(f"{r.name_} {number(r.mean, 3)}" for r in ends.rename(columns={"name": "name_"}).itertuples())
         figures.append(Figure(title, spec, f"{title}: accuracy at the end, mean over seeds: {said}."))

@@ -38,7 +38,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         families = pd.DataFrame([{c.name: None for c in EVENT_FAMILIES.columns} | {**FAMILY, "primary": True}])
         found = {"events": conform(EVENTS, events), "event_families": conform(EVENT_FAMILIES, families)}
         tables = StoredSweep(opened, SWEEP)
-        tables.commit("planted", [tables.write("planted", Partition(), "k", found)])
+        tables.commit("planted", [tables.write("planted", Partition(), "k", found, {})])
     return where
 
 

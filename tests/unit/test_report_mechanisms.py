@@ -267,7 +267,7 @@ def test_lags_are_described_with_their_interval_and_never_a_finding(store: Store
 
 def contrast(measure: str, mean: float, q: float, against: str = "untouched", reach: float = 0.03) -> dict[str, Any]:
     row = {"cell": "mlp/digits", "kind": "ablate", "target": "network.0", "at": 100, "until": 100, "dose": 1.0}
-    row |= {"against": against, "measure": measure, "n": 6, "mean": mean, "lo": mean - 0.1, "hi": mean + 0.1, "p": q}
+    row |= {"lr_from": None, "against": against, "measure": measure, "n": 6, "mean": mean, "lo": mean - 0.1, "hi": mean + 0.1, "p": q}
     return row | {"p_attainable": reach, "q": q, "q_attainable": reach, "finding": "not_shown"}
 
 
@@ -385,3 +385,11 @@ def test_conclusions_count_what_the_sections_say_and_name_what_was_not_asked(tmp
     assert changed["state"] == "answered in part: 1 finding" and changed["next"] == "ndt analyze planted hypotheses"
     assert rows.loc["What drives their timing: loss, gradients, learning rate?", "state"] == "not asked"
     assert found.sheets[1].rows["finding"].tolist() == [c.text for c in told if c.kind == "finding"]
+
+
+def test_arms_with_other_learning_rates_are_told_apart(lesions: Store) -> None:
+    rows = [contrast("area", 0.2, 0.03, against="kept") | {"lr_from": 0}, contrast("area", 0.1, 0.03, against="lr@50")]
+    put(lesions, "recovery", {"recovery": _arms(lesions), "recovery_contrasts": rows})
+    text = section(lesions, "recovery").claims[-1].text
+    assert "at step 100, then the learning rates from step 0 on in" in text and "than with the schedule kept" in text
+    assert "than at step 50 followed by the same learning rates" in text
