@@ -217,7 +217,7 @@ def _attention(album: Album, seen: Drawn) -> None:
     for path in _few(album, ATTENTION, seen.moment, paths):
         if album.room(ATTENTION):
             patterns = {seen.titled(name): lk.attention[path] for name, lk in seen.looks.items()}
-            told = f"{seen.moment.words}; mean over {len(seen.labels)} stimuli"
+            told = f"{seen.moment.words}; query down, key across, mean over {len(seen.labels)} stimuli"
             made = looking.attention_over(patterns, f"Attention, head by head: {path}", told)
             caption = (
                 f"Attention patterns of {path}, a column a head; mean over {len(seen.labels)} stimuli of the probe."
