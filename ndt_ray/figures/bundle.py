@@ -138,6 +138,8 @@ def _networks(album: Album, store: Store, sweep: str, wanted: Wanted) -> None:
         wanted=wanted.trials,
         per_cell=wanted.events,
     )
+    if not len(tables["events"]):
+        album.skip("Events", "before, during and after", f"none were sought: `ndt analyze {sweep} events`")
     for what in left:
         album.skip("Events", what.what, what.reason)
     contexts = Contexts(StoredSweep(store, sweep), kept=1)

@@ -49,7 +49,7 @@ def attention_over(patterns: Mapping[str, ArrayLike], title: str = "Attention, h
         raise SpecError(f"checkpoints of one layer have patterns of one shape, but got {sorted(shapes)}")
     (n, queries, keys) = shapes.pop()
     tall = float(np.clip(1.5 * queries / keys, 0.55, 1.6))
-    told = told or ", ".join(found) + " from above, mean over stimuli"
+    told = told or ", ".join(found) + " from above; query (down) × key (across), mean over stimuli"
     drawn = canvas((1.5 * n + 1.2, (tall + 0.25) * len(found) + 0.3), (len(found), n), n * len(found), (title, told))
     most = max(float(values.max()) for values in found.values())
     for row, (name, values) in enumerate(found.items()):
@@ -61,7 +61,7 @@ def attention_over(patterns: Mapping[str, ArrayLike], title: str = "Attention, h
             if row == 0:
                 head(axes, f"head {i}", 1.4)
             if i == 0:
-                axes.set_ylabel(f"{name}\nquery", fontsize=SMALL, color=INK)
+                axes.set_ylabel(name.replace(" (", "\n("), fontsize=SMALL, color=INK)
             if row == len(found) - 1:
                 axes.set_xlabel("key", fontsize=SMALL, color=INK)
     _bar(drawn.figure, image, drawn.axes, "attention")

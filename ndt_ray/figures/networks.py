@@ -169,7 +169,7 @@ def look(context: "ProbeContext", layers: Sequence[str], clear: Mapping[int, NDA
         if weight is not None:
             found.weights[path] = weight
         found.units[path] = context.stimuli(path)
-        found.classes[path] = _class_means(context.activations(path), context.layer(path).kind, clear)
+        found.classes[path] = class_means(context.activations(path), context.layer(path).kind, clear)
     ids = context.inputs.numpy() if context.kind != "image" else None
     for path, pattern in context.attention.items():
         found.attention[path] = pattern.mean(0, dtype=np.float64)
@@ -177,7 +177,7 @@ def look(context: "ProbeContext", layers: Sequence[str], clear: Mapping[int, NDA
     return found
 
 
-def _class_means(values: NDArray[np.float32], kind: str, clear: Mapping[int, NDArray[np.int64]]) -> Floats:
+def class_means(values: NDArray[np.float32], kind: str, clear: Mapping[int, NDArray[np.int64]]) -> Floats:
     """[classes, height, width]: of a convolution where in the image its channels answer (their mean positive part), of
     tokens tokens × features, of units all of them in reading order; NaN for a class without clear stimuli."""
     maps = []
@@ -187,9 +187,10 @@ def _class_means(values: NDArray[np.float32], kind: str, clear: Mapping[int, NDA
             chosen = np.maximum(chosen, 0).mean(1)
         elif chosen.ndim == 2:
             side = math.ceil(math.sqrt(chosen.shape[1]))
-            full = np.full((len(chosen), math.ceil(chosen.shape[1] / side) * side), np.nan)
+            tall = math.ceil(chosen.shape[1] / side)
+            full = np.full((len(chosen), tall * side), np.nan)
             full[:, : chosen.shape[1]] = chosen
-            chosen = full.reshape(len(chosen), -1, side)
+            chosen = full.reshape(len(chosen), tall, side)
         maps.append(chosen.mean(0) if len(chosen) else np.full(chosen.shape[1:], np.nan))
     return np.stack(maps)
 
@@ -217,7 +218,7 @@ def _attention(album: Album, seen: Drawn) -> None:
     for path in _few(album, ATTENTION, seen.moment, paths):
         if album.room(ATTENTION):
             patterns = {seen.titled(name): lk.attention[path] for name, lk in seen.looks.items()}
-            told = f"{seen.moment.words}; mean over {len(seen.labels)} stimuli"
+            told = f"{seen.moment.words}; query down, key across, mean over {len(seen.labels)} stimuli"
             made = looking.attention_over(patterns, f"Attention, head by head: {path}", told)
             caption = (
                 f"Attention patterns of {path}, a column a head; mean over {len(seen.labels)} stimuli of the probe."

@@ -88,6 +88,7 @@ def test_events_are_preferred_and_carry_their_q() -> None:
     assert made.loc["total jumps", "transformer"] == 2 and made.loc["jumps with q <= .05", "transformer"] == 1
 
 
+@pytest.mark.slow
 def test_all_files_of_the_plan_are_written_or_their_absence_is_explained(tmp_path: Path) -> None:
     album = Album(tmp_path)
     founding.write(album, tables(), "original")

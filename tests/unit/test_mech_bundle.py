@@ -20,7 +20,7 @@ from ndt_ray.figures.album import Album, to_json
 from ndt_ray.figures.bundle import Wanted, archive, write_mechanisms
 from ndt_ray.figures.canvas import canvas
 from ndt_ray.figures.moments import Moment, moments
-from ndt_ray.figures.networks import clear_stimuli
+from ndt_ray.figures.networks import class_means, clear_stimuli
 from ndt_ray.store.reader import open_store
 
 TRIALS = pd.DataFrame(
@@ -89,6 +89,9 @@ def test_clear_stimuli_are_right_and_the_most_confident() -> None:
     logits = np.array([[3.0, 0], [1.0, 0], [0, 1.0], [2.0, 0]])
     found = clear_stimuli(logits, np.array([0, 0, 0, 1]))
     assert found[0].tolist() == [0, 1] and found[1].tolist() == []
+    means = class_means(np.arange(20, dtype=np.float32).reshape(4, 5), "units", found)
+    assert means.shape == (2, 2, 3) and np.isnan(means[1]).all()  # no image is clear: blank
+    np.testing.assert_array_equal(means[0].ravel()[:5], [2.5, 3.5, 4.5, 5.5, 6.5])
 
 
 def test_what_is_drawn_beside_each_other_is_what_was_given() -> None:
@@ -129,6 +132,7 @@ def test_neurons_are_chosen_by_their_scales_and_bad_rules_are_refused() -> None:
     assert modular.View(grid=(40, 40)).slow and not modular.View(most=10, grid=(40, 40)).slow
 
 
+@pytest.mark.slow
 def test_maps_of_a_modular_network_at_full_and_reduced_resolution(tmp_path: Path) -> None:
     from ndt_ray.data import load
     from ndt_ray.models import build
@@ -221,9 +225,8 @@ def test_without_its_checkpoint_or_attention_a_network_is_left_out_with_the_reas
     shutil.copytree(folder(), tmp_path / "store")
     store = open_store(tmp_path / "store")
     trial = trial_of(store, "mlp")
-    path = store.sql("SELECT path FROM checkpoints WHERE trial_id = ? AND step = 40", [trial])["path"].item()
-    (file,) = [p for p in (tmp_path / "store").rglob(Path(path).name) if trial in str(p) or "40" in p.name]
-    file.unlink()
+    rows = store.sql("SELECT path FROM checkpoints WHERE trial_id = ? AND step = 40", [trial])
+    (tmp_path / "store" / rows["path"].item()).unlink()
     arguments = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "o"), "--trial", trial, "--units", "0"]
     with pytest.raises(SystemExit) as end:
         main(["mechanisms", SWEEP, *arguments, "--format", "pdf", "--archive", str(tmp_path / "a.zip"), "--founding"])
