@@ -187,7 +187,7 @@ def test_a_long_list_of_problems_is_cut() -> None:
         (Checkpoint, {"at": [1, -1]}, "at[1]: must be greater than or equal to 0, but got -1"),
         (Measure, {"views": {"token": "mean"}}, "views: unknown kind of layer 'token' - did you mean 'tokens'?"),
         (Measure, {"views": {"tokens": "gap"}}, "views: tokens: unknown view 'gap'"),
-        (Control, "lr1", "or 'damage', but got 'lr1' - did you mean 'lr0'?"),
+        (Control, "lr1", "or 'schedule', but got 'lr1' - did you mean 'lr'?"),
         (Control, "frozen", "'frozen' is written frozen:LAYER"),
         (Named, {"params": {}}, "name: missing"),
         (Named, {"name": "x", "params": 3}, "params: must be a mapping, but got 3"),
