@@ -267,7 +267,16 @@ def test_lags_are_described_with_their_interval_and_never_a_finding(store: Store
 
 def contrast(measure: str, mean: float, q: float, against: str = "untouched", reach: float = 0.03) -> dict[str, Any]:
     row = {"cell": "mlp/digits", "kind": "ablate", "target": "network.0", "at": 100, "until": 100, "dose": 1.0}
-    row |= {"lr_from": None, "against": against, "measure": measure, "n": 6, "mean": mean, "lo": mean - 0.1, "hi": mean + 0.1, "p": q}
+    row |= {
+        "lr_from": None,
+        "against": against,
+        "measure": measure,
+        "n": 6,
+        "mean": mean,
+        "lo": mean - 0.1,
+        "hi": mean + 0.1,
+        "p": q,
+    }
     return row | {"p_attainable": reach, "q": q, "q_attainable": reach, "finding": "not_shown"}
 
 
