@@ -111,6 +111,7 @@ def landmarks(
                 last = max(last, float(step))
     axes.set_yticks([y for y, _ in ticks], [text for _, text in ticks])
     axes.set_ylim(len(known) * (lanes + 1.0) - 0.5, -1.0)
+    axes.set_xlim(0, 1.03 * last)
     step_axis(axes, last)
     axes.set_xlabel("training step", fontsize=NORMAL, color=INK)
     return drawn.figure, _lag_words(lags)
@@ -151,23 +152,24 @@ def beside(names: Mapping[str, str], tables: Mapping[str, pd.DataFrame], spectra
         if len(spectra):
             own = spectra[(spectra["trial_id"] == trial) & (spectra["step"] == last) & (spectra["part"] == "logits")]
             spectrum.bar(own["frequency"], own["share"], width=0.9, color="#0072b2")
+        most = int(rows["p"].iloc[0]) // 2 + 1
+        spectrum.set_xlim(0, most)
+        neurons.set_xlim(0, most)
         spectrum.set_xlabel("frequency", fontsize=SMALL, color=INK)
         timeline = tables["specialisation_timeline"]
         if len(timeline):
             own = timeline[(timeline["trial_id"] == trial) & (timeline["kind"] == "neuron")]
-            for part, colour, label in (
-                (own, "#cccccc", "dominant"),
-                (own[own["fraction"] >= 0.85], "#009e73", "≥ 85 % of energy"),
-            ):
+            for part, colour in ((own, "#cccccc"), (own[own["fraction"] >= 0.85], "#009e73")):
                 counts = part[part["frequency"] > 0]["frequency"].value_counts()
-                neurons.bar(counts.index, counts.to_numpy(), width=0.9, color=colour, label=label)
+                neurons.bar(counts.index, counts.to_numpy(), width=0.9, color=colour)
         neurons.set_xlabel("frequency", fontsize=SMALL, color=INK)
         if i == 0:
             for axes, text in ((losses, "loss (nats)"), (spectrum, "share of logits"), (neurons, "neurons")):
                 axes.set_ylabel(text, fontsize=NORMAL, color=INK)
             losses.legend(fontsize=SMALL - 1, frameon=False)
             if len(timeline):
-                neurons.legend(fontsize=SMALL - 1, frameon=False)
+                shown = [Patch(color="#cccccc", label="dominant"), Patch(color="#009e73", label="≥ 85 % of energy")]
+                neurons.legend(handles=shown, fontsize=SMALL - 1, frameon=False)
     return drawn.figure
 
 
