@@ -42,6 +42,15 @@ def _one_torch_thread() -> None:
         torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _planted_tables() -> Iterator[None]:
+    """Tables that a test declares for itself are called `planted_...`, and are gone for the next one."""
+    yield
+    schema = sys.modules.get("ndt_ray.store.schema")
+    for name in [name for name in (schema.TABLES if schema else ()) if name.startswith("planted_")]:
+        del schema.TABLES[name]
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of data sets; a test that needs it is skipped, by name, where NDT_DATA is not set."""

@@ -33,7 +33,7 @@ def watching(name: str, deadly: str = "") -> Analysis:
     """Writes the process, the network's identity and its forward passes; kills its worker for one trial."""
     columns = [Column("trial_id", "string", ""), Column("step", "int32", "")]
     columns += [Column(c, "int64", "") for c in ("pid", "network", "passes")]
-    table = Table(f"watch_{name}", "", tuple(columns), ("trial_id", "step"))
+    table = Table(f"planted_{name}", "", tuple(columns), ("trial_id", "step"))
 
     def compute(data: AnalysisInput) -> dict[str, pd.DataFrame]:
         context = data.context()
@@ -41,7 +41,7 @@ def watching(name: str, deadly: str = "") -> Analysis:
         if data.partition.trial_id == deadly:
             os.kill(os.getpid(), signal.SIGKILL)
         row = {**data.partition.key, "pid": os.getpid(), "network": id(context), "passes": context.passes}
-        return {f"watch_{name}": pd.DataFrame([row])}
+        return {f"planted_{name}": pd.DataFrame([row])}
 
     return analysis(name=name, reads=("trials", "checkpoints"), writes=(table,), per="checkpoint", context=True)(
         compute
@@ -54,7 +54,7 @@ def test_actors_share_a_network_among_analyses_and_agree_with_one_process(store:
     both = [(watching("one"), None), (watching("two"), None), ("collapse", None)]
     reports = run_together(both, tables, executor="ray", workers=2, partitions=chosen)
     assert all(r.ok and r.done == 4 for r in reports)
-    one, two = (store.sql(f"SELECT * FROM watch_{n} ORDER BY trial_id, step") for n in ("one", "two"))
+    one, two = (store.sql(f"SELECT * FROM planted_{n} ORDER BY trial_id, step") for n in ("one", "two"))
     pd.testing.assert_frame_equal(one, two)  # the same object in the same process, and one pass for both
     assert set(one["passes"]) == {1} and os.getpid() not in set(one["pid"])
     query = "SELECT * EXCLUDE (sweep) FROM collapse_metrics ORDER BY ALL"

@@ -53,7 +53,7 @@ def store(filled: Path, tmp_path: Path) -> Iterator[Store]:
 
 def murderous(marks: Path, name: str, victims: tuple[str, ...], times: int) -> Analysis:
     """An analysis whose worker dies on some partitions, by SIGKILL or os._exit, the first few times each."""
-    table = Table(name, "", (Column("trial_id", "string", ""), Column("pid", "int64", "")), ("trial_id",))
+    table = Table(f"planted_{name}", "", (Column("trial_id", "string", ""), Column("pid", "int64", "")), ("trial_id",))
 
     def compute(data: AnalysisInput) -> dict[str, pd.DataFrame]:
         trial = str(data.partition.trial_id)
@@ -64,7 +64,7 @@ def murderous(marks: Path, name: str, victims: tuple[str, ...], times: int) -> A
             if died % 2:
                 os._exit(7)
             os.kill(os.getpid(), signal.SIGKILL)
-        return {name: pd.DataFrame([{"trial_id": trial, "pid": os.getpid()}])}
+        return {table.name: pd.DataFrame([{"trial_id": trial, "pid": os.getpid()}])}
 
     return analysis(name=name, reads=("trials",), writes=(table,), per="trial")(compute)
 
@@ -85,7 +85,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing(store: Store, tmp_path: Pat
     job = murderous(tmp_path / "marks", "survivors", victims=TRIALS[2:4], times=1)
     report = run(job, StoredSweep(store, "planted"), executor="ray", workers=2, progress=told.append)
     assert report.ok and report.done == 8 and report.retries == 2
-    found = store.sql("select * from survivors order by trial_id")
+    found = store.sql("select * from planted_survivors order by trial_id")
     assert found["trial_id"].tolist() == list(TRIALS)
     assert os.getpid() not in set(found["pid"]) and len(told) == 9
 
@@ -97,13 +97,13 @@ def test_a_partition_that_kills_its_worker_every_time_ends_as_a_dead_letter(stor
     (letter,) = report.dead
     assert letter.partition == Partition(TRIALS[0]) and letter.attempts == 3 and "worker died" in letter.error
     assert len(list((tmp_path / "marks").glob("*"))) == 3
-    assert len(store.sql("select * from poisoned")) == 7
+    assert len(store.sql("select * from planted_poisoned")) == 7
     report = run(job, StoredSweep(store, "planted"), executor="ray", attempts=1)
     assert report.skipped == 7 and len(report.dead) == 1
 
 
 def test_an_exception_in_a_worker_comes_back_with_its_traceback(store: Store) -> None:
-    table = Table("nothing", "", (Column("trial_id", "string", ""),), ("trial_id",))
+    table = Table("planted_nothing", "", (Column("trial_id", "string", ""),), ("trial_id",))
 
     def fail(data: AnalysisInput) -> dict[str, pd.DataFrame]:
         raise ValueError("not this one")
