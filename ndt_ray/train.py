@@ -60,7 +60,7 @@ def train_pack(pack: Pack, sink: Sink, resume: tuple[int, Arrays] | None = None)
                 break
         if stage is planned[-1] or not any(run.engine.alive):
             run.recorder.end()
-            sink.commit(run.train.steps, run.state, finished=True)
+            run.sink.commit(run.train.steps, run.state, finished=True)
             return True
         run.recorder.flush()
         step, state = stage.until, picked(run.state(), stage.follows)

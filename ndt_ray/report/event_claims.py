@@ -142,13 +142,13 @@ def where(family: Row, own: pd.DataFrame, cells: pd.DataFrame, sql: str) -> Iter
 
 
 def untested(tests: Answer) -> Iterator[Claim]:
-    """Series that the detector cannot calibrate, by kind; the kinds add up."""
+    """Series that got no p - the detector does not hold its level on them, or the null has too little - by kind."""
     left = tests.rows[~tests.rows["calibrated"].astype(bool)]
     if left.empty:
         return
     why = listed(f"{n:,} {readable(str(kind))}" for kind, n in left["kind"].value_counts().items())
-    text = f"{len(left):,} of {count(len(tests.rows), 'series')} cannot be tested ({why}): the detector does not hold "
-    text += "its level on such series, so they get no p and no q, and no claim covers them."
+    text = f"{len(left):,} of {count(len(tests.rows), 'series')} cannot be tested ({why}): they get no p and no q, and "
+    text += "no claim covers them."
     yield Claim(text, "caution", tests.sql)
 
 
