@@ -62,6 +62,7 @@ class Facts:
     store_error: str | None
     scratch: str = field(default_factory=tempfile.gettempdir)
     solver: str = ""
+    moving: bool = False
 
 
 def doctor(store: str | Path | None = None, address: str | None = None) -> list[Check]:
@@ -97,6 +98,7 @@ def inspect(probe: "Probe | None" = None) -> Facts:
         clock=time.time(),
         store_error=None if probe is None else probe.seen_from_here(),
         solver=_solver(),
+        moving=_moving(),
     )
 
 
@@ -113,6 +115,14 @@ def _solver() -> str:
     except ImportError:  # no torch, which is said already
         return ""
     return native.status()
+
+
+def _moving() -> bool:
+    try:
+        from ndt_ray.lanes.numerics import products_stand_still
+    except ImportError:
+        return False
+    return not products_stand_still()
 
 
 def _gpus() -> list[str]:
@@ -148,6 +158,9 @@ def judge(node: str, facts: Facts, driver: Facts, resources: Mapping[str, float]
     checks.append(_at_least(node, "memory", facts.memory_available, need, "available", todo))
     if facts.solver:
         checks.append(Check(node, "spectra", "ok", f"solved by {facts.solver}"))
+    if facts.moving:
+        todo = "set MKL_CBWR=AUTO before Python starts: a lane is else not bit for bit the same in every pack"
+        checks.append(Check(node, "products", "warn", "depend on where in memory their operands lie", todo))
     if facts.store_error:
         todo = "give every node the same store: a shared folder or an object store, with credentials in its environment"
         checks.append(Check(node, "sees the store", "fail", facts.store_error, todo))

@@ -1,11 +1,13 @@
 """What a trajectory's bits depend on besides the trial: set the same way everywhere, and written down."""
 
 import ctypes
+import functools
 import os
 import platform
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ndt_ray import native
 
@@ -44,11 +46,42 @@ def fingerprint(device: torch.device) -> str:
         p = torch.cuda.get_device_properties(device)
         where = f"{p.name} sm{p.major}{p.minor} {p.multi_processor_count}sm cuda{torch.version.cuda}"
     else:
-        blas = "mkl" if torch.backends.mkl.is_available() else "blas"  # type: ignore[no-untyped-call]
-        cbwr = os.environ.get("MKL_CBWR", "auto")
+        blas = f"mkl:{os.environ.get('MKL_CBWR')}" if has_mkl() else "blas"
         isa = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-        where = f"{isa} {blas}:{cbwr} threads{torch.get_num_threads()}"
+        moving = "" if products_stand_still() else " moving"
+        where = f"{isa} {blas}{moving} threads{torch.get_num_threads()}"
     return f"torch{torch.__version__} numpy{np.__version__} {where}{native.mark()}"
+
+
+def has_mkl() -> bool:
+    """Whether this torch multiplies with MKL."""
+    return bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
+
+
+@functools.cache
+def products_stand_still() -> bool:
+    """Whether products of matrices are the same bits wherever in memory their operands lie.
+
+    MKL that was first called before `MKL_CBWR` was set breaks it on some processors; a lane's measurements then depend
+    on the pack around it, in the last bits.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.float64):
+        for rows, inner, columns in ((5, 64, 5), (32, 64, 32), (64, 64, 1)):
+            left, right = (_moved(torch.randn(n, inner, generator=generator, dtype=dtype)) for n in (rows, columns))
+            first = torch.mm(left[0], right[0].mT)
+            if not all(torch.equal(torch.mm(x, y.mT), first) for x in left for y in right):
+                return False
+    return True
+
+
+def _moved(matrix: Tensor) -> list[Tensor]:
+    """Copies that begin one number further each from where the allocator would put them: 8 doubles are 64 bytes."""
+    copies = []
+    for offset in range(8):
+        room = matrix.new_empty(matrix.numel() + offset)
+        copies.append(room[offset:].view(matrix.shape).copy_(matrix))
+    return copies
 
 
 def pick_device(gpus: float) -> torch.device:

@@ -143,3 +143,9 @@ def test_importing_the_modules_imports_no_ray() -> None:
 
     code = "import sys, ndt_ray.cluster, ndt_ray.doctor; sys.exit('ray' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_products_that_move_are_a_warning_with_the_way_out(here: doctor.Facts) -> None:
+    assert "products" not in troubles(doctor.judge("node", dataclasses.replace(here, moving=False), here))
+    (found,) = [c for c in doctor.judge("node", dataclasses.replace(here, moving=True), here) if c.name == "products"]
+    assert found.status == "warn" and "MKL_CBWR=AUTO" in found.todo
