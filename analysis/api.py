@@ -52,7 +52,7 @@ class Partition:
 
 
 class Artifacts(Protocol):
-    """Files an analysis makes beside its tables, named by what they are made from: `runner.SweepTables` has it."""
+    """Files an analysis makes beside its tables, named by what they are made from: `pool.SweepTables` has it."""
 
     def artifact(self, kind: str, key: str) -> tuple[str, bytes] | None:
         """(its path below the store's root, its bytes); None where nothing was kept."""

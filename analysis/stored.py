@@ -2,16 +2,15 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from ndt_ray import cluster
 from ndt_ray.analysis.api import KEYS, OF_SIBLINGS, Partition, Per
 from ndt_ray.analysis.order import in_order
-from ndt_ray.analysis.runner import Progress, Report, resolved, run, run_together, together
+from ndt_ray.analysis.pool import Crew
+from ndt_ray.analysis.runner import Report, resolved, run, run_together, together
 from ndt_ray.spec import Trial
 from ndt_ray.store import analysis_runs, artifacts
 from ndt_ray.store.checkpoints import Tensors
@@ -156,14 +155,21 @@ def analyze(store: Store, sweep: str, analysis: str, **options: Any) -> Report:
 
 
 def analyze_all(
-    store: Store, sweep: str, analyses: Sequence[tuple[str, Mapping[str, Any] | None]], **options: Any
+    store: Store,
+    sweep: str,
+    analyses: Sequence[tuple[str, Mapping[str, Any] | None]],
+    *,
+    workers: int | None = None,
+    cpus: float = 1.0,
+    address: str | None = None,
+    **options: Any,
 ) -> list[Report]:
     """Run several, with their parameters, and those whose tables they read, writers first; a report each.
 
     One that is not asked for keeps the parameters of the outputs in place. SpecError for an unknown parameter, before
     anything is computed.
 
-    Neighbours that look at networks share each one's loading. With executor `ray`, one cluster serves all, started
+    Neighbours that look at networks share each one's loading. With executor `ray`, the same workers serve all, hired
     when the first of them has work to do.
     """
     open_sweep(store, sweep)
@@ -175,18 +181,10 @@ def analyze_all(
         kept = None if found.name in asked else StoredSweep(store, sweep).parameters(found.name)
         ordered.append((name, {k: v for k, v in kept.items() if k in found.defaults} if kept else parameters))
     reports: list[Report] = []
-    with ExitStack() as stack:
-        tell = options.pop("progress", None)
-
-        def progress(p: Progress) -> None:
-            if options.get("executor") == "ray" and p.done + p.skipped < p.total and not cluster.joined():
-                stack.enter_context(cluster.start(options.get("address"), options.get("workers")))
-            if tell is not None:
-                tell(p)
-
+    with Crew(workers, cpus, address) as crew:
         for places in together(ordered):
             group = [ordered[place] for place in places]
-            reports += run_together(group, StoredSweep(store, sweep), progress=progress, **options)
+            reports += run_together(group, StoredSweep(store, sweep), workers=workers, crew=crew, **options)
             _timed(store, sweep, reports[-len(group) :])
     return reports
 

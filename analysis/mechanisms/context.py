@@ -257,7 +257,7 @@ class ProbeContext:
 
 
 class Networks(Protocol):
-    """What contexts are made from: `runner.SweepTables` has it."""
+    """What contexts are made from: `pool.SweepTables` has it."""
 
     def read(self, table: str, partition: Partition) -> pa.Table: ...
 

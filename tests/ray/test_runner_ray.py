@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from ndt_ray.analysis.api import Analysis, AnalysisInput, Partition, analysis
+from ndt_ray.analysis.pool import Crew
 from ndt_ray.analysis.runner import Progress, run
 from ndt_ray.analysis.stored import StoredSweep, analyze
 from ndt_ray.store.reader import Store, open_store
@@ -88,6 +89,19 @@ def test_a_worker_killed_in_the_middle_loses_nothing(store: Store, tmp_path: Pat
     found = store.sql("select * from planted_survivors order by trial_id")
     assert found["trial_id"].tolist() == list(TRIALS)
     assert os.getpid() not in set(found["pid"]) and len(told) == 9
+
+
+def test_workers_stay_from_one_analysis_to_the_next_and_a_dead_one_is_replaced(store: Store, tmp_path: Path) -> None:
+    first, second, third = (
+        murderous(tmp_path / name, name, victims, times=1)
+        for name, victims in (("before", ()), ("during", TRIALS[:1]), ("after", ()))
+    )
+    tables = StoredSweep(store, "planted")
+    with Crew(workers=1) as crew:
+        reports = [run(job, tables, executor="ray", crew=crew) for job in (first, second, third)]
+    assert all(r.ok and r.done == 8 for r in reports)
+    pids = [set(store.sql(f"select pid from planted_{name}")["pid"]) for name in ("before", "during", "after")]
+    assert len(pids[0]) == 1 and pids[1] == pids[2] and pids[0].isdisjoint(pids[1])
 
 
 def test_a_partition_that_kills_its_worker_every_time_ends_as_a_dead_letter(store: Store, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ FORBIDDEN = {
     "report": {"torch", "ray"},
     "service": {"torch", "ray"},
 }
-RAY_IN_ANALYSIS = {"ndt_ray.analysis.runner", "ndt_ray.analysis.actors"}
+RAY_IN_ANALYSIS = {"ndt_ray.analysis.pool"}
 
 
 def modules() -> dict[str, Path]:
