@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ndt_ray import native
 from ndt_ray.grams import by_lane
 from ndt_ray.measures import RANK_FLOOR
 
@@ -64,7 +65,12 @@ def angles(before: Directions, now: Directions) -> tuple[Floats, Floats]:
     """Mean and largest principal angle, over the smaller rank; NaN where that is 0."""
     # The sines come from what the old directions leave over: cosines cannot resolve angles below 1e-8.
     rest = now.vectors - by_lane(before.vectors, by_lane(before.vectors.mT, now.vectors))
-    sines = np.sqrt(torch.linalg.eigvalsh(by_lane(rest.mT, rest)).clamp_(0, 1).numpy())
+    squared = by_lane(rest.mT, rest)
+    if native.active():
+        ascending = native.kernels().eigen(squared.numpy())[0][:, ::-1]
+    else:
+        ascending = torch.linalg.eigvalsh(squared).numpy()
+    sines = np.sqrt(ascending.clip(0, 1))
     rank = np.minimum(before.rank, now.rank)
     if not (now.rank == DIRECTIONS).all():
         # Directions beyond the rank leave nothing over and take the first places among the ascending sines.

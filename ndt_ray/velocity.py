@@ -19,6 +19,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ndt_ray import native
 from ndt_ray.directions import DIRECTIONS, Directions, angles, directions
 from ndt_ray.grams import by_lane, order
 from ndt_ray.spectra import Spectrum, Stimuli
@@ -131,7 +132,6 @@ class _Labels:
         found = (labels[:, None] == np.unique(labels)).astype(np.float64)
         self.indicators = torch.from_numpy(found - found.mean(0)).float()
         exact = self.indicators.double()
-        self._repeated: dict[tuple[int, int], Tensor] = {}
         self.packed = _pack((exact @ exact.mT).unsqueeze(0))[0].float()
         self.diagonal = exact.square().sum(1).numpy()
         self.norm = _hsic(np.asarray((exact.mT @ exact).square().sum().item()), self.diagonal, self.diagonal)
@@ -139,10 +139,7 @@ class _Labels:
     def alignment(self, now: "_Now") -> Floats:
         """Debiased CKA of representations with the labels `[N]`."""
         mine = self.indicators if now.kept.ndim == 3 else self.packed
-        key = len(now.kept), mine.ndim
-        if key not in self._repeated:
-            self._repeated[key] = mine.repeat(key[0], *[1] * mine.ndim)
-        inner = _inner(self._repeated[key], now.kept)
+        inner = _inner(now.kept, mine.expand(len(now.kept), *mine.shape))
         return _ratio(_hsic(inner, self.diagonal, now.diagonal), self.norm, now.own)
 
 
@@ -325,8 +322,11 @@ def _pack(kernels: Tensor) -> Tensor:
 
 def _inner(x: Tensor, y: Tensor) -> Floats:
     """Inner products `[N]` of kernels; of features `[N, P, d]` and `[N, P, e]` it is |X'Y|_F^2."""
+    if x.ndim == 3 and x.dtype == torch.float32 and max(x.shape[2], y.shape[2]) <= native.LARGEST and native.active():
+        shared = y[0] if y.stride(0) == 0 else y
+        return native.kernels().cross(x.contiguous().numpy(), shared.contiguous().numpy())
     if x.ndim == 3:
-        products = by_lane(x.mT, y).flatten(1).double().numpy()
+        products = by_lane(x.mT, y.contiguous()).flatten(1).double().numpy()
         return np.asarray(np.einsum("ai,ai->a", products, products))
     n = math.isqrt(2 * x.shape[1])
     found = np.empty(len(x))

@@ -15,7 +15,7 @@ Places = NDArray[np.int64]
 MOST_LEADING = 8
 """Eigenvectors of a matrix that can be asked for."""
 
-KNOWN_BITS = "022487129c2567951f50d0824515f7a975f87c06aa6cb6170f8ac3afae86bb34"
+KNOWN_BITS = "77effd304089fcf6b7143d9e923e6867c4b6ed10fce60a03cac21ec6fd47ea3f"
 """SHA-256 of what the kernels give for `_tests`: on every processor, from every compiler."""
 
 
@@ -79,6 +79,14 @@ class Kernels:
         self._call("ndt_squares", grad, before, weights, start, starts, layers, out)
         return out
 
+    def cross(self, x: Singles, y: Singles) -> Floats:
+        """|x'y|_F^2 `[k]` of matrices `[k, n, d]` and `[k, n, e]`, or one `[n, e]` for all: the inner products of the
+        kernels xx' and yy'. Products in float32, summed from the first row to the last, their squares in float64."""
+        (count, n, d), e = x.shape, y.shape[-1]
+        out = np.empty(count)
+        self._call("ndt_cross", x, y, count, n, d, e, int(y.ndim == 2), out)
+        return out
+
     def _call(self, name: str, *arguments: Any) -> None:
         for a in arguments:
             assert not isinstance(a, np.ndarray) or a.flags.c_contiguous, f"{name} was given an array with gaps"
@@ -103,5 +111,7 @@ class Kernels:
             single = np.stack([x, x[::-1]]).astype(np.float32)
             yield self.gram(single)
             yield from self.gram_sums(single, 16)
+            yield self.cross(single, single[::-1, :, : n // 2 + 1].copy())
+            yield self.cross(single, single[0])
             flat = single.reshape(2, -1)
             yield self.squares(flat[0], None, flat[1], flat[0] * 0.3, np.array([0, n, n, flat.shape[1]]))[[0, 2, 3]]

@@ -1,4 +1,5 @@
-/* Gram matrices of narrow layers, the sums over stimuli that go with them (`ndt_ray.grams`), and sums of squares.
+/* Gram matrices of narrow layers, the sums over stimuli that go with them (`ndt_ray.grams`), sums of squares, and inner
+ * products of kernels (`ndt_ray.velocity`).
  *
  * Each sum runs in an order that shapes alone decide, never the vectors' length: the same bits on every processor.
  */
@@ -44,14 +45,24 @@ static void product(const double *x, int n, int f, int width, double *out) {
         }
 }
 
-/* x.x of `width` numbers. */
-static double norm(const double *x, int width) {
+/* A long sum's partial sums, of every PARTS-th number each, in order. */
+struct parts { real of[PARTS / SLOTS]; };
+
+static inline double joined(struct parts sum) {
     double total = 0;
-    for (int j = 0; j < width; j += SLOTS) {
-        const real square = load(x + j) * load(x + j);
-        for (int k = 0; k < SLOTS; k++) total = total + square[k];
-    }
+    for (int h = 0; h < PARTS / SLOTS; h++)
+        for (int k = 0; k < SLOTS; k++) total = total + sum.of[h][k];
     return total;
+}
+
+/* x.y of `width` numbers, of which those beyond a multiple of PARTS are zeros. */
+static inline double dot(const double *x, const double *y, int width) {
+    struct parts sum = {{every(0)}};
+    for (int j = 0; j < width; j += SLOTS) {
+        real *part = &sum.of[j / SLOTS % (PARTS / SLOTS)];
+        *part = *part + load(x + j) * load(y + j);
+    }
+    return joined(sum);
 }
 
 /* Sums of x_ij y_ij and of x_ij^2: over the rows of every column, then over the columns, in order. */
@@ -78,11 +89,7 @@ static void dots(const double *x, const double *y, int rows, int width, double *
 static double along(const double *x, const double *s, int rows, int width) {
     double total = 0;
     for (int r = 0; r < rows; r++, x += width) {
-        double inner = 0;
-        for (int j = 0; j < width; j += SLOTS) {
-            const real part = load(x + j) * load(s + j);
-            for (int k = 0; k < SLOTS; k++) inner = inner + part[k];
-        }
+        const double inner = dot(x, s, width);
         total = total + inner * inner;
     }
     return total;
@@ -144,7 +151,7 @@ int ndt_sums(const float *x, int count, int n, int f, int blocks, double *centre
             memcpy(means + ((size_t)m * n + (whole ? place : a)) * f, row, sizeof(double) * f);
         }
         for (int p = 0; p < blocks * q; p++) {
-            stimulus[(size_t)m * blocks * q + p] = norm(rows + (size_t)p * width, width);
+            stimulus[(size_t)m * blocks * q + p] = dot(rows + (size_t)p * width, rows + (size_t)p * width, width);
         }
         memset(total, 0, sizeof(double) * square);
         for (int b = 0; b < blocks; b++) {
@@ -160,11 +167,9 @@ int ndt_sums(const float *x, int count, int n, int f, int blocks, double *centre
             memset(shift, 0, sizeof(double) * 2 * width);
             for (int r = 0; r < q; r++) add(shift, 1, first + (size_t)r * width, width);
             for (int i = 0; i < f; i++) add(pulled, shift[i], total + (size_t)i * width, width);
-            double bend = 0;
-            for (int j = 0; j < width; j++) bend = bend + pulled[j] * shift[j];
             dots(mine, total, f, width, cross + b, cross + blocks + b);
-            cross[2 * blocks + b] = bend - along(first, shift, q, width);
-            cross[3 * blocks + b] = norm(shift, width);
+            cross[2 * blocks + b] = dot(pulled, shift, width) - along(first, shift, q, width);
+            cross[3 * blocks + b] = dot(shift, shift, width);
         }
         trim(total, f, width, f, centred + (size_t)m * f * f);
         for (int i = 0; i < f; i++)
@@ -175,19 +180,18 @@ int ndt_sums(const float *x, int count, int n, int f, int blocks, double *centre
     return 0;
 }
 
-/* Sum of (x - y)^2, or of x^2 without y: PARTS partial sums, then these in order. */
+/* Sum of (x - y)^2, or of x^2 without y. */
 static double squares(const float *x, const float *y, size_t n) {
-    real sum[PARTS / SLOTS];
+    struct parts sum = {{every(0)}};
     double tail[PARTS] = {0}, total = 0;
-    for (int h = 0; h < PARTS / SLOTS; h++) sum[h] = every(0);
     size_t i = 0;
     for (; i + PARTS <= n; i += PARTS)
         for (int h = 0; h < PARTS / SLOTS; h++) {
             real d = widen(x + i + h * SLOTS);
             if (y) d = d - widen(y + i + h * SLOTS);
-            sum[h] = sum[h] + d * d;
+            sum.of[h] = sum.of[h] + d * d;
         }
-    memcpy(tail, sum, sizeof tail);
+    memcpy(tail, sum.of, sizeof tail);
     for (int k = 0; i < n; i++, k++) {
         const double d = y ? (double)x[i] - y[i] : x[i];
         tail[k] = tail[k] + d * d;
@@ -208,5 +212,69 @@ int ndt_squares(const float *grad, const float *before, const float *weights, co
         out[2 * layers + l] = squares(w, 0, n);
         out[3 * layers + l] = squares(w, start + at, n);
     }
+    return 0;
+}
+
+/* ---- |x'y|^2 in single precision ---- */
+
+#define SINGLES (2 * SLOTS) /* floats of a vector */
+#define TALL 8              /* columns of x in a tile, by two vectors of columns of y */
+
+typedef float singles __attribute__((vector_size(8 * SLOTS)));
+
+static inline singles load_singles(const float *x) {
+    singles y;
+    memcpy(&y, x, sizeof y);
+    return y;
+}
+
+static int rounded(int n, int by) { return (n + by - 1) / by * by; }
+
+/* n rows of f numbers as rows of `width`, the rest zeros; they themselves where they are that wide. */
+static const float *widened(const float *x, int n, int f, int width, float *room) {
+    if (f == width) return x;
+    for (int a = 0; a < n; a++) {
+        memcpy(room + (size_t)a * width, x + (size_t)a * f, sizeof(float) * f);
+        memset(room + (size_t)a * width + f, 0, sizeof(float) * (width - f));
+    }
+    return room;
+}
+
+/* x'y of n rows of `tall` and of `wide` numbers, multiples of TALL and of two vectors, into out[tall][wide]; each entry
+ * is a sum from the first row to the last. */
+static void single_product(const float *x, const float *y, int n, int tall, int wide, float *out) {
+    for (int i = 0; i < tall; i += TALL)
+        for (int j = 0; j < wide; j += 2 * SINGLES) {
+            singles sum[TALL][2];
+            for (int r = 0; r < TALL; r++) sum[r][0] = sum[r][1] = (singles){0};
+            const float *left = x + i, *right = y + j;
+            for (int a = 0; a < n; a++, left += tall, right += wide) {
+                const singles one = load_singles(right), two = load_singles(right + SINGLES);
+                for (int r = 0; r < TALL; r++) {
+                    const singles by = left[r] - (singles){0};
+                    sum[r][0] = sum[r][0] + by * one;
+                    sum[r][1] = sum[r][1] + by * two;
+                }
+            }
+            for (int r = 0; r < TALL; r++) memcpy(out + (size_t)(i + r) * wide + j, sum[r], sizeof sum[r]);
+        }
+}
+
+/* |x'y|^2 [count] of matrices x [count, n, d] and y [count, n, e], or one y [n, e] for all if `shared`. Returns 0, or -1
+ * where memory ran out. */
+int ndt_cross(const float *x, const float *y, int count, int n, int d, int e, int shared, double *out) {
+    const int tall = rounded(d, TALL), wide = rounded(e, 2 * SINGLES);
+    const size_t left = (size_t)n * tall, right = (size_t)n * wide, product = (size_t)tall * wide;
+    float *room = malloc(sizeof(float) * (left + right + product));
+    if (!room) return -1;
+    float *made = room + left + right;
+    const float *other = 0;
+    for (int m = 0; m < count; m++) {
+        if (!m || !shared) other = widened(y + (shared ? 0 : (size_t)m * n * e), n, e, wide, room + left);
+        single_product(widened(x + (size_t)m * n * d, n, d, tall, room), other, n, tall, wide, made);
+        out[m] = 0;
+        for (int i = 0; i < d; i++) out[m] = out[m] + squares(made + (size_t)i * wide, 0, e);
+    }
+    free(room);
     return 0;
 }

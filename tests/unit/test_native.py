@@ -170,6 +170,21 @@ def test_gram_sums_are_those_of_torch(shape: tuple[int, int], monkeypatch: pytes
 
 
 @kernel_only
+@pytest.mark.parametrize("shape", [(128, 32, 10), (100, 10, 64), (35, 33, 7), (9, 1, 1)], ids=str)
+def test_inner_products_of_kernels_are_those_of_numpy_in_any_company(shape: tuple[int, int, int]) -> None:
+    n, d, e = shape
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(5, n, d)).astype(np.float32), rng.normal(size=(5, n, e)).astype(np.float32)
+    found = native.kernels().cross(x, y)
+    wide, other = x.astype(np.float64), y.astype(np.float64)
+    kernels = np.einsum("kad,kbd->kab", wide, wide), np.einsum("kae,kbe->kab", other, other)
+    np.testing.assert_allclose(found, np.einsum("kab,kab->k", *kernels), rtol=1e-5)
+    for i in range(5):
+        assert same_bits(native.kernels().cross(x[i : i + 1], y[i : i + 1]), found[i : i + 1])
+        assert same_bits(native.kernels().cross(x, y[i])[i : i + 1], found[i : i + 1])
+
+
+@kernel_only
 def test_sums_of_squares_are_those_of_numpy() -> None:
     rng = np.random.default_rng(0)
     grad, before, weights, start = rng.normal(size=(4, 1000)).astype(np.float32)
