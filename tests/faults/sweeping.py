@@ -107,7 +107,8 @@ def start(
     """
     env = {**os.environ, "NDT_COMMIT_SECONDS": "0.2"}
     pace(spec, slow)
-    command = [sys.executable, "-m", "ndt_ray", "sweep", str(spec), "--store", str(store), "--executor", executor]
+    command = [sys.executable, "-m", "ndt_ray", "sweep", str(spec), "--store", str(store), "--no-report"]
+    command += ["--executor", executor]
     if executor == "ray":
         command += ["--address", address] if address else ["--workers", "2"]
     return subprocess.Popen(

@@ -50,6 +50,13 @@ def undisturbed(folder: Path) -> Path:
     return store
 
 
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A cluster of two CPUs that outlives its drivers."""
+    with cluster.start(cpus=2, gpus=0, object_store=200 * 2**20) as address:
+        yield address
+
+
 @pytest.fixture
 def spec(folder: Path, request: pytest.FixtureRequest) -> Path:
     """The sweep's file, in a folder of the test's own."""
@@ -58,9 +65,9 @@ def spec(folder: Path, request: pytest.FixtureRequest) -> Path:
     return write_spec(own)
 
 
-def test_killed_workers_are_retried_from_their_packs_checkpoint(spec: Path, undisturbed: Path) -> None:
+def test_killed_workers_are_retried_from_their_packs_checkpoint(spec: Path, undisturbed: Path, address: str) -> None:
     store = spec.parent / "store"
-    process = start(spec, store)
+    process = start(spec, store, address=address)
     eventually(lambda: half_done(store), process)
     killed = worker_pids(store)
     for pid in killed:
@@ -92,13 +99,6 @@ def test_killed_driver_is_relaunched_by_the_same_command(spec: Path, undisturbed
     assert_equal(store, undisturbed)
     events = run(spec, store, executor="ray")
     assert [e["event"] for e in events] == ["plan", "done"] and events[0]["finished_trials"] == 8
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """A cluster of two CPUs that outlives its drivers."""
-    with cluster.start(cpus=2, gpus=0, object_store=200 * 2**20) as address:
-        yield address
 
 
 def test_ctrl_c_commits_and_the_same_command_goes_on(spec: Path, undisturbed: Path, address: str) -> None:

@@ -191,6 +191,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return there
 
 
+@pytest.mark.slow
 def test_the_plan_is_written_and_the_states_come_back(swept: Store, tmp_path: Path) -> None:
     out, where = tmp_path / "plan.json", ["--store", swept.location.root]
     runner = CliRunner()

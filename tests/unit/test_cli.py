@@ -145,6 +145,7 @@ def test_a_second_run_has_nothing_to_do(ndt: Ndt, own: Path, spec: Path) -> None
     assert [json.loads(line)["event"] for line in found.out.splitlines()] == ["plan", "done"]
 
 
+@pytest.mark.slow
 def test_what_a_failed_trial_leaves_on_the_screen(ndt: Ndt, spec: Path, tmp_path: Path) -> None:
     spec.write_text(SPEC.replace("lr: 1e-3", "lr: 1e+30").replace("steps: 10", "steps: 30"))
     found = ndt("sweep", spec, "--store", tmp_path / "store", *SWEEP)
@@ -335,6 +336,7 @@ def disk_says(code: int, after: int) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "says"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only")])
 @pytest.mark.parametrize("after", [0, 3, 12, 30])
 def test_a_disk_that_fails_loses_nothing(
@@ -350,6 +352,7 @@ def test_a_disk_that_fails_loses_nothing(
     assert open_store(tmp_path / "store").sql(query).equals(open_store(finished).sql(query))
 
 
+@pytest.mark.slow
 def test_a_half_written_part_is_not_seen(ndt: Ndt, own: Path, spec: Path) -> None:
     (losses,) = own.glob("data/losses/*/*/*.parquet")
     (losses.parent / "part-g000009-000000000010-000.parquet").write_bytes(losses.read_bytes()[:100])
@@ -362,6 +365,7 @@ def test_a_half_written_part_is_not_seen(ndt: Ndt, own: Path, spec: Path) -> Non
     assert ndt("query", "SELECT count(*) FROM losses", "--store", own, "-f", "csv").out.split()[1] == "20"
 
 
+@pytest.mark.slow
 def test_a_corrupt_recovery_state_stops_its_pack_and_says_the_way_out(
     ndt: Ndt, spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,6 +164,7 @@ def hash_of(key: str) -> int:
     return sum(ord(c) * 31**i for i, c in enumerate(key)) % 1000
 
 
+@pytest.mark.slow
 def test_seeds_that_share_only_their_course_are_rejected_at_the_nominal_rate_own_partners_are_found() -> None:
     rng, hits = np.random.default_rng(11), 0
     for r in range(200):

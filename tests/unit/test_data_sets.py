@@ -256,6 +256,7 @@ def test_ag_news_of_fewer_rows_is_a_subset(tmp_path: Path, monkeypatch: pytest.M
     assert found.class_names == ("World", "Sports", "Business", "Sci/Tech")
 
 
+@pytest.mark.slow
 def test_ag_news_of_all_rows_must_be_canonical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant_news(tmp_path, monkeypatch, '"3","a","b"\n' * 120_000, '"4","a","b"\n')
     with pytest.raises(DataError, match="expected MD5 b1a00f826fdfbd249f79597b59e1dc12.* though it has all 120,000"):

@@ -200,6 +200,7 @@ def test_trials_that_end_early_leave_the_rest_of_the_axis_hatched() -> None:
     assert mlp.get_xlim() == cnn.get_xlim() and drawn(cnn).shape == (3, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3, 4, 6, 12])
 def test_no_label_overlaps_another(count: int) -> None:
     deep = tuple((f"transformer.layers.{i}.linear1", "tokens") for i in range(24))

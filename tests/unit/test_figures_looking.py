@@ -14,6 +14,7 @@ def shown(figure):
     return [np.asarray(image.get_array()) for axes in figure.axes for image in axes.get_images()]
 
 
+@pytest.mark.slow
 def test_the_founding_names_save_and_leave_nothing_open(tmp_path):
     tools, patterns = VisualizationTools, RNG.random((3, 2, 5, 5))
     made = {
@@ -29,6 +30,7 @@ def test_the_founding_names_save_and_leave_nothing_open(tmp_path):
     assert not pyplot.get_fignums()
 
 
+@pytest.mark.slow
 def test_what_is_drawn_is_what_was_given():
     patterns = RNG.random((3, 2, 5, 5))
     (image,) = shown(VisualizationTools.plot_attention_pattern(patterns, 1))

@@ -71,6 +71,7 @@ def test_a_fork_at_given_steps_has_the_parents_trials_and_an_arm_each(store):
     assert {t.seed.init for t in untouched} == {0, 1, 2} and len(ids) == 3
 
 
+@pytest.mark.slow
 def test_the_fork_runs_and_its_untouched_lanes_are_the_parents_trials(store, tmp_path):
     forked = fork(store, "parent", "again", Question(targets=["network.2"], steps=[30]))
     assert run_sweep(forked, store, INLINE).ok

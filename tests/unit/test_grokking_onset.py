@@ -116,6 +116,7 @@ def test_low_before_high_is_found_where_it_is(ordered: bool, answer: str) -> Non
     assert row["answer"] == answer and (row["value"] < -0.9) == ordered
 
 
+@pytest.mark.slow
 def test_permutation_tests_hold_their_level() -> None:
     """At .05, of 300 null tests each: the binomial 99.9 % quantile is 28."""
     rng = np.random.default_rng(1)
@@ -143,6 +144,7 @@ def profiles(groups: int, n: int = 90) -> pd.DataFrame:
     return pd.DataFrame(values)
 
 
+@pytest.mark.slow
 def test_clusters_are_found_where_there_are_any() -> None:
     row, labels, representative = questions.clusters(profiles(3), ("a",))
     assert row["answer"] == "3 clusters" and len(set(labels)) == 3 and representative.sum() == 3

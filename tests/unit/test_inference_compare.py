@@ -122,6 +122,7 @@ def test_one_seed_gives_rows_without_numbers_that_would_need_more() -> None:
     assert (found["cell_estimates"].reason == "one seed").all() and found["interval_coverage"].empty
 
 
+@pytest.mark.slow
 def test_strata_groups_and_a_reference_level() -> None:
     both = [sweep({"cnn": MANY, "mlp_a": FEW, "mlp_b": FEW}, data=name) for name in ("digits", "mnist")]
     tables = {k: both[0][k] + both[1][k] for k in both[0] if k not in ("sweeps", "event_families")}

@@ -27,6 +27,7 @@ def judged(times: np.ndarray, seeds: np.ndarray, rng: np.random.Generator, surro
     return concordance_test(times, seeds, TOLERANCE, END, surrogates, rng, GRID)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "mean"), [("fast", 4), ("slow", 4), ("one_over_step", 4), ("slow", 1)])
 def test_independent_seeds_with_a_shared_decaying_rate_are_not_concordant(rate: str, mean: float) -> None:
     """500 simulations each: at most 7 % reject at 0.05, by either null alone; a window that is too full is as rare."""

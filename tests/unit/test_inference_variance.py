@@ -28,6 +28,7 @@ def test_components_are_the_anova_estimates_of_a_balanced_design() -> None:
     assert found["init"].levels == 4 and found["init"].lo < found["init"].variance < found["init"].hi
 
 
+@pytest.mark.slow
 def test_estimates_are_unbiased_intervals_cover_and_p_holds_its_level() -> None:
     """150 designs of 4 x 5: SE of a coverage 2 %; init has no effect, so that its p rejects in 5 %."""
     hits: dict[str, list[bool]] = {"init": [], "order": [], "rest": []}

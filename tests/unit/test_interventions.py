@@ -266,6 +266,7 @@ def test_changed_learning_rates_keep_the_contract(engine: str) -> None:
     assert all(np.array_equal(v, end[k]) for k, v in engine_.lane_state(0).items())
 
 
+@pytest.mark.slow
 def test_the_update_is_that_of_the_asked_learning_rate() -> None:
     """SGD without momentum: an update is the learning rate times the gradient."""
     given = {"optimizer": "sgd", "lr": 0.1}

@@ -51,6 +51,7 @@ def test_controls_are_matched_and_the_unmatched_stand_beside(planted: tuple[Any,
         assert first.during == values[first.checkpoint_during]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("design", ["gauss", "heavy"])
 def test_pseudo_events_find_nothing(design: str) -> None:
     """Replicates through the analysis itself; `benchmarks/battery.py --calibrate` does 200 of each design."""
@@ -83,6 +84,7 @@ def test_events_without_any_checkpoint_near_them_give_nothing() -> None:
     assert rows.empty and tests.empty
 
 
+@pytest.mark.slow
 def test_without_distances_of_weights_nothing_is_matched_but_all_is_shown() -> None:
     given = tables(simulate(SMALL, "x"))
     rows, tests = run({name: table for name, table in given.items() if name != "weight_distances"})

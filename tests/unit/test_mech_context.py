@@ -115,6 +115,7 @@ def test_analyses_share_one_load_and_one_forward_pass(store: Store, own: Store) 
     assert [r.skipped for r in run_together(both, StoredSweep(own, SWEEP))] == [24, 24]
 
 
+@pytest.mark.slow
 def test_what_one_analysis_fails_on_the_others_do(own: Store) -> None:
     seen: list[ProbeContext] = []
     both = [(looking("one", seen, fails="cnn"), None), (looking("two", seen), None)]

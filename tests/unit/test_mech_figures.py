@@ -122,6 +122,7 @@ def test_neurons_by_frequency_and_heads_by_scale() -> None:
     assert [a.get_title() for a in cards.axes] == ["0: Mixed", "1: Mixed"]
 
 
+@pytest.mark.slow
 def test_the_files_of_a_sweep_are_written_and_packed(tmp_path: Path) -> None:
     tables = {
         "grokking_measures": MEASURES, "grokking_onsets": pd.DataFrame([ONSET]), "scale_metrics": scales(),

@@ -11,6 +11,7 @@ from ndt_ray.errors import SpecError
 N = 1000.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [1, 4, 10])
 def test_a_regular_minimum_has_half_its_dimensions(d: int) -> None:
     """E[n β L] under exp(-n β L) is d/2 at any n; the anchor takes a share γ / (n β + γ) off."""
@@ -19,6 +20,7 @@ def test_a_regular_minimum_has_half_its_dimensions(d: int) -> None:
     assert found.value == pytest.approx(d / 2, abs=3.5 * found.standard_error + 0.03 * d / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("powers", "expected"), [((0, 1), 0.5), ((1, 1), 0.5), ((1, 2), 0.25), ((0, 3), 1 / 6)])
 def test_normal_crossings(powers: tuple[int, int], expected: float) -> None:
     """w1^(2 k1) w2^(2 k2): λ = min 1/(2 k_j). The truth lies within 3.5 SD of the chains' values."""
@@ -43,6 +45,7 @@ def expectation(potential: object, localization: float = 1.0) -> float:
     return float(strength * (values * weight).sum() / weight.sum())
 
 
+@pytest.mark.slow
 def test_degenerate_minima_come_out_below_regular_ones() -> None:
     regular = llc.of_potential(lambda w: (w**2).sum(-1), torch.zeros(4), n=N, seed=0, step_size=2e-3)
     flat = llc.of_potential(lambda w: (w[..., :1] ** 2).sum(-1), torch.zeros(4), n=N, seed=0, step_size=2e-3)

@@ -112,6 +112,7 @@ def test_the_founding_architectures_have_their_parameter_counts_and_layer_names(
         assert founding == ["input_proj", *layers, "fc"]
 
 
+@pytest.mark.slow
 def test_the_other_architectures_have_the_parameter_counts_of_their_sources() -> None:
     def count(factory: Callable[..., nn.Module], inputs: InputSpec, **params: object) -> int:
         return describe(sketch(factory, inputs, params), inputs).n_parameters

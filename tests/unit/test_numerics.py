@@ -31,6 +31,7 @@ def test_products_stand_still_once_the_package_is_imported():
     assert said() == (True, False)
 
 
+@pytest.mark.slow
 def test_a_setting_that_comes_too_late_is_in_the_fingerprint():
     # Where MKL needs none (it did on Intel), products stand still all the same: then nothing is noted.
     still, moving = said("torch.mm(torch.ones(9, 9), torch.ones(9, 9))")

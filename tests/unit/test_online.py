@@ -250,6 +250,7 @@ def reasons(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_changes")
 @pytest.mark.parametrize(("model", "engine"), [("mlp_narrow", "stack"), ("cnn_shallow", "loop")])
 def test_before_during_and_after_are_saved_as_if_planned(
@@ -281,6 +282,7 @@ def test_before_during_and_after_are_saved_as_if_planned(
                 np.testing.assert_array_equal(found[column], others[key][column], err_msg=f"{table} {key} {column}")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_changes")
 @pytest.mark.parametrize("stops", [(43, 47), (49, 51)])
 def test_a_run_that_was_stopped_twice_catches_the_same(stops: tuple[int, int]) -> None:
@@ -322,6 +324,7 @@ def through_a_store(folder: Path, trials: list[Trial], stops: Sequence[int]) -> 
     return files, store.arrow("SELECT * FROM triggers ORDER BY ALL").to_pylist()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_changes")
 def test_files_of_a_stopped_run_are_those_of_the_undisturbed_one(tmp_path: Path) -> None:
     trials = [trial(0, at=[0], on_event=WATCH), trial(1, at=[0], on_event=WATCH)]
@@ -330,6 +333,7 @@ def test_files_of_a_stopped_run_are_those_of_the_undisturbed_one(tmp_path: Path)
     assert through_a_store(tmp_path / "stopped", trials, (45, 50)) == (files, triggers)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_changes")
 def test_what_a_lane_catches_does_not_depend_on_its_pack() -> None:
     own = trial(1, at=[0], on_event=WATCH)
@@ -339,6 +343,7 @@ def test_what_a_lane_catches_does_not_depend_on_its_pack() -> None:
     assert all(np.array_equal(v, packed.checkpoints[k][n]) for k, c in alone.checkpoints.items() for n, v in c.items())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_changes")
 def test_planned_checkpoints_come_first_and_control_lanes_are_silent() -> None:
     busy = trial(1, every=1, on_event=WATCH)

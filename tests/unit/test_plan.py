@@ -368,6 +368,7 @@ def test_damaged_plan_files_are_refused() -> None:
 # -- size ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_large_grid_is_announced_planned_and_small_in_memory() -> None:
     # 3,000 trials here; a million took 60 s and 560 MB in all (one core).
     said: list[str] = []

@@ -85,6 +85,7 @@ def test_an_intervention_that_hurts_more_at_one_step_is_found_and_one_alike_is_n
     assert (found["n"] == 8).all()
 
 
+@pytest.mark.slow
 def test_without_an_effect_few_contrasts_are_called_one():
     calls = []
     for i in range(30):

@@ -73,6 +73,7 @@ def confirmations(store: Store, sweep: str, trial_id: str, step: int) -> list[di
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp_narrow", "cnn_shallow"])  # stack and loop
 def test_what_comes_back_is_what_was_saved_there(store: Store, model: str) -> None:
     few, full = trial(store, "few", model), trial(store, "full", model)

@@ -64,6 +64,7 @@ def test_every_partition_is_computed_once_and_then_left_alone(folder: Folder) ->
     assert folder.output("means", "test_means")["trial_id"].tolist() == TRIALS
 
 
+@pytest.mark.slow
 def test_other_parameters_or_inputs_recompute_what_they_touch(folder: Folder) -> None:
     calls: list[str] = []
     run(means(calls), folder)
@@ -74,6 +75,7 @@ def test_other_parameters_or_inputs_recompute_what_they_touch(folder: Folder) ->
     assert table.loc[TRIALS[2], "mean"] == 10.0 and len(table) == 6  # in place of the former output, not beside it
 
 
+@pytest.mark.slow
 def test_a_failing_partition_is_a_dead_letter_after_three_attempts_and_stops_no_other(folder: Folder) -> None:
     calls: list[str] = []
     report = run(means(calls, broken=(TRIALS[1],)), folder)
@@ -104,6 +106,7 @@ def test_a_chosen_partition_runs_alone_and_drops_nothing(folder: Folder) -> None
     assert (report.total, report.done) == (1, 1) and len(folder.output("means", "test_means")) == 6
 
 
+@pytest.mark.slow
 def test_outputs_of_trials_that_are_gone_are_dropped(folder: Folder) -> None:
     run(means([]), folder)
     (folder.root / "in/trials" / TRIALS[0]).unlink()
@@ -247,6 +250,7 @@ def test_an_analysis_of_analyses_is_stale_when_they_change(store: Store) -> None
     assert own == jumps_after[0] and whole != jumps_after[1]  # the other trial's jumps concern the sweep only
 
 
+@pytest.mark.slow
 def test_what_an_analysis_stands_on_keeps_the_parameters_it_was_asked_for_with(store: Store) -> None:
     analyze(store, "planted", "jumps", parameters={"n_surrogates": 20})
     before = Outputs(store, "planted", "jumps").entries()

@@ -59,6 +59,7 @@ def test_an_orthogonal_dictionary_is_recovered_by_every_seed() -> None:
     assert quality.pairwise_mcc(atoms) > 0.9 > 0.5 > quality.chance_mcc(32, 32, 32)
 
 
+@pytest.mark.slow
 def test_high_explained_variance_is_no_recovery() -> None:
     """The sanity check of arXiv:2602.14111: with many atoms in few dimensions, atoms that learned nothing explain
     as much as trained ones, and hardly any planted feature is found."""
@@ -155,6 +156,7 @@ def test_matched_cosines_of_a_shuffled_and_flipped_copy_are_one() -> None:
     assert np.isnan(quality.pairwise_mcc([atoms]))
 
 
+@pytest.mark.slow
 def test_a_rotated_copy_transfers_only_after_the_rotation() -> None:
     """SCIENCE §4 row 16: the map restores what the rotation took, on stimuli it was not fitted on."""
     rows = planted(64, 32, 2000, 4)[2]
@@ -172,6 +174,7 @@ def test_a_rotated_copy_transfers_only_after_the_rotation() -> None:
     assert shared["correlation"] > 2 * shared["correlation_null_hi"] and shared["mcc"] > shared["mcc_chance"] + 0.1
 
 
+@pytest.mark.slow
 def test_unrelated_layers_have_no_transfer() -> None:
     config = preset("default", expansion=2, k=4, max_steps=150)
     here, there = side("a", planted(64, 32, 2000, 4)[2], config), side("b", planted(64, 24, 2000, 4, seed=5)[2], config)

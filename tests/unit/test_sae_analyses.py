@@ -232,6 +232,7 @@ def test_trials_that_ended_early_are_no_seeds() -> None:
     assert found.nodes == [("a", 10), ("c", 10), ("a", 0)]
 
 
+@pytest.mark.slow
 def test_files_and_figures_are_written(tmp_path: Path) -> None:
     album = Album(tmp_path)
     figures.write(pairs(), album)

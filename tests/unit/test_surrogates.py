@@ -88,6 +88,7 @@ def test_whole_numbers_stay_whole() -> None:
     assert np.array_equal(drawn, np.rint(drawn)) and drawn.std() == pytest.approx(values.std(), rel=0.3)
 
 
+@pytest.mark.slow
 def test_siblings_are_what_branches_differ_by() -> None:
     common = np.cumsum(ar1(0.9, 8)) * 0.1
     branches = common + 0.5 * np.stack([ar1(0.5, 100 + s) for s in range(8)])

@@ -63,6 +63,7 @@ def run(names: pd.DataFrame, events: pd.DataFrame, **options: object) -> dict[st
     return {n: t.to_pandas() for n, t in out.items()}
 
 
+@pytest.mark.slow
 def test_planted_kinds_are_found_named_and_go_with_their_architecture() -> None:
     names = trials(("mlp_a", "cnn_b"), 6)
     kinds = {
@@ -121,6 +122,7 @@ def test_stable_clusters_that_noise_has_too_get_no_name() -> None:
     assert _types(*args, named=False)["label"].isna().all()
 
 
+@pytest.mark.slow
 def test_a_type_is_associated_with_nothing_at_the_nominal_rate() -> None:
     hits = 0
     for r in range(20):

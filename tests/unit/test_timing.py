@@ -38,6 +38,7 @@ def run(tables: dict[str, pd.DataFrame], permutations: int = 39) -> dict[str, pd
     return {n: t.to_pandas() for n, t in timing(given(tables, timing.reads), permutations=permutations).items()}
 
 
+@pytest.mark.slow
 def test_a_planted_driver_is_found_on_held_out_seeds_and_named() -> None:
     out = run(sweep(1.0))
     models = out["timing_models"].set_index("model")

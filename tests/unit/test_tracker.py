@@ -119,6 +119,7 @@ def test_the_founding_example_runs_with_only_its_imports_changed() -> None:
     assert {"0", "2"} <= {jump.layer for jump in jumps[:5]}
 
 
+@pytest.mark.slow
 def test_a_jump_is_reported_at_its_training_step() -> None:
     model = nn.Sequential(nn.Linear(6, 12))
     tracker = HighFrequencyTracker(model, sampling_frequency=10)

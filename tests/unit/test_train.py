@@ -108,6 +108,7 @@ def assert_same_rows(a: Memory, b: Memory, trials: set[str] | None = None, skip:
                 assert column in skip or same(value, right[key][column]), (table, key, column)
 
 
+@pytest.mark.slow
 def test_every_table_and_the_scheduled_steps() -> None:
     sink = run([trial(0), trial(1)])
     assert sink.finished
@@ -168,6 +169,7 @@ def test_resumed_equals_undisturbed(model: str, engine: str) -> None:
         assert all(np.array_equal(v, joined.checkpoints[key][name]) for name, v in tensors.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["stack", "loop"])
 def test_rows_of_a_lane_do_not_depend_on_its_pack(engine: str) -> None:
     alone = run([trial(3, engine=engine)])

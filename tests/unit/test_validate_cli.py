@@ -19,6 +19,7 @@ def ndt(*arguments: object) -> int:
     return code if isinstance(code, int) else 0
 
 
+@pytest.mark.slow
 def test_a_users_function_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = tmp_path / "mine.py", tmp_path / "out"
     path.write_text(SILENT)

@@ -90,6 +90,7 @@ def bars(card: dict[str, Any]) -> dict[str, bool | None]:
     return {bar["what"]: bar["met"] for bar in card["bars"]}
 
 
+@pytest.mark.slow
 def test_a_calibrated_detector_passes_and_an_eager_one_does_not() -> None:
     uniform = judged(oracle(lambda i: ((i * 37) % 50 + 1) / 51))
     met = bars(uniform)
@@ -124,6 +125,7 @@ def test_marked_series_are_no_p_values_but_count_where_a_family_may_not_be_decli
     assert met["random_walk: P(p <= 0.05)"] is True  # declined: no false alarm
 
 
+@pytest.mark.slow
 def test_false_discovery_proportions_of_a_detector_that_is_always_wrong_or_always_right() -> None:
     right = judged(oracle(lambda i: 0.7))
     shares = {row["share"]: row for row in right["fdr"]}
@@ -159,6 +161,7 @@ def test_discoveries_are_those_that_the_analysis_events_declares() -> None:
         assert selected > 0
 
 
+@pytest.mark.slow
 def test_the_needle_is_judged_among_2400_series() -> None:
     def with_needle(p: float) -> dict[str, Any]:
         base = oracle(lambda i: (i + 0.5) / 50)
@@ -243,6 +246,7 @@ def test_two_processes_say_what_one_says(tmp_path: Path, user_file: Path) -> Non
     }
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_named(tmp_path: Path, user_file: Path) -> None:
     tasks = [Task("null", "iid", first=i, count=1) for i in range(3)]
     with pytest.raises(NdtError, match="a worker died"):
@@ -250,6 +254,7 @@ def test_a_worker_that_dies_is_named(tmp_path: Path, user_file: Path) -> None:
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
+@pytest.mark.slow
 def test_pages_are_whole_and_the_same_twice(tmp_path: Path) -> None:
     size = Size(nulls=10, marked=5, others=2, planted=2, bars=2, families=2, needles=2)
     for name in ("a", "b"):
