@@ -285,7 +285,7 @@ def _at(series: "pd.Series[Any]", step: int) -> float:
 def _activations(before: "ProbeContext", after: "ProbeContext") -> dict[str, dict[str, Any]]:
     """By layer: debiased CKA of the two, sparsity and mean class selectivity of each, on the confirm probe."""
     from ndt_ray.analysis.mechanisms.units import selectivity_index
-    from ndt_ray.velocity import debiased_cka
+    from ndt_ray.measurement.velocity import debiased_cka
 
     found: dict[str, dict[str, Any]] = {}
     for layer in before.layers:

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
 if TYPE_CHECKING:
-    from ndt_ray.activation_capture import ActivationCapture as ActivationCapture
     from ndt_ray.analysis.mechanisms.analyzer import ActivationAnalyzer as ActivationAnalyzer
     from ndt_ray.analysis.mechanisms.seeing.visualizer import FeatureVisualizer as FeatureVisualizer
     from ndt_ray.analysis.mechanisms.tools import MeasurementTools as MeasurementTools
     from ndt_ray.analysis.phase2 import Phase2Infrastructure as Phase2Infrastructure
     from ndt_ray.analysis.stored import analyze as analyze
-    from ndt_ray.capture import Capture as Capture
     from ndt_ray.errors import NdtError as NdtError
+    from ndt_ray.measurement.activation_capture import ActivationCapture as ActivationCapture
+    from ndt_ray.measurement.capture import Capture as Capture
     from ndt_ray.run import run_sweep as run_sweep
     from ndt_ray.spec.sweepfile import load_sweep as load_sweep
     from ndt_ray.store.reader import open_store as open
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "ActivationAnalyzer": "ndt_ray.analysis.mechanisms.analyzer:ActivationAnalyzer",
-    "ActivationCapture": "ndt_ray.activation_capture:ActivationCapture",
-    "Capture": "ndt_ray.capture:Capture",
+    "ActivationCapture": "ndt_ray.measurement.activation_capture:ActivationCapture",
+    "Capture": "ndt_ray.measurement.capture:Capture",
     "FeatureVisualizer": "ndt_ray.analysis.mechanisms.seeing.visualizer:FeatureVisualizer",
     "HighFrequencyTracker": "ndt_ray.tracking.tracker:HighFrequencyTracker",
     "JumpDetector": "ndt_ray.tracking.run_jumps:JumpDetector",

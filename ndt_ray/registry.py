@@ -59,7 +59,7 @@ _TABLE: dict[str, dict[str, str]] = {
         "arrays": "ndt_ray.data.arrays:arrays",
     },
     "measure": {
-        name: f"ndt_ray.measures:{name}"
+        name: f"ndt_ray.measurement.measures:{name}"
         for name in (
             "stable_rank",
             "participation_ratio",

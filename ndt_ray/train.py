@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ndt_ray import record
 from ndt_ray.branching import Stage, stages
 from ndt_ray.data import Dataset, Probes, probes
 from ndt_ray.errors import CheckpointError
 from ndt_ray.lanes import Build, Engine, make_engine
 from ndt_ray.lanes.batches import Batches
 from ndt_ray.lanes.interventions import Lesions, refuse_empty_lesions
+from ndt_ray.measurement import record
+from ndt_ray.measurement.record import Recorder, tracked_layers
 from ndt_ray.models import describe
-from ndt_ray.record import Recorder, tracked_layers
 from ndt_ray.schedule import lr_factor
 from ndt_ray.sink import Arrays, Sink
 from ndt_ray.spec import Trial

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ndt_ray.lanes import Engine
+from ndt_ray.measurement.spectra import Layer
 from ndt_ray.online import Alarm, Watch, logarithm
 from ndt_ray.ring import Ring
 from ndt_ray.spec import OnEvent
-from ndt_ray.spectra import Layer
 
 BEFORE, EVENT, AFTER = range(3)
 REASONS = ("event-before", "event", "event-after")

@@ -21,7 +21,7 @@ LEVELS = ("from_init", "from_anchor", "label_alignment")
 """Columns of that table which an event moves for good."""
 KERNEL = "kernel"
 SMALLEST = 1e-12
-"""Rates are judged by their logarithm; what is below this is no motion (ndt_ray.velocity.RESOLUTION)."""
+"""Rates are judged by their logarithm; what is below this is no motion (ndt_ray.measurement.velocity.RESOLUTION)."""
 
 
 @dataclass(frozen=True)

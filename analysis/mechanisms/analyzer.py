@@ -9,10 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score, silhouette_score
 
-from ndt_ray import measures
 from ndt_ray.analysis.mechanisms.twonn import twonn
 from ndt_ray.errors import SpecError, did_you_mean
-from ndt_ray.velocity import debiased_cka
+from ndt_ray.measurement import measures
+from ndt_ray.measurement.velocity import debiased_cka
 
 Floats = NDArray[np.float64]
 

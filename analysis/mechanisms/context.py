@@ -21,11 +21,11 @@ from torch.nn import functional as F
 
 from ndt_ray import registry
 from ndt_ray.analysis.api import Partition
-from ndt_ray.capture import evaluating, first_tensor
 from ndt_ray.data import Dataset, load, probes
 from ndt_ray.errors import CheckpointError, DataError, SpecError, did_you_mean
-from ndt_ray.evaluate import chunks
 from ndt_ray.lanes.batches import Batches
+from ndt_ray.measurement.capture import evaluating, first_tensor
+from ndt_ray.measurement.evaluate import chunks
 from ndt_ray.models import build, describe, load_user_factory, source_hash
 from ndt_ray.models.layers import SelfAttention
 from ndt_ray.spec import Trial

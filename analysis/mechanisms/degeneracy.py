@@ -13,7 +13,7 @@ from ndt_ray.analysis.mechanisms import llc as sampler
 from ndt_ray.analysis.mechanisms.context import ProbeContext, trained_copy
 from ndt_ray.analysis.mechanisms.tables import LLC, WHOLE, Metrics
 from ndt_ray.analysis.nulls import generator
-from ndt_ray.coarse import hessian_product, largest_eigenvalue
+from ndt_ray.measurement.coarse import hessian_product, largest_eigenvalue
 
 STABLE = 0.4
 """Step size x (n β h + γ) along the sharpest direction h: it is sampled 11 % too wide at most."""

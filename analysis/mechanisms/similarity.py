@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ndt_ray.errors import SpecError
-from ndt_ray.velocity import debiased_cka
+from ndt_ray.measurement.velocity import debiased_cka
 
 Floats = NDArray[np.float64]
 

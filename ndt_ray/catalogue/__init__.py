@@ -17,13 +17,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ndt_ray import registry
-from ndt_ray.capture import evaluating
 from ndt_ray.catalogue.calibration import Calibration, Timer
 from ndt_ray.data import load
 from ndt_ray.data.parameters import full_parameters
 from ndt_ray.errors import NdtError, SpecError, did_you_mean
 from ndt_ray.inputs import InputSpec
 from ndt_ray.lanes.stack import only_linear, supports
+from ndt_ray.measurement.capture import evaluating
 from ndt_ray.models.build import build, is_builtin, sketch
 from ndt_ray.models.describe import describe
 from ndt_ray.models.user import load_user_factory, source_hash, split_target

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ndt_ray.capture import Capture, evaluating
-from ndt_ray.evaluate import chunks
 from ndt_ray.lanes.engine import Engine
 from ndt_ray.lanes.stack import StackEngine
-from ndt_ray.spectra import Layer, LinearInput
+from ndt_ray.measurement.capture import Capture, evaluating
+from ndt_ray.measurement.evaluate import chunks
+from ndt_ray.measurement.spectra import Layer, LinearInput
 
 STACKED_BYTES = 64 << 20
 """Activations of all lanes together above which a stacked probe goes lane by lane."""

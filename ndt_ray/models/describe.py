@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ndt_ray.capture import evaluating
 from ndt_ray.errors import SpecError
 from ndt_ray.inputs import InputSpec
+from ndt_ray.measurement.capture import evaluating
 from ndt_ray.models.build import Factory, build, is_builtin, seeded, sketch
 from ndt_ray.models.layers import Kind
 

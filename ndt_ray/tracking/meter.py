@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ndt_ray.capture import AUTO
 from ndt_ray.errors import NdtError
-from ndt_ray.spectra import Layer, LinearInput, Spectrum, measure_layers, rows
+from ndt_ray.measurement.capture import AUTO
+from ndt_ray.measurement.spectra import Layer, LinearInput, Spectrum, measure_layers, rows
+from ndt_ray.measurement.velocity import VelocityTracker
+from ndt_ray.measurement.views import VIEWS, kind_of, view_of
 from ndt_ray.tracking.watch import Seen
-from ndt_ray.velocity import VelocityTracker
-from ndt_ray.views import VIEWS, kind_of, view_of
 
 LOST, FEW = "lost", "few_rows"
 NOT_RUN = "did not run"

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ndt_ray.capture import first_tensor
 from ndt_ray.errors import SpecError
-from ndt_ray.evaluate import Scores, scores
+from ndt_ray.measurement.capture import first_tensor
+from ndt_ray.measurement.evaluate import Scores, scores
 from ndt_ray.tracking.watch import Seen, Watch, unnoticed
 
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from ndt_ray.analysis.detection import Detector, make
 from ndt_ray.errors import NdtError, SpecError, did_you_mean
-from ndt_ray.evaluate import Scores
 from ndt_ray.lanes.numerics import fingerprint
+from ndt_ray.measurement.evaluate import Scores
 from ndt_ray.store.reader import Store, open_store
 from ndt_ray.store.schema import TABLES
 from ndt_ray.tracking.meter import NEVER_SEEN, NOT_RUN, Meter, Spectra, short_hash, structure

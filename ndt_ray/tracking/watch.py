@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ndt_ray.capture import AUTO, discover, evaluating, first_tensor, select
 from ndt_ray.errors import SpecError, did_you_mean
-from ndt_ray.spectra import LinearInput
+from ndt_ray.measurement.capture import AUTO, discover, evaluating, first_tensor, select
+from ndt_ray.measurement.spectra import LinearInput
 
 Passes = Literal["train", "grad", "all"]
 """Forward passes that are recorded: in training mode with gradients; any with gradients; any at all."""

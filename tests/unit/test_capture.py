@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from ndt_ray.capture import AUTO, Capture, discover, evaluating, first_tensor, forward_order
 from ndt_ray.errors import NdtError, SpecError
+from ndt_ray.measurement.capture import AUTO, Capture, discover, evaluating, first_tensor, forward_order
 
 
 def mlp(inplace=False):

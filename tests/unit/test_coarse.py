@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ndt_ray.coarse import (
+from ndt_ray.measurement.coarse import (
     adam_preconditioner,
     curvature,
     gradient_noise_scale,

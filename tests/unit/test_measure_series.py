@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ndt_ray.errors import CheckpointError, DataError, SpecError
-from ndt_ray.measures import participation_ratio
+from ndt_ray.measurement.measures import participation_ratio
 from ndt_ray.models import load_user_factory
 from ndt_ray.store.checkpoints import encode_tensors
 from ndt_ray.store.reader import open_store

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ndt_ray import measures
-from ndt_ray.measures import GRAM_SUMS, all_measures, participation_ratio_corrected
+from ndt_ray.measurement import measures
+from ndt_ray.measurement.measures import GRAM_SUMS, all_measures, participation_ratio_corrected
 
 NAMES = (
     "stable_rank",

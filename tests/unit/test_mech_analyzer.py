@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ndt_ray.activation_capture import ActivationCapture
 from ndt_ray.analysis.mechanisms.analyzer import ActivationAnalyzer
 from ndt_ray.errors import SpecError
+from ndt_ray.measurement.activation_capture import ActivationCapture
 
 RNG = np.random.default_rng(0)
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from ndt_ray import grams, native, spectra, train, worker
+from ndt_ray import native, train, worker
 from ndt_ray.lanes.numerics import fingerprint
+from ndt_ray.measurement import grams, spectra
 from ndt_ray.native import build
 from ndt_ray.native.library import Kernels
 from ndt_ray.run import Options, run_sweep

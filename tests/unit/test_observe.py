@@ -7,15 +7,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from ndt_ray.data import load
-from ndt_ray.evaluate import lane_scores, scores
 from ndt_ray.lanes import make_engine
 from ndt_ray.lanes.arena import Layout
 from ndt_ray.lanes.norms import LayerNorms
 from ndt_ray.lanes.observe import Observer
+from ndt_ray.measurement.evaluate import lane_scores, scores
+from ndt_ray.measurement.spectra import Layer
 from ndt_ray.models import build
 from ndt_ray.models.mlp import mlp
 from ndt_ray.spec import Trial
-from ndt_ray.spectra import Layer
 
 CPU = torch.device("cpu")
 

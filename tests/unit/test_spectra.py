@@ -5,11 +5,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ndt_ray import grams
-from ndt_ray import spectra as spectra_module
 from ndt_ray.errors import SpecError
-from ndt_ray.measures import GRAM_SUMS, all_measures
-from ndt_ray.spectra import Layer, LinearInput, as_matrix, measure_layers, rows, view_of
+from ndt_ray.measurement import grams
+from ndt_ray.measurement import spectra as spectra_module
+from ndt_ray.measurement.measures import GRAM_SUMS, all_measures
+from ndt_ray.measurement.spectra import Layer, LinearInput, as_matrix, measure_layers, rows, view_of
 from ndt_ray.store.schema import TABLES
 
 # (stimuli, rows a stimulus, features): all three ways of forming the sums, odd and even numbers of stimuli.
@@ -148,7 +148,7 @@ def test_a_large_matrix_taken_in_pieces(monkeypatch):
     shape = (64, 49, 16)
     x = activations(shape, lanes=2)
     whole = measure(x, shape), measure(x, shape, centred=False, extras=False)
-    monkeypatch.setattr("ndt_ray.grams._PIECE", 5000)
+    monkeypatch.setattr("ndt_ray.measurement.grams._PIECE", 5000)
     pieces = measure(x, shape), measure(x, shape, centred=False, extras=False)
     for a, b in zip(whole, pieces, strict=True):
         np.testing.assert_allclose(a.eigenvalues_uncentred, b.eigenvalues_uncentred, rtol=1e-11)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ndt_ray import HighFrequencyTracker, JumpDetector
 from ndt_ray.errors import SpecError, StoreError
-from ndt_ray.measures import participation_ratio, stable_rank
+from ndt_ray.measurement.measures import participation_ratio, stable_rank
 from ndt_ray.store import writer as writer_module
 from ndt_ray.store.filesystem import Location
 from ndt_ray.store.reader import open_store

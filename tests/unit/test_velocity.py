@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ndt_ray.spectra import Layer, measure_layers
+from ndt_ray.measurement.spectra import Layer, measure_layers
+from ndt_ray.measurement.velocity import VelocityTracker, debiased_cka
 from ndt_ray.store.schema import TABLES
-from ndt_ray.velocity import VelocityTracker, debiased_cka
 
 LABELS = np.arange(64) % 10
 SIZES = [10, 32, 40, 100]

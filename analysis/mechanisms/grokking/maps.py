@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ndt_ray.analysis.mechanisms.grokking.fourier import map_spectrum
 from ndt_ray.analysis.mechanisms.grokking.progress import Mask, scores
 from ndt_ray.analysis.mechanisms.grokking.scale import downsampled
-from ndt_ray.capture import Capture, evaluating
 from ndt_ray.data.dataset import Dataset
 from ndt_ray.errors import SpecError
-from ndt_ray.evaluate import CHUNK
+from ndt_ray.measurement.capture import Capture, evaluating
+from ndt_ray.measurement.evaluate import CHUNK
 from ndt_ray.models.modular import ModularBlock, ModularTransformer
 
 TO = ("a", "b")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ndt_ray.analysis.mechanisms.sae.model import Saes
 from ndt_ray.analysis.nulls import generator
-from ndt_ray.capture import Capture, evaluating, first_tensor
 from ndt_ray.errors import SpecError
+from ndt_ray.measurement.capture import Capture, evaluating, first_tensor
 
 Rows = NDArray[np.float32]
 

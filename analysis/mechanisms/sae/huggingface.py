@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ndt_ray.analysis.mechanisms.sae.activation_files import texts_digest, write_activations
 from ndt_ray.analysis.mechanisms.sae.activations import Rows
-from ndt_ray.capture import evaluating
 from ndt_ray.errors import NdtError, SpecError
+from ndt_ray.measurement.capture import evaluating
 
 BATCH = 8
 """Sequences of one forward pass."""

@@ -8,8 +8,8 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from ndt_ray.capture import evaluating
 from ndt_ray.errors import SpecError
+from ndt_ray.measurement.capture import evaluating
 
 
 def _captum() -> ModuleType:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ndt_ray.capture import evaluating, first_tensor
 from ndt_ray.errors import SpecError
+from ndt_ray.measurement.capture import evaluating, first_tensor
 
 Floats = NDArray[np.float32]
 Basis = Literal["fourier", "pixels"]

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ndt_ray.analysis.mechanisms.seeing import attribution
 from ndt_ray.analysis.mechanisms.seeing.maximise import Maximised, maximise
-from ndt_ray.capture import evaluating
 from ndt_ray.errors import SpecError
+from ndt_ray.measurement.capture import evaluating
 from ndt_ray.models.layers import SelfAttention
 
 Floats = NDArray[np.float32]

@@ -7,20 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ndt_ray import coarse, velocity
 from ndt_ray.data import Dataset, Probes
-from ndt_ray.deletions import without_blocks
 from ndt_ray.errors import SpecError, did_you_mean
-from ndt_ray.evaluate import Scores, lane_scores, predict, scores
 from ndt_ray.lanes import Engine
 from ndt_ray.lanes.batches import Batches
 from ndt_ray.lanes.norms import LayerNorms
 from ndt_ray.lanes.observe import Observation, Observer
 from ndt_ray.lanes.optimizer import lane_lr
+from ndt_ray.measurement import coarse, velocity
+from ndt_ray.measurement.deletions import without_blocks
+from ndt_ray.measurement.evaluate import Scores, lane_scores, predict, scores
+from ndt_ray.measurement.spectra import Layer, Rows, measure_layers, rows, view_of
 from ndt_ray.schedule import checkpoint_steps, coarse_steps, evaluated_steps, lr_factor, measured_steps
 from ndt_ray.sink import Sink
 from ndt_ray.spec import Trial
-from ndt_ray.spectra import Layer, Rows, measure_layers, rows, view_of
 from ndt_ray.triggers import BEFORE, REASONS, Triggers
 
 RUNNING, DIVERGED, FAILED = 0, 1, 2

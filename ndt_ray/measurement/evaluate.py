@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ndt_ray.capture import evaluating
+from ndt_ray.measurement.capture import evaluating
 
 CHUNK = 512
 """Samples per forward pass: enough for full speed, small enough for wide convolutions to stay in memory."""

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ndt_ray.capture import evaluating
-from ndt_ray.grams import gram
-from ndt_ray.measures import participation_ratio, stable_rank
+from ndt_ray.measurement.capture import evaluating
+from ndt_ray.measurement.grams import gram
+from ndt_ray.measurement.measures import participation_ratio, stable_rank
+from ndt_ray.measurement.spectra import eigenvalues
 from ndt_ray.spec import Train
-from ndt_ray.spectra import eigenvalues
 
 ITERATIONS = 60
 TOLERANCE = 1e-3

@@ -20,9 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ndt_ray import native
-from ndt_ray.directions import DIRECTIONS, Directions, angles, directions
-from ndt_ray.grams import by_lane, order
-from ndt_ray.spectra import Spectrum, Stimuli
+from ndt_ray.measurement.directions import DIRECTIONS, Directions, angles, directions
+from ndt_ray.measurement.grams import by_lane, order
+from ndt_ray.measurement.spectra import Spectrum, Stimuli
 
 Floats = NDArray[np.float64]
 

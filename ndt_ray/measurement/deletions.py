@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ndt_ray.grams import BLOCKS
-from ndt_ray.measures import all_measures
-from ndt_ray.spectra import DEAD, Floats, Lanes, Layer, LinearInput, eigenvalues, stacks_of
+from ndt_ray.measurement.grams import BLOCKS
+from ndt_ray.measurement.measures import all_measures
+from ndt_ray.measurement.spectra import DEAD, Floats, Lanes, Layer, LinearInput, eigenvalues, stacks_of
 
 
 @torch.no_grad()

@@ -15,15 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ndt_ray import grams, native
-from ndt_ray.directions import DIRECTIONS, Directions, Leading, directions
+from ndt_ray import native
 from ndt_ray.errors import SpecError
-from ndt_ray.grams import BLOCKS, Shape
-from ndt_ray.measures import GRAM_SUMS as GRAM_SUMS
-from ndt_ray.measures import NAMES, all_measures, participation_ratio_corrected
-from ndt_ray.views import as_matrix as as_matrix
-from ndt_ray.views import by_stimulus
-from ndt_ray.views import view_of as view_of
+from ndt_ray.measurement import grams
+from ndt_ray.measurement.directions import DIRECTIONS, Directions, Leading, directions
+from ndt_ray.measurement.grams import BLOCKS, Shape
+from ndt_ray.measurement.measures import GRAM_SUMS as GRAM_SUMS
+from ndt_ray.measurement.measures import NAMES, all_measures, participation_ratio_corrected
+from ndt_ray.measurement.views import as_matrix as as_matrix
+from ndt_ray.measurement.views import by_stimulus
+from ndt_ray.measurement.views import view_of as view_of
 
 Floats = NDArray[np.float64]
 Lanes = Tensor | Sequence[Tensor]

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ndt_ray.capture import first_tensor
 from ndt_ray.errors import SpecError, did_you_mean
+from ndt_ray.measurement.capture import first_tensor
 
 
 class ActivationCapture:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ndt_ray import native
-from ndt_ray.grams import by_lane
-from ndt_ray.measures import RANK_FLOOR
+from ndt_ray.measurement.grams import by_lane
+from ndt_ray.measurement.measures import RANK_FLOOR
 
 Floats = NDArray[np.float64]
 
