@@ -1,6 +1,6 @@
 """What changed at the events: the battery before, during and after each, against windows like it without an event."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,17 @@ from ndt_ray.analysis.mechanisms.changes import (
     spreads,
     with_q,
 )
+from ndt_ray.analysis.mechanisms.event_windows import (
+    EVENT_COLUMNS,
+    Distances,
+    Matching,
+    arms,
+    best_windows,
+    displacements,
+    selected,
+    steps_with_networks,
+    with_steps,
+)
 from ndt_ray.analysis.mechanisms.tables import (
     ABLATION,
     ATTENTION,
@@ -33,19 +44,14 @@ from ndt_ray.analysis.mechanisms.tables import (
     UNITS,
     WHOLE,
 )
-from ndt_ray.analysis.windows import Tolerance, matched_windows
 
 BATTERY = (ATTENTION, ABLATION, FILTERS, UNITS, COLLAPSE, PROBES, DIMENSION)
 _READS = ("trials", "checkpoints", "events", "event_families", "scalars", DISTANCES.name, SIMILARITY.name)
 NETWORK_METRICS = ("nc1", "nc2_norm", "nc2_angle", "nc3", "nc4")
 """Measured on the classifier, said of the network."""
-_EVENT = ["trial_id", "layer", "layer_index", "step_before", "step_after", "exploratory"]
 
 COPIES = ("filter_welch_excess", "activation_sparsity")
 """Their changes are those of `filter_squared_cosine` and, negated, of `fraction_active`: one hypothesis is one test."""
-REACH = 3
-"""Checkpoints on each side of an event that its window may end at."""
-
 Panel = dict[tuple[str, str, str], dict[int, float]]
 """(trial, metric's layer, metric) -> step -> value."""
 
@@ -70,9 +76,9 @@ def mechanisms(
     if events.empty or trials.empty:
         return nothing
     panel = panel_of([data.frame(table.name) for table in BATTERY], data.frame(SIMILARITY.name))
-    steps = _steps(data.frame("checkpoints"), panel)
-    distances = _distances(data.frame(DISTANCES.name))
-    matching = Matching(trials, _with_steps(data.frame("scalars"), steps), steps, distances, controls)
+    steps = steps_with_networks(data.frame("checkpoints"), panel)
+    distances = displacements(data.frame(DISTANCES.name))
+    matching = Matching(trials, with_steps(data.frame("scalars"), steps), steps, distances, controls)
     around, windows = best_windows(events, data.frame("events"), matching, widest)
     if around.empty:  # no event lies between two checkpoints that are near enough
         return nothing
@@ -81,172 +87,6 @@ def mechanisms(
     if not found:
         return nothing
     return {CHANGES.name: change_rows(found, cells), TESTS.name: metric_rows(found, cells)}
-
-
-# -- events and their windows -----------------------------------------------------------------------------------------
-
-
-def arms(trials: pd.DataFrame) -> "pd.Series[str]":
-    """The cell of each trial, with its control where it has one: the seeds of an arm are alike but for their seeds."""
-    control = trials.get("control", pd.Series("none", index=trials.index)).astype(str)
-    cell: pd.Series[str] = trials["cell"].astype(str)
-    return cell.where(control == "none", cell + " " + control)
-
-
-def selected(events: pd.DataFrame, families: pd.DataFrame, candidates: int) -> pd.DataFrame:
-    """Events of primary families to look at, one row each, with `exploratory`."""
-    columns = [*_EVENT, "step_location"]
-    if events.empty:
-        return pd.DataFrame(columns=columns)
-    primary = set(families.loc[families["primary"].astype(bool), "family"]) if len(families) else set()
-    rows = events[events["family"].isin(primary)] if primary else events
-    chosen = rows[rows["significant"].astype(bool)].assign(exploratory=False)
-    if chosen.empty:
-        ranked = rows.sort_values(["p_event", "trial_id", "layer_index", "step_before"], kind="stable")
-        chosen = ranked.groupby("trial_id", sort=True).head(candidates).assign(exploratory=True)
-    chosen = chosen.drop_duplicates(["trial_id", "layer", "step_before", "step_after"])
-    return chosen.sort_values(["trial_id", "layer_index", "step_before"], kind="stable")[columns].reset_index(drop=True)
-
-
-def _steps(checkpoints: pd.DataFrame, panel: Panel) -> dict[str, np.ndarray[Any, Any]]:
-    """Steps of each trial at which there is a network: its checkpoints, and 0 where the battery looked at it."""
-    found: dict[str, set[int]] = {}
-    for trial, step in zip(checkpoints.get("trial_id", ()), checkpoints.get("step", ()), strict=True):
-        found.setdefault(trial, set()).add(int(step))
-    for (trial, _, _), values in panel.items():
-        found.setdefault(trial, set()).update(values)
-    return {trial: np.array(sorted(steps)) for trial, steps in found.items()}
-
-
-def around_events(
-    events: pd.DataFrame,
-    steps: Mapping[str, np.ndarray[Any, Any]],
-    trials: pd.DataFrame,
-    widest: float,
-    rank: int = 0,
-) -> pd.DataFrame:
-    """Events with checkpoints around them, the index kept: `start`, `middle` (-1 for none) and `end`.
-
-    `rank` 0 takes the nearest pair, 1 the next shortest of the three before with the three behind, and so on; events
-    that have no such pair are left out.
-    """
-    planned = dict(zip(trials["trial_id"], trials["steps"], strict=True))
-    rows, index = [], []
-    for event in events.itertuples():
-        saved = steps.get(event.trial_id, np.zeros(0, dtype=np.int64))
-        before, after = saved[saved <= event.step_before][-REACH:], saved[saved >= event.step_after][:REACH]
-        most = widest * planned.get(event.trial_id, 0)
-        pairs = sorted((int(b - a), -int(a), int(b)) for a in before for b in after if b - a <= most)
-        if rank >= len(pairs):
-            continue
-        start, end = -pairs[rank][1], pairs[rank][2]
-        inside = saved[(saved > start) & (saved < end)]
-        location = event.step_location
-        location = (event.step_before + event.step_after) / 2 if pd.isna(location) else location
-        middle = int(inside[np.abs(inside - location).argmin()]) if len(inside) else -1
-        own = {name: getattr(event, name) for name in events.columns}
-        rows.append({**own, "start": start, "middle": middle, "end": end})
-        index.append(event.Index)
-    return pd.DataFrame(rows, columns=[*events.columns, "start", "middle", "end"], index=index)
-
-
-Distances = Callable[[str, str, int, int], float]
-
-
-def _distances(rows: pd.DataFrame) -> Distances:
-    """(trial, layer, first step, last step) -> displacement of the layer's weights, or of all where it has none."""
-    if rows.empty:
-        return lambda *_: float("nan")
-    keys = zip(rows["trial_id"], rows["layer"], rows["other_step"], rows["step"], strict=True)
-    known = dict(zip(keys, rows["displacement"].astype(np.float64), strict=True))
-    own = set(zip(rows["trial_id"], rows["layer"], strict=True))
-
-    def moved(trial: str, layer: str, start: int, end: int) -> float:
-        return float(known.get((trial, layer if (trial, layer) in own else WHOLE, start, end), np.nan))
-
-    return moved
-
-
-@dataclass(frozen=True)
-class Matching:
-    """What control windows are sought in."""
-
-    trials: pd.DataFrame
-    scalars: pd.DataFrame
-    steps: Mapping[str, np.ndarray[Any, Any]]
-    distances: Distances
-    most: int
-
-    def windows(self, around: pd.DataFrame, busy: pd.DataFrame) -> list[Windows]:
-        """The windows of each row of `around`: matched ones, and all of the same length; ends are checkpoints."""
-        matched = matched_windows(
-            around,
-            self.trials,
-            pd.DataFrame(),
-            self.scalars,
-            occupied=busy,
-            tolerance=Tolerance(),
-            most=self.most,
-            displacement=self.distances,
-        )
-        by_event: dict[Any, list[tuple[int, int]]] = {}
-        for row in matched.itertuples():
-            by_event.setdefault(row.event, []).append((int(row.start), int(row.end)))
-        taken = {key: list(zip(g["start"], g["end"], strict=True)) for key, g in busy.groupby(["trial_id", "layer"])}
-        found = []
-        for row in around.itertuples():
-            length, saved = row.end - row.start, set(self.steps[row.trial_id].tolist())
-            free = [
-                (a, a + length)
-                for a in sorted(saved)
-                if a + length in saved and all(a + length <= s or a >= e for s, e in taken[row.trial_id, row.layer])
-            ]
-            found.append(Windows((int(row.start), int(row.end)), tuple(by_event.get(row.Index, ())), tuple(free)))
-        return found
-
-
-def best_windows(
-    events: pd.DataFrame, all_events: pd.DataFrame, matching: Matching, widest: float
-) -> tuple[pd.DataFrame, list[Windows]]:
-    """Each event with the nearest checkpoints that leave it enough controls, or else the most; nothing that is
-    compared has a say in it."""
-    best: dict[Any, tuple[pd.Series, Windows]] = {}
-    for rank in range(REACH**2):
-        lacking = [i for i in events.index if i not in best or len(best[i][1].matched) < FEWEST_CONTROLS]
-        around = around_events(events.loc[lacking], matching.steps, matching.trials, widest, rank)
-        if around.empty:
-            break
-        for (i, row), windows in zip(
-            around.iterrows(), matching.windows(around, occupied(all_events, events, around)), strict=True
-        ):
-            if i not in best or len(windows.matched) > len(best[i][1].matched):
-                best[i] = row, windows
-    chosen = [best[i] for i in events.index if i in best]
-    around = pd.DataFrame([row for row, _ in chosen]).reset_index(drop=True)
-    return around.infer_objects(), [windows for _, windows in chosen]
-
-
-def occupied(all_events: pd.DataFrame, chosen: pd.DataFrame, around: pd.DataFrame) -> pd.DataFrame:
-    """Windows no control may overlap: of the events looked at, and of the significant ones of every family."""
-    columns = ["trial_id", "layer", "layer_index", "start", "end"]
-    significant = all_events[all_events["significant"].astype(bool)]
-    renamed = {"step_before": "start", "step_after": "end"}
-    others = pd.concat([significant.rename(columns=renamed)[columns], chosen.rename(columns=renamed)[columns]])
-    return pd.concat([around[columns], others.astype(around[columns].dtypes)], ignore_index=True)
-
-
-def _with_steps(scalars: pd.DataFrame, steps: Mapping[str, np.ndarray[Any, Any]]) -> pd.DataFrame:
-    """Scalars with rows at checkpoints that were not measured, interpolated: windows begin at measured steps."""
-    names = ["lr", "update_norm", "weight_norm"]
-    parts = []
-    for trial, rows in scalars.groupby("trial_id", sort=True) if len(scalars) else ():
-        rows = rows.sort_values("step")
-        measured = rows["step"].to_numpy(np.float64)
-        both = np.union1d(measured, steps.get(trial, np.zeros(0)))
-        both = both[(both >= measured[0]) & (both <= measured[-1])]
-        filled = {n: np.interp(both, measured, rows[n].astype(np.float64).bfill().to_numpy()) for n in names}
-        parts.append(pd.DataFrame({"trial_id": trial, "step": both.astype(np.int64), **filled}))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 # -- what was measured ------------------------------------------------------------------------------------------------
@@ -344,7 +184,7 @@ def change_rows(found: list[Compared], cells: Mapping[str, str]) -> pd.DataFrame
         flag = "no_controls" if not count else "few_controls" if count < FEWEST_CONTROLS else None
         rows.append(
             {
-                **{name: getattr(event, name) for name in _EVENT},
+                **{name: getattr(event, name) for name in EVENT_COLUMNS},
                 "metric": c.metric,
                 "metric_layer": c.where,
                 "checkpoint_before": event.start,

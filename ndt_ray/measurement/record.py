@@ -17,7 +17,8 @@ from ndt_ray.lanes.optimizer import lane_lr
 from ndt_ray.measurement import coarse, velocity
 from ndt_ray.measurement.deletions import without_blocks
 from ndt_ray.measurement.evaluate import Scores, lane_scores, predict, scores
-from ndt_ray.measurement.spectra import Layer, Rows, measure_layers, rows, view_of
+from ndt_ray.measurement.rows import Rows, rows
+from ndt_ray.measurement.spectra import Layer, measure_layers, view_of
 from ndt_ray.schedule import checkpoint_steps, coarse_steps, evaluated_steps, lr_factor, measured_steps
 from ndt_ray.sink import Sink
 from ndt_ray.spec import Trial

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ndt_ray.errors import NdtError
 from ndt_ray.measurement.capture import AUTO
-from ndt_ray.measurement.spectra import Layer, LinearInput, Spectrum, measure_layers, rows
+from ndt_ray.measurement.rows import rows
+from ndt_ray.measurement.spectra import Layer, LinearInput, Spectrum, measure_layers
 from ndt_ray.measurement.velocity import VelocityTracker
 from ndt_ray.measurement.views import VIEWS, kind_of, view_of
 from ndt_ray.tracking.watch import Seen

@@ -10,7 +10,8 @@ import torch
 from ndt_ray.analysis.events.described import Blocks, Change, Deletions, Run
 from ndt_ray.measurement.deletions import without_blocks
 from ndt_ray.measurement.measures import NAMES, all_measures
-from ndt_ray.measurement.spectra import Layer, measure_layers, rows
+from ndt_ray.measurement.rows import rows
+from ndt_ray.measurement.spectra import Layer, measure_layers
 
 # More rows than features and fewer, with a remainder and without, and fewer stimuli than blocks.
 SHAPES = [(50, 1, 20), (50, 1, 80), (64, 1, 100), (40, 5, 6), (5, 3, 40), (6, 1, 4)]

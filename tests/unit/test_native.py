@@ -15,6 +15,7 @@ import torch
 from ndt_ray import native, train, worker
 from ndt_ray.lanes.numerics import fingerprint
 from ndt_ray.measurement import grams, spectra
+from ndt_ray.measurement.rows import rows as measurement_rows
 from ndt_ray.native import build
 from ndt_ray.native.library import Kernels
 from ndt_ray.run import Options, run_sweep
@@ -204,7 +205,7 @@ def measured(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     x = x @ torch.linspace(1.5, 0.1, shape[-1]).diag() + 0.3
     layers = [spectra.Layer("a", 0, "units", "units")]
     found = spectra.measure_layers({"a": x}, layers, with_directions=True)
-    rows = spectra.rows(found)
+    rows = measurement_rows(found)
     listed = {name: np.stack(rows.spectra[name]) for name in ("eigenvalues", "delete_block_pr")}
     numbers = {name: v for name, v in rows.measurements.items() if isinstance(v, np.ndarray) and v.dtype == np.float64}
     directions = found[0].stimuli.directions.vectors  # type: ignore[union-attr]

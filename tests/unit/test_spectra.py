@@ -9,7 +9,8 @@ from ndt_ray.errors import SpecError
 from ndt_ray.measurement import grams
 from ndt_ray.measurement import spectra as spectra_module
 from ndt_ray.measurement.measures import GRAM_SUMS, all_measures
-from ndt_ray.measurement.spectra import Layer, LinearInput, as_matrix, measure_layers, rows, view_of
+from ndt_ray.measurement.rows import rows
+from ndt_ray.measurement.spectra import Layer, LinearInput, as_matrix, measure_layers, view_of
 from ndt_ray.store.schema import TABLES
 
 # (stimuli, rows a stimulus, features): all three ways of forming the sums, odd and even numbers of stimuli.
