@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.hypotheses import arch_type
+from ndt_ray.analysis.event_mechanisms import arch_type
 from ndt_ray.analysis.inference.multiplicity import bh
 from ndt_ray.analysis.inference.permutation import paired, unpaired
 from ndt_ray.analysis.inference.seeds import difference_interval, interval
