@@ -93,8 +93,9 @@ def sums(stacks: Sequence[Tensor]) -> Sums:
     first = stacks[0]
     shape = Shape(*first.shape[1:])
     if shape.rows == 1 and _is_narrow(first):
-        found = [native.kernels().gram_sums(_single(stack), BLOCKS) for stack in stacks]
-        return Sums(*(_joined([torch.from_numpy(x) for x in parts]) for parts in zip(*found, strict=True)))
+        return _compiled([native.kernels().gram_sums(_single(stack), BLOCKS) for stack in stacks])
+    if shape.rows > 1 and shape.total > shape.features and _is_compiled(first):
+        return _compiled([_by_stimulus(stack) for stack in stacks])
     if shape.total <= shape.features:
         way = _by_rows
     else:
@@ -107,8 +108,23 @@ def sums(stacks: Sequence[Tensor]) -> Sums:
 def _is_narrow(stack: Tensor) -> bool:
     """Whether the compiled kernels take such lanes: float32 on the host, fewer features than rows, and both few."""
     _, stimuli, m, f = stack.shape
-    few = f < stimuli * m and f <= native.LARGEST and stimuli * m * f <= _PIECE
+    return f < stimuli * m and stimuli * m * f <= _PIECE and _is_compiled(stack)
+
+
+def _is_compiled(stack: Tensor) -> bool:
+    """Whether there are compiled kernels for so many features, float32 on the host."""
+    few = stack.shape[3] <= native.LARGEST
     return few and stack.dtype == torch.float32 and not stack.is_cuda and native.active()
+
+
+def _compiled(found: Sequence[native.GramSums]) -> Sums:
+    return Sums(*(_joined([torch.from_numpy(x) for x in parts]) for parts in zip(*found, strict=True)))
+
+
+def _by_stimulus(stack: Tensor) -> native.GramSums:
+    """Sums of lanes `[S, P, m, f]` with many rows a stimulus, as a convolution gives them if they lie that way."""
+    across = stack.mT.is_contiguous()
+    return native.kernels().stimulus_sums((stack.mT if across else stack.contiguous()).numpy(), BLOCKS, across)
 
 
 def _single(stack: Tensor) -> NDArray[np.float32]:

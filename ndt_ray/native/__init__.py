@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 from ndt_ray.native.build import BuildError, NoCompiler, load
 from ndt_ray.native.library import KNOWN_BITS, Kernels
+from ndt_ray.native.library import GramSums as GramSums
 
 log = logging.getLogger(__name__)
 

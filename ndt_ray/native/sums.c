@@ -11,6 +11,7 @@
 #define ROWS 4          /* of a tile of the product, by two vectors */
 #define WIDE (2 * SLOTS)
 #define PARTS 8         /* partial sums of a long sum */
+#define NEAR 2048       /* doubles of rows that are passed over again and again: half of a first-level cache */
 
 typedef float narrow __attribute__((vector_size(4 * SLOTS)));
 
@@ -26,23 +27,32 @@ static inline real widen(const float *x) {
 }
 
 /* x'x of n rows of `width` numbers, a multiple of WIDE, of which `f` count, into out[f][width]; each entry is a sum from
- * the first row to the last. */
+ * the first row to the last, NEAR numbers of rows at a time. Tiles below the diagonal are mirrored: the same products in
+ * the same order. */
 static void product(const double *x, int n, int f, int width, double *out) {
-    for (int i = 0; i < f; i += ROWS)
-        for (int j = 0; j < width; j += WIDE) {
-            real sum[ROWS][2];
-            for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = every(0);
-            const double *row = x;
-            for (int a = 0; a < n; a++, row += width) {
-                const real one = load(row + j), two = load(row + j + SLOTS);
+    const int near = NEAR / width > 8 ? NEAR / width : 8;
+    for (int from = 0; from == 0 || from < n; from += near)
+        for (int i = 0; i < f; i += ROWS)
+            for (int j = i / WIDE * WIDE; j < width; j += WIDE) {
+                real sum[ROWS][2];
+                double *to = out + (size_t)i * width + j;
                 for (int r = 0; r < ROWS; r++) {
-                    const real by = every(row[i + r]);
-                    sum[r][0] = sum[r][0] + by * one;
-                    sum[r][1] = sum[r][1] + by * two;
+                    if (from && i + r < f) memcpy(sum[r], to + (size_t)r * width, sizeof sum[r]);
+                    else sum[r][0] = sum[r][1] = every(0);
                 }
+                const double *row = x + (size_t)from * width;
+                for (int a = from; a < n && a < from + near; a++, row += width) {
+                    const real one = load(row + j), two = load(row + j + SLOTS);
+                    for (int r = 0; r < ROWS; r++) {
+                        const real by = every(row[i + r]);
+                        sum[r][0] = sum[r][0] + by * one;
+                        sum[r][1] = sum[r][1] + by * two;
+                    }
+                }
+                for (int r = 0; r < ROWS && i + r < f; r++) memcpy(to + (size_t)r * width, sum[r], sizeof sum[r]);
             }
-            for (int r = 0; r < ROWS && i + r < f; r++) memcpy(out + (size_t)(i + r) * width + j, sum[r], sizeof sum[r]);
-        }
+    for (int i = WIDE; i < f; i++)
+        for (int j = 0; j < i / WIDE * WIDE; j++) out[(size_t)i * width + j] = out[(size_t)j * width + i];
 }
 
 /* A long sum's partial sums, of every PARTS-th number each, in order. */
@@ -126,10 +136,11 @@ int ndt_gram(const float *x, int count, int n, int f, double *out) {
 /* All of `grams.Sums` of matrices [count, n, f], one row a stimulus: see there. `stimulus` [count, blocks * q], where
  * q = ceil(n / blocks); `block` [count, 4, blocks]; `means` [count, n, f], block by block if blocks divides n. Returns
  * 0, or -1 where memory ran out. */
-int ndt_sums(const float *x, int count, int n, int f, int blocks, double *centred, double *uncentred, double *mean_square,
-             double *stimulus, double *k_k, double *block, double *means) {
+int ndt_sums(const float *x, int count, int n, int f, int blocks, double *centred, double *uncentred,
+             double *mean_square, double *stimulus, double *k_k, double *block, double *means) {
     const int width = padded(f), q = (n + blocks - 1) / blocks, whole = n % blocks == 0;
-    const size_t square = (size_t)f * width, size = (size_t)blocks * q * width + (blocks + 1) * square + 3 * (size_t)width;
+    const size_t square = (size_t)f * width;
+    const size_t size = (size_t)blocks * q * width + (blocks + 1) * square + 3 * (size_t)width;
     double *memory = calloc(size + WIDE, sizeof(double));
     if (!memory) return -1;
     double *rows = memory, *moment = rows + (size_t)blocks * q * width, *total = moment + blocks * square;
@@ -175,6 +186,106 @@ int ndt_sums(const float *x, int count, int n, int f, int blocks, double *centre
         for (int i = 0; i < f; i++)
             for (int j = 0; j < f; j++)
                 uncentred[((size_t)m * f + i) * f + j] = total[(size_t)i * width + j] + n * mean[i] * mean[j];
+    }
+    free(memory);
+    return 0;
+}
+
+/* to += the sum of rows [n, f], or [f, n] if `across`, a column by partial sums. */
+static void rows_total(const float *x, int n, int f, int across, double *to) {
+    for (int a = 0; !across && a < n; a++)
+        for (int i = 0; i < f; i++) to[i] = to[i] + x[(size_t)a * f + i];
+    for (int i = 0; across && i < f; i++, x += n) {
+        struct parts sum = {{every(0)}};
+        int a = 0;
+        for (; a + PARTS <= n; a += PARTS)
+            for (int h = 0; h < PARTS / SLOTS; h++) sum.of[h] = sum.of[h] + widen(x + a + h * SLOTS);
+        to[i] = joined(sum);
+        for (; a < n; a++) to[i] = to[i] + x[a];
+    }
+}
+
+/* Rows of one stimulus, [n, f] or [f, n] if `across`, as doubles less `mean`. */
+static void centred_rows(const float *x, const double *mean, int n, int f, int across, int width, double *rows) {
+    if (across)
+        for (int i = 0; i < f; i++)
+            for (int a = 0; a < n; a++) rows[(size_t)a * width + i] = x[(size_t)i * n + a] - mean[i];
+    else
+        for (int a = 0; a < n; a++)
+            for (int i = 0; i < f; i++) rows[(size_t)a * width + i] = x[(size_t)a * f + i] - mean[i];
+}
+
+/* Sum of x_ij u_i u_j. */
+static double bent(const double *x, const double *u, int f, int width) {
+    double total = 0;
+    for (int i = 0; i < f; i++) total = total + u[i] * dot(x + (size_t)i * width, u, width);
+    return total;
+}
+
+/* All of `grams.Sums` of lanes [count, p, n, f] of p stimuli with n rows each, or [count, p, f, n] if `across`: see
+ * there. `stimulus` [count, 5, blocks * q]; the rest as in ndt_sums, `means` of mean rows. Returns 0, or -1 where memory
+ * ran out. */
+int ndt_stimulus_sums(const float *x, int count, int p, int n, int f, int across, int blocks, double *centred,
+                      double *uncentred, double *mean_square, double *stimulus, double *k_k, double *block,
+                      double *means) {
+    const int width = padded(f), q = (p + blocks - 1) / blocks, whole = p % blocks == 0, places = blocks * q;
+    const size_t square = (size_t)f * width, one = (size_t)n * f;
+    const size_t size = (size_t)n * width + (blocks + 3) * square + ((size_t)places + 2) * width;
+    double *memory = malloc(sizeof(double) * (size + WIDE));
+    if (!memory) return -1;
+    double *rows = memory, *own = rows + (size_t)n * width, *moment = own + square, *total = moment + blocks * square;
+    double *inner = total + square, *u = inner + square, *mean = u + (size_t)places * width, *shift = mean + width;
+    for (int m = 0; m < count; m++, x += one * p) {
+        memset(memory, 0, sizeof(double) * (size + WIDE));
+        double *t = stimulus + (size_t)m * 5 * places, *k = t + places, *w = k + places, *bend = w + places;
+        double *pull = bend + places;
+        memset(t, 0, sizeof(double) * 5 * places);
+        for (int a = 0; a < p; a++) { /* the sum of a stimulus' rows in u, for now */
+            double *row = u + (size_t)(a % blocks * q + a / blocks) * width;
+            const float *from = x + a * one;
+            rows_total(x + a * one, n, f, across, row);
+            add(mean, 1, row, width);
+        }
+        mean_square[m] = 0;
+        for (int i = 0; i < f; i++) mean[i] /= (double)p * n;
+        for (int i = 0; i < f; i++) mean_square[m] += mean[i] * mean[i];
+        for (int a = 0; a < p; a++) {
+            const int place = a % blocks * q + a / blocks;
+            double *row = u + (size_t)place * width, *sum = moment + (size_t)(a % blocks) * square;
+            for (int i = 0; i < f; i++) row[i] = row[i] / n - mean[i];
+            memcpy(means + ((size_t)m * p + (whole ? place : a)) * f, row, sizeof(double) * f);
+            centred_rows(x + a * one, mean, n, f, across, width, rows);
+            product(rows, n, f, width, own);
+            for (int i = 0; i < f; i++) t[place] = t[place] + own[(size_t)i * width + i];
+            t[place] /= n;
+            k[place] = dot(row, row, width);
+            double unused;
+            dots(own, own, f, width, &unused, w + place);
+            w[place] /= (double)n * n;
+            bend[place] = bent(own, row, f, width) / n;
+            for (size_t i = 0; i < square; i += SLOTS) store(sum + i, load(sum + i) + load(own + i));
+        }
+        for (int b = 0; b < blocks; b++) {
+            const double *mine = moment + b * square;
+            for (size_t i = 0; i < square; i += SLOTS) store(total + i, load(total + i) + load(mine + i));
+        }
+        for (int place = 0; place < places; place++) pull[place] = bent(total, u + (size_t)place * width, f, width) / n;
+        product(u, places, f, width, inner);
+        double unused;
+        dots(inner, inner, f, width, &unused, k_k + m);
+        double *cross = block + (size_t)m * 4 * blocks;
+        for (int b = 0; b < blocks; b++) {
+            const double *mine = moment + b * square;
+            memset(shift, 0, sizeof(double) * width);
+            for (int r = 0; r < q; r++) add(shift, n, u + ((size_t)b * q + r) * width, width);
+            dots(mine, total, f, width, cross + b, cross + blocks + b);
+            cross[2 * blocks + b] = bent(total, shift, f, width) - bent(mine, shift, f, width);
+            cross[3 * blocks + b] = dot(shift, shift, width);
+        }
+        trim(total, f, width, f, centred + (size_t)m * f * f);
+        for (int i = 0; i < f; i++)
+            for (int j = 0; j < f; j++)
+                *uncentred++ = total[(size_t)i * width + j] + (double)p * n * mean[i] * mean[j];
     }
     free(memory);
     return 0;

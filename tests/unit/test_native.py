@@ -172,6 +172,25 @@ def test_gram_sums_are_those_of_torch(shape: tuple[int, int], monkeypatch: pytes
 
 
 @kernel_only
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("shape", [(64, 49, 32), (35, 70, 33), (32, 5, 64), (16, 196, 1), (9, 2, 3)], ids=str)
+def test_sums_over_stimuli_of_many_rows_are_those_of_torch(
+    shape: tuple[int, int, int], across: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p, n, f = shape
+    x = (np.random.default_rng(n).normal(size=(3, p, n, f)) * np.logspace(0, -3, f) + 2.0).astype(np.float32)
+    stack = torch.from_numpy(x.swapaxes(2, 3).copy()).mT if across else torch.from_numpy(x)
+    found = grams.sums([stack[:1], stack[1:]])
+    alone = grams.sums([stack[2:]])
+    monkeypatch.setattr(native, "LARGEST", 0)
+    for name, other in vars(grams.sums([stack])).items():
+        mine = getattr(found, name)
+        assert mine.shape == other.shape, name
+        np.testing.assert_allclose(mine, other, rtol=1e-9, atol=1e-11 * float(other.abs().max()), err_msg=name)
+        assert same_bits(np.asarray(mine[2:]), np.asarray(getattr(alone, name))), name
+
+
+@kernel_only
 @pytest.mark.parametrize("shape", [(128, 32, 10), (100, 10, 64), (35, 33, 7), (9, 1, 1)], ids=str)
 def test_inner_products_of_kernels_are_those_of_numpy_in_any_company(shape: tuple[int, int, int]) -> None:
     n, d, e = shape
