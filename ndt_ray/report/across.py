@@ -145,7 +145,7 @@ def _comparisons(source: Source, section: Section) -> None:
         )
         said = listed((f"{a}: {b}" for a, b in zip(label, text, strict=True)), 8)
         figures.append(
-            Figure(outcome(str(name)), forest(rows, "Hedges' g, with 95 % interval"), f"{outcome(str(name))}: {said}.")
+            Figure(outcome(str(name)), forest(rows, "Hedges' g (95 % CI)"), f"{outcome(str(name))}: {said}.")
         )
     if figures:
         note = "First minus second, in standard deviations between seeds. Filled: survives its correction."

@@ -1,5 +1,6 @@
 """Calibrated events: what survives over the declared family, beside what the search gives where there is nothing."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -231,6 +232,7 @@ def transients(source: Source, measure: str | None) -> Section:
         Claim(text + ". The transient is described, and never counted as an event.", "described", found.sql)
     )
     figures = []
+    widest = 1.1 * float(fitted["half_life"].max()) if len(fitted) else math.nan
     for name in [n for n in source.cells if n in set(fitted["name"])]:
         mine = fitted[fitted["name"] == name]
         order = layers_of(source, name)
@@ -245,7 +247,7 @@ def transients(source: Source, measure: str | None) -> Section:
                 "seed": mine["trial_id"].map(source.seed_labels(name)),
             }
         )
-        spec = by_layer(rows, layer_names(order), "half-life (steps)", last=source.horizon(name))
+        spec = by_layer(rows, layer_names(order), "half-life (steps)", last=min(widest, source.horizon(name)))
         label = source.label(name)
         alt = f"{label}: half-life of the initial transient by layer, median {number(rows['value'].median())} steps."
         figures.append(Figure(label, spec, alt))

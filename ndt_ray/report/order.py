@@ -82,8 +82,8 @@ def _settling(source: Source, section: Section) -> None:
             )
         done = f"{ends.pop('settled', 0):,} of {len(settled):,}"
         text = f"{readable(measure).capitalize()} settles within the run in {done} "
-        rest = listed(f"{n:,} {FLAGS.get(how, how)}" for how, n in ends.items())
-        section.claims.append(Claim(f"{text}layer series; {rest}.", "described", answer.sql))
+        rest = "; " + listed(f"{n:,} {FLAGS.get(how, how)}" for how, n in ends.items()) if ends else ""
+        section.claims.append(Claim(f"{text}layer series{rest}.", "described", answer.sql))
     section.claims += [*_direction(source, measure), *_between(source, measure), *_published_order(source)]
     figures = []
     for name in [n for n in source.cells if n in set(settled["name"])]:
