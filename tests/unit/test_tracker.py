@@ -965,9 +965,7 @@ def test_a_run_goes_on_where_its_numerics_are(
     with monkeypatch.context() as other:
         elsewhere(other, "torch9 elsewhere")
         run_again(store, range(4))._close(finished=False)
-    with pytest.raises(
-        ForeignFingerprint, match="on 'torch9 elsewhere' up to step 3, and this is 'torch"
-    ):
+    with pytest.raises(ForeignFingerprint, match="on 'torch9 elsewhere' up to step 3, and this is 'torch"):
         run_again(store, range(4, 6), existing="resume")
     assert len(open_store(store).attempts()) == 1  # nothing was claimed: who measures there goes on undisturbed
     caplog.set_level(logging.WARNING)
