@@ -6,6 +6,7 @@ alone, nodes those of the modules that they belong to; `metadata_props` says whi
 """
 
 import ast
+import importlib.util
 import io
 import logging
 import warnings
@@ -64,12 +65,8 @@ def export_onnx(store: Store, sweep: str, trial: str, step: int, out: str) -> Ex
 
 def require_onnx() -> None:
     """SpecError where what writes ONNX files is not installed."""
-    try:
-        import onnx
-        import onnxscript
-    except ImportError:
-        raise SpecError("ONNX files need onnx and onnxscript: pip install 'ndt-ray[onnx]'") from None
-    assert onnx and onnxscript
+    if None in map(importlib.util.find_spec, ("onnx", "onnxscript")):
+        raise SpecError("ONNX files need onnx and onnxscript: pip install 'ndt-ray[onnx]'")
 
 
 def onnx_bytes(model: nn.Module, inputs: Tensor, about: Mapping[str, str]) -> bytes:

@@ -1,6 +1,6 @@
 """Networks as ONNX files: what they compute, what they are called, and that nothing half-done is left behind."""
 
-import builtins
+import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
@@ -156,13 +156,7 @@ def test_what_is_asked_for_wrongly(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    really = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name == "onnxscript":
-            raise ImportError(name)
-        return really(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    really = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else really(name))
     with pytest.raises(SpecError, match=r"pip install 'ndt-ray\[onnx\]'"):
         export_onnx(None, "s", "t", 0, str(tmp_path / "net.onnx"))  # type: ignore[arg-type]
