@@ -1,12 +1,15 @@
 """Commands that read a store."""
 
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ndt_ray.cli.options import DEFAULT_STORE, JsonOption, StoreOption, opened
 from ndt_ray.errors import SpecError
+
+if TYPE_CHECKING:
+    from ndt_ray.store.reader import Store
 
 FORMATS = ("table", "csv", "json", "md")
 
@@ -38,29 +41,63 @@ def query(
 
 
 def export(
-    what: Annotated[str, typer.Argument(metavar="TABLE|SELECT|checkpoint", help="A table, a SELECT, or checkpoint.")],
-    out: Annotated[str, typer.Option("-o", "--out", help="The file; its suffix is the format.")],
+    what: Annotated[
+        str,
+        typer.Argument(metavar="TABLE|SELECT|checkpoint|founding", help="What to export."),
+    ],
+    out: Annotated[str, typer.Option("-o", "--out", help="The file; its suffix is the format. Of founding: a folder.")],
     store: StoreOption = DEFAULT_STORE,
     format: Annotated[
-        str | None, typer.Option("--format", help="csv, parquet, json or arrow; of a checkpoint: founding (.pt).")
+        str | None,
+        typer.Option("--format", help="csv, parquet, json, arrow; of a checkpoint founding (.pt), onnx."),
     ] = None,
-    sweep: Annotated[str | None, typer.Option("--sweep", help="Of the checkpoint.")] = None,
+    sweep: Annotated[str | None, typer.Option("--sweep", help="Of the checkpoint, or of founding.")] = None,
     trial: Annotated[str | None, typer.Option("--trial", help="Of the checkpoint: an id, or its beginning.")] = None,
     step: Annotated[int | None, typer.Option("--step", help="Of the checkpoint.")] = None,
 ) -> None:
-    """Write a table, what a SELECT gives, or a checkpoint for plain PyTorch to a file."""
-    if what == "checkpoint":
-        if sweep is None or trial is None or step is None or format not in (None, "founding"):
-            raise SpecError("export checkpoint needs --sweep, --trial and --step; its format is founding")
-        from ndt_ray.founding import export_checkpoint
+    """Write a table, what a SELECT gives, or a checkpoint to a file: for plain PyTorch, or as ONNX (for Netron).
 
-        size = export_checkpoint(opened(store), sweep, trial, step, out)
-        print(f"{size:,} bytes to {out}", file=sys.stderr)
+    `founding` writes the founding study's first phase under its file names, as far as it has been analysed.
+    """
+    if what == "founding":
+        _founding(opened(store), sweep, out)
+        return
+    if what == "checkpoint":
+        if sweep is None or trial is None or step is None:
+            raise SpecError("export checkpoint needs --sweep, --trial and --step")
+        _checkpoint(opened(store), sweep, trial, step, out, format)
         return
     from ndt_ray.store.export import export as write
 
     rows = write(opened(store), what, out, format)  # type: ignore[arg-type]
     print(f"{rows:,} rows to {out}", file=sys.stderr)
+
+
+def _founding(store: "Store", sweep: str | None, out: str) -> None:
+    from ndt_ray.figures.bundle import write_phase1
+
+    if sweep is None:
+        raise SpecError("export founding needs --sweep")
+    album = write_phase1(store, sweep, out)
+    for left in album.skips:
+        print(f"! {left.what}: {left.reason}", file=sys.stderr)
+    print("\n".join(map(str, album.files)))
+
+
+def _checkpoint(store: "Store", sweep: str, trial: str, step: int, out: str, format: str | None) -> None:
+    chosen = format or ("onnx" if out.endswith(".onnx") else "founding")
+    if chosen == "onnx":
+        from ndt_ray.onnx_export import export_onnx
+
+        found = export_onnx(store, sweep, trial, step, out)
+        told = f"{found.bytes:,} bytes to {out}; its logits differ from PyTorch's by at most {found.difference:.1g}"
+    elif chosen == "founding":
+        from ndt_ray.founding import export_checkpoint
+
+        told = f"{export_checkpoint(store, sweep, trial, step, out):,} bytes to {out}"
+    else:
+        raise SpecError(f"--format {chosen}: a checkpoint is exported as founding or onnx")
+    print(told, file=sys.stderr)
 
 
 def show(

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from ndt_ray.errors import SpecError, did_you_mean
 from ndt_ray.figures.canvas import FORMATS, save
+from ndt_ray.store.filesystem import Location
 
 INDEX = "index.html"
 PICTURES = (".png", ".svg")
@@ -72,9 +73,8 @@ class Album:
 
     def text(self, section: str, name: str, text: str, caption: str, shows: str = "") -> Path:
         """Write a text file and list it."""
+        Location.of(self.folder).write(name, text.encode(), durable=False)
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
         self.entries.append(Entry(section, path, caption, shows))
         return path
 

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ndt_ray.errors import SpecError, did_you_mean
-from ndt_ray.figures import founding, founding_tables, grokking, modular, networks, side_by_side, transfer
+from ndt_ray.figures import (
+    founding,
+    founding_phase1,
+    founding_tables,
+    grokking,
+    modular,
+    networks,
+    side_by_side,
+    transfer,
+)
 from ndt_ray.figures.album import Album, to_json
 from ndt_ray.figures.moments import Moment, chosen_trials, moments
 from ndt_ray.store.reader import Store
@@ -63,6 +72,7 @@ def write_mechanisms(store: Store, sweep: str, folder: str | Path, wanted: Wante
     if wanted.founding:
         tables = {name: _table(store, sweep, name) for name in founding_tables.TABLES}
         founding.write(album, tables, sweep, wanted.experiments)
+        _phase1(album, store, sweep)
     if wanted.networks and len(trials):
         _networks(album, store, sweep, wanted)
     if album.entries:
@@ -71,6 +81,18 @@ def write_mechanisms(store: Store, sweep: str, folder: str | Path, wanted: Wante
         album.text("Index", "index.json", to_json(album), "This index as JSON.")
         album.add("Index", [index], title)
     return album
+
+
+def write_phase1(store: Store, sweep: str, folder: str | Path) -> Album:
+    """The founding study's first phase under its file names; StoreError for an unknown sweep."""
+    open_sweep(store, sweep)
+    album = Album(Path(folder))
+    _phase1(album, store, sweep)
+    return album
+
+
+def _phase1(album: Album, store: Store, sweep: str) -> None:
+    founding_phase1.write(album, {name: _table(store, sweep, name) for name in founding_phase1.TABLES}, sweep)
 
 
 def _table(store: Store, sweep: str, name: str, columns: Sequence[str] = ()) -> pd.DataFrame:

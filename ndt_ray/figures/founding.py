@@ -41,7 +41,12 @@ def write(album: Album, tables: Mapping[str, pd.DataFrame], sweep: str, experime
     _weeks_7_8(album, found, tables)
     table = founded.key_table(found)
     album.text(SECTION, "key_table.csv", table.to_csv(index=False), f"Key table; {found.words}.")
-    album.text(SECTION, "key_table.md", _markdown(table, f"{sweep}: {found.words}"), "The same in Markdown.")
+    album.text(
+        SECTION,
+        "key_table.md",
+        f"# Key table: {sweep}: {found.words}\n\n{founded.markdown(table)}",
+        "The same in Markdown.",
+    )
 
 
 def _weeks_3_4(album: Album, found: Jumps, tables: Mapping[str, pd.DataFrame]) -> None:
@@ -374,14 +379,3 @@ def _json(album: Album, name: str, results: dict[str, Any]) -> None:
 
 def _csv(table: pd.DataFrame) -> str:
     return str(table.to_csv(index=False))
-
-
-def _markdown(table: pd.DataFrame, title: str) -> str:
-    names = list(table.columns)
-    lines = [f"# Key table: {title}", "", "| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-    for row in table.itertuples(index=False):
-        cells = [
-            "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value) for value in row
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, ""])

@@ -237,3 +237,13 @@ def _checkpoints(found: Jumps, chosen: pd.DataFrame) -> int:
             for s in (a, m, b)
         }
     )
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown; cells that are null are empty."""
+    names = list(table.columns)
+    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    for row in table.itertuples(index=False):
+        cells = ["" if pd.isna(value) else str(value) for value in row]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])

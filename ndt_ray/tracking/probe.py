@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ndt_ray.errors import SpecError
+from ndt_ray.errors import NdtError, SpecError
 from ndt_ray.measurement.capture import first_tensor
 from ndt_ray.measurement.evaluate import Scores, scores
 from ndt_ray.tracking.watch import Seen, Watch, unnoticed
@@ -41,6 +41,18 @@ class Probe:
         finally:
             watch.remove()
         return seen, self._scores(output)
+
+    def rehearse(self, model: nn.Module, watch: Watch) -> None:
+        """Show it before the training, where an error is of use: SpecError."""
+        try:
+            self.show(model, watch)
+        except NdtError:
+            raise
+        except Exception as error:
+            raise SpecError(
+                f"the probe does not go through {type(model).__name__} (a tuple is positional inputs; labels are "
+                f"probe_labels): {type(error).__name__}: {error}"
+            ) from error
 
     def _forward(self, model: nn.Module) -> Any:
         inputs = self._placed(model)

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from ndt_ray.errors import SpecError, StoreError, did_you_mean
+from ndt_ray.jobs import ForeignFingerprint
 from ndt_ray.store import attempts
 from ndt_ray.store.batches import Batches
-from ndt_ray.store.manifests import Superseded
+from ndt_ray.store.manifests import Manifest, Superseded
 from ndt_ray.store.reader import Store
 from ndt_ray.store.schema import TABLES
 from ndt_ray.store.sweep import ALIVE_SECONDS
@@ -22,8 +23,8 @@ from ndt_ray.store.writer import PackWriter
 
 log = logging.getLogger(__name__)
 
-Existing = Literal["refuse", "resume", "replace"]
-"""What to do where a run of this name is in the store already."""
+Existing = Literal["refuse", "resume", "resume_different", "replace"]
+"""What to do where a run of this name is in the store already; resume_different: also where other numerics begun it."""
 
 Tables = Mapping[str, Sequence[Mapping[str, Any]]]
 """Batches of columns by table."""
@@ -135,7 +136,7 @@ class InStore(Recording):
     ) -> None:
         super().__init__(source)
         self._store, self._sweep, self._trial_id = store, sweep, trial_id
-        restart = _begin_anew(store, sweep, pack, existing)
+        restart = _begin_anew(store, sweep, pack, existing, fingerprint)
         self._writer = PackWriter(store, sweep, pack, trials=(trial_id,), fingerprint=fingerprint, restart=restart)
         self._step = self._writer.step
         self._pid = os.getpid()
@@ -218,9 +219,20 @@ class InStore(Recording):
         return f"rows of {self.dropped} batches were dropped, and those since the last commit are lost"
 
 
-def _begin_anew(store: Store, sweep: str, pack: str, existing: Existing) -> bool:
-    """Whether to begin again over what is there; StoreError where that was not asked for."""
-    before = next((m for m in store.manifests(sweep) if m.pack == pack), None)
+def begun_on(store: Store, sweep: str, pack: str, existing: Existing) -> str | None:
+    """The numerics fingerprint of the run that is to be gone on with, if there is one."""
+    before = _before(store, sweep, pack) if existing.startswith("resume") else None
+    return None if before is None else before.fingerprint
+
+
+def _before(store: Store, sweep: str, pack: str) -> Manifest | None:
+    return next((m for m in store.manifests(sweep) if m.pack == pack), None)
+
+
+def _begin_anew(store: Store, sweep: str, pack: str, existing: Existing, fingerprint: str) -> bool:
+    """Whether to begin again over what is there; StoreError where that was not asked for, ForeignFingerprint where it
+    was measured on other numerics and `existing` does not say that these may be mixed."""
+    before = _before(store, sweep, pack)
     if before is None or existing == "replace":
         return before is not None
     where = f"run {sweep}/{pack} in {store.location.uri}"
@@ -242,4 +254,12 @@ def _begin_anew(store: Store, sweep: str, pack: str, existing: Existing) -> bool
             f"{where} was closed at step {before.step}, so that nothing can be added: give another run name, or "
             "existing='replace' to begin again"
         )
+    if before.fingerprint != fingerprint:
+        differ = f"{where} was measured on '{before.fingerprint}' up to step {before.step}, and this is '{fingerprint}'"
+        if existing != "resume_different":
+            raise ForeignFingerprint(
+                f"{differ}: a run does not mix two. Go on there, or give another run name, or existing='replace' to "
+                "begin again, or existing='resume_different' to mix them: digits then differ from that step on"
+            )
+        log.warning("%s: from there on the last digits of measures differ (the table attempts says which)", differ)
     return False

@@ -1,19 +1,31 @@
 """Jumps in the series of one run, as a tracker reports them: in the caller's own training steps."""
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ndt_ray.analysis.detection import Detector, Floats, Ints, uniform_grid
+from ndt_ray.analysis.detection import Detector, Floats, Ints, make, uniform_grid
 from ndt_ray.analysis.detection.original import RollingLevel
 from ndt_ray.analysis.jumps import RESOLUTION
+from ndt_ray.errors import SpecError, did_you_mean
+from ndt_ray.store.schema import TABLES
+from ndt_ray.tracking.meter import NEVER_SEEN
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
+
+SYNONYMS = {"cumulative_90": "energy_90"}
+"""ndtracker's names of measures that are called otherwise here."""
+
+KEYS = {"trial_id", "step", "layer", "layer_index", "view", "n_stimuli", "flag"}
+METRICS = [column.name for column in TABLES["measurements"].columns if column.name not in KEYS]
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,38 @@ class JumpDetector:
         series = np.asarray(values, dtype=np.float64)
         at = np.arange(len(series)) + step_offset if steps is None else np.asarray(steps)
         return _described(self.rule, at, series, ("", 0, "", metric_name))
+
+
+def rule_of(detector: str | Detector, parameters: Mapping[str, Any]) -> Detector:
+    """A detector by name with its parameters, or the one given; SpecError where there is none of that name."""
+    if isinstance(detector, str):
+        made: Detector = make(detector, parameters)
+        return made
+    if parameters:
+        raise SpecError(f"parameters go with the name of a detector, but got {sorted(parameters)} and an object")
+    return detector
+
+
+def column_of(metric: str) -> str:
+    """Our name of a measure; SpecError where there is none."""
+    column = SYNONYMS.get(metric, metric)
+    if column not in METRICS:
+        raise SpecError(f"there is no metric '{metric}'{did_you_mean(metric, METRICS)}")
+    return column
+
+
+def jumps_in(results: "Mapping[str, pd.DataFrame]", column: str, rule: Detector) -> list[Jump]:
+    """Jumps of all layers, in order of time and then of layers; layers that are too short to be judged are logged."""
+    jumps: list[Jump] = []
+    short: list[str] = []
+    for name, frame in results.items():
+        series = frame[frame["view"] != NEVER_SEEN].groupby(["layer_index", "view"], sort=False)
+        judged = [jumps_of(rows, name, column, rule) for _, rows in series]
+        jumps += [jump for found, _ in judged for jump in found]
+        short += [] if any(long for _, long in judged) else [name]
+    if short:
+        log.warning("too few measurements in a row to judge %s by %s", ", ".join(short), rule.name)
+    return sorted(jumps, key=lambda jump: (jump.step, jump.layer_index, jump.view))
 
 
 def jumps_of(rows: "pd.DataFrame", layer: str, column: str, rule: Detector) -> tuple[list[Jump], bool]:

@@ -14,34 +14,31 @@ import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ndt_ray.analysis.detection import Detector, make
+from ndt_ray import native
+from ndt_ray.analysis.detection import Detector
 from ndt_ray.errors import NdtError, SpecError, did_you_mean
 from ndt_ray.lanes.numerics import fingerprint
 from ndt_ray.measurement.evaluate import Scores
 from ndt_ray.store.reader import Store, open_store
-from ndt_ray.store.schema import TABLES
-from ndt_ray.tracking.meter import NEVER_SEEN, NOT_RUN, Meter, Spectra, short_hash, structure
+from ndt_ray.tracking.arguments import check, refuse_fullgraph
+from ndt_ray.tracking.meter import Meter, Spectra, short_hash, structure
+from ndt_ray.tracking.notices import Notices
+from ndt_ray.tracking.overhead import Overhead, Stopwatch
 from ndt_ray.tracking.probe import Probe
-from ndt_ray.tracking.recording import Existing, InMemory, InStore, Recording
-from ndt_ray.tracking.run_jumps import Jump, jumps_of
+from ndt_ray.tracking.recording import Existing, InMemory, InStore, Recording, begun_on
+from ndt_ray.tracking.run_jumps import METRICS, Jump, column_of, jumps_in, rule_of
 from ndt_ray.tracking.watch import Passes, Seen, Watch, choose, unwrapped
 
 if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
-
-SYNONYMS = {"cumulative_90": "energy_90"}
-"""ndtracker's names of measures that are called otherwise here."""
-
-KEYS = {"trial_id", "step", "layer", "layer_index", "view", "n_stimuli", "flag"}
-METRICS = [column.name for column in TABLES["measurements"].columns if column.name not in KEYS]
 
 
 class HighFrequencyTracker:
@@ -54,7 +51,8 @@ class HighFrequencyTracker:
 
     `layers`: modules, paths or glob patterns (default: every Linear, convolution and attention); `layer_names`: other
     names for them. Rows go to a `store` (path, URI or Store), as the trial of sweep `sweep` that `run` and the model's
-    structure name, or stay in memory. `existing`: what to do where that run is there already. `steps`: planned
+    structure name, or stay in memory. `existing`: what to do where that run is there already: refuse, resume it where
+    numerics are equal, resume_different (elsewhere too) or replace it. `steps`: planned
     updates, which phases are relative to. `views`: as in a sweep file. `spectra`: full, none, or how many eigenvalues
     a row keeps. `centred=False` measures the uncentred spectrum only, as ndtracker does, at a fraction of the cost.
 
@@ -84,9 +82,9 @@ class HighFrequencyTracker:
         centred: bool = True,
         passes: Passes = "train",
     ) -> None:
-        _check(model, sampling_frequency, spectra, passes, existing, probe, probe_labels)
+        check(model, sampling_frequency, spectra, passes, existing, probe, probe_labels)
         self.sampling_frequency = int(sampling_frequency)
-        self._notices = _Notices(run)
+        self._notices = Notices(run)
         self.run, self._steps, self._data, self._seed = run, steps, data, seed
         self._model = unwrapped(model)
         chosen = choose(self._model, layers, layer_names)
@@ -111,16 +109,18 @@ class HighFrequencyTracker:
             labels=labels,
             lost=self._notices.lost,
         )
+        self._stopwatch = Stopwatch()
         self._first, self._logged = -1, -1
         self._logs = self._refused = 0
         self._closed = False
         self._active = store is None or _rank() == 0
         self._recording: Recording = InMemory(self._meter)
+        self._mark = ""
         if self._active:
             if self._probe is not None:
-                self._try_probe(self._probe)
+                self._probe.rehearse(self._model, self._watch)
             else:
-                _refuse_fullgraph(model)
+                refuse_fullgraph(model)
             self._begin(store, sweep, existing)
             if self._probe is None:
                 self._watch.install()
@@ -144,15 +144,18 @@ class HighFrequencyTracker:
         that was logged before, or lies behind, is not measured again; that is logged once, and counted at the end.
         Returns whether it was measured. SpecError only where `step` is no whole number from 0, or after `close`.
         """
+        begun = self._stopwatch.clock()
         step = self._checked(step)
         if not self._active:
             return False
         measured = (force or step % self.sampling_frequency == 0) and self._advances(step)
         if measured:
-            self._measure(step, loss, grad_norm, lr)
+            with native.as_recorded(self._mark):
+                self._measure(step, loss, grad_norm, lr)
         else:
             self._watch.drop()
         self._expect_next(step)
+        self._stopwatch.stop(begun, measured)
         return measured
 
     def _checked(self, step: Any) -> int:
@@ -235,6 +238,11 @@ class HighFrequencyTracker:
         """Names of the layers, in the order of execution as far as it is known."""
         return self._meter.names()
 
+    @property
+    def overhead(self) -> Overhead:
+        """What tracking has cost the loop so far, in this process; `close` logs its line."""
+        return self._stopwatch.overhead()
+
     def get_results(self, layer: str | None = None) -> "dict[str, pd.DataFrame] | pd.DataFrame":
         """What was measured: a DataFrame by layer, or the one of `layer`.
 
@@ -261,25 +269,12 @@ class HighFrequencyTracker:
         before, from `min_samples` = 20 on (`ndt_ray.analysis.detection`). Series are judged where they have no holes;
         one that is too short, or constant within float32, gives none. None of the rules is calibrated against noise.
         """
-        rule = make(detector, parameters) if isinstance(detector, str) else detector
-        if not isinstance(detector, str) and parameters:
-            raise SpecError(f"parameters go with the name of a detector, but got {sorted(parameters)} and an object")
-        column = SYNONYMS.get(metric, metric)
-        if column not in METRICS:
-            raise SpecError(f"there is no metric '{metric}'{did_you_mean(metric, METRICS)}")
+        rule = rule_of(detector, parameters)
+        column = column_of(metric)
         if layer is not None:
             self._known(layer)
-        jumps: list[Jump] = []
-        short: list[str] = []
-        for name, frame in self._results().items():
-            if layer in (None, name):
-                series = frame[frame["view"] != NEVER_SEEN].groupby(["layer_index", "view"], sort=False)
-                judged = [jumps_of(rows, name, column, rule) for _, rows in series]
-                jumps += [jump for found, _ in judged for jump in found]
-                short += [] if any(long for _, long in judged) else [name]
-        if short:
-            log.warning("too few measurements in a row to judge %s by %s", ", ".join(short), rule.name)
-        return sorted(jumps, key=lambda jump: (jump.step, jump.layer_index, jump.view))
+        results = self._results()
+        return jumps_in({name: rows for name, rows in results.items() if layer in (None, name)}, column, rule)
 
     def table(self, name: str) -> "pd.DataFrame":
         """The rows of this run in a table of the store: measurements, spectra, scalars, trials; velocity of a probe."""
@@ -307,24 +302,28 @@ class HighFrequencyTracker:
 
     def _begin(self, store: str | Path | Store | None, sweep: str, existing: Existing) -> None:
         weight = next(self._model.parameters(), None)
-        mark = fingerprint(torch.device("cpu") if weight is None else weight.device)
-        if store is not None:
+        device = torch.device("cpu") if weight is None else weight.device
+        if store is None:
+            self._mark = fingerprint(device)
+        else:
             opened = store if isinstance(store, Store) else open_store(store, create=True)
             pack = f"run-{self.trial_id}"
+            with native.as_recorded(begun_on(opened, sweep, pack, existing)):
+                self._mark = fingerprint(device)
             self._recording = InStore(
-                self._meter, opened, sweep, pack, self.trial_id, existing=existing, fingerprint=mark
+                self._meter, opened, sweep, pack, self.trial_id, existing=existing, fingerprint=self._mark
             )
         try:
             if self._recording.resumed is not None:
                 self._meter.load(self._recording.resumed)
                 return
-            self._recording.rows("trials", self._trial(mark))
+            self._recording.rows("trials", self._trial())
             self._recording.flush()
         except BaseException:
             _abandon(self._watch, self._recording)
             raise
 
-    def _trial(self, mark: str) -> dict[str, Any]:
+    def _trial(self) -> dict[str, Any]:
         measured = "training batch" if self._probe is None else "probe"
         spec = {**self._identity, "measure": {"every": self.sampling_frequency, "of": measured}}
         row = {
@@ -338,24 +337,12 @@ class HighFrequencyTracker:
             "engine": "tracker",
             "steps": self._steps,
             "n_parameters": sum(p.numel() for p in self._model.parameters()),
-            "fingerprint": mark,
+            "fingerprint": self._mark,
             "spec": json.dumps(spec, sort_keys=True),
         }
         if self._probe is not None:
             row |= {"probe_size": self._probe.size, "probe_hash": self._probe.hash}
         return row
-
-    def _try_probe(self, probe: Probe) -> None:
-        """Show it once before the training, where an error is of use."""
-        try:
-            probe.show(self._model, self._watch)
-        except NdtError:
-            raise
-        except Exception as error:
-            raise SpecError(
-                f"the probe does not go through {type(self._model).__name__} (a tuple is positional inputs; labels are "
-                f"probe_labels): {type(error).__name__}: {error}"
-            ) from error
 
     def close(self) -> None:
         """Take the hooks off and finish the run; StoreError where rows could not be stored. Results stay readable."""
@@ -372,6 +359,7 @@ class HighFrequencyTracker:
                 "%d logged steps were not measured: they were not later than one measured before", self._refused
             )
         if self._active:
+            log.info("run %s: %s", self.run, self.overhead)
             if finished:
                 last = max(self._logged, self._meter.last, 0)
                 self._recording.rows("outcomes", {"trial_id": self.trial_id, "status": "finished", "last_step": last})
@@ -388,62 +376,6 @@ class HighFrequencyTracker:
             self._close(finished=False, error=f"{type(error).__name__}: {error}".partition("\n")[0])
         except NdtError as failure:
             log.error("%s", failure)  # the error of the loop is the one to see
-
-
-class _Notices:
-    """What is said about a run, each thing once. Not part of the tracker, so that nothing keeps that alive."""
-
-    def __init__(self, run: str) -> None:
-        self._run = run
-        self._told: set[Any] = set()
-
-    def lost(self, reasons: Mapping[str, str]) -> None:
-        """Say why the rows of layers are flagged `lost`."""
-        by_reason: dict[str, list[str]] = {}
-        for layer, reason in reasons.items():
-            if (layer, reason) not in self._told:
-                self._told.add((layer, reason))
-                by_reason.setdefault(reason, []).append(layer)
-        for reason, layers in by_reason.items():
-            why = reason
-            if reason == NOT_RUN:
-                why = (
-                    "not run in a recorded forward pass since the last log (recorded is: training mode with gradients, "
-                    "unless passes= says otherwise; a model compiled and run before its tracker was made needs a probe)"
-                )
-            log.warning("run %s: rows flagged lost of %s: %s (said once)", self._run, ", ".join(layers), why)
-
-    def tell(self, key: str, message: str, error: Exception | None = None) -> None:
-        if key not in self._told:
-            self._told.add(key)
-            told = f": {type(error).__name__}: {error}" if error else ""
-            log.warning("run %s: %s%s (said once)", self._run, message, told)
-
-
-def _check(
-    model: Any, sampling_frequency: Any, spectra: Any, passes: Any, existing: Any, probe: Any, labels: Any
-) -> None:
-    if not isinstance(model, nn.Module):
-        raise SpecError(f"model must be an nn.Module, but got {type(model).__name__}")
-    whole = isinstance(sampling_frequency, int | np.integer) and not isinstance(sampling_frequency, bool)
-    if not whole or sampling_frequency < 1:
-        raise SpecError(f"sampling_frequency must be a whole number from 1, but got {sampling_frequency!r}")
-    if spectra not in ("full", "none") and not (type(spectra) is int and spectra > 0):
-        raise SpecError(f"spectra must be 'full', 'none' or a number of eigenvalues, but got {spectra!r}")
-    for name, value, kind in (("passes", passes, Passes), ("existing", existing, Existing)):
-        if value not in get_args(kind):
-            raise SpecError(f"{name} must be one of {', '.join(get_args(kind))}, but got {value!r}")
-    if labels is not None and probe is None:
-        raise SpecError("probe_labels go with a probe")
-
-
-def _refuse_fullgraph(model: nn.Module) -> None:
-    context = getattr(model, "dynamo_ctx", None)
-    if getattr(context, "fullgraph", False) or getattr(context, "nopython", False):
-        raise SpecError(
-            "a model compiled with fullgraph=True leaves no room for hooks: give the tracker a probe, which it shows "
-            "to the model uncompiled"
-        )
 
 
 def _rank() -> int:

@@ -1,5 +1,6 @@
 """Phase 1 of the founding study beyond its jumps: its published tables, and what is true of the same series."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from ndt_ray.analysis.event_phases import loss_coupling_table
 from ndt_ray.analysis.event_windows import published_loss_change
 from ndt_ray.analysis.investigation import agreement
 from ndt_ray.analysis.representatives import TYPE_3, eligible_type_3, founding_steps, select
+from ndt_ray.figures import founding_phase1
+from ndt_ray.figures.album import Album
 from ndt_ray.original import Published, read_published
 
 pytestmark = pytest.mark.data
@@ -196,6 +199,34 @@ def test_the_transformer_plan_comes_out_but_for_its_unseeded_draw(store: Tables,
     assert len(drawn_from) == 58 and len(published_draw) == 1
     with_it = pd.concat([fixed, published_draw])
     assert founding_steps(with_it) == theirs and len(chosen) == 5
+
+
+def test_the_founding_files_are_written_as_published(
+    store: Tables, published: Published, data: Path, tmp_path: Path
+) -> None:
+    album = Album(tmp_path)
+    founding_phase1.write(album, {name: store.table(name) for name in founding_phase1.TABLES}, "original")
+    theirs = pd.read_csv(data / "ndt_phase1" / "all_jumps_detailed.upstream.csv")
+    ours = pd.read_csv(tmp_path / founding_phase1.JUMPS)
+    assert list(ours) == list(theirs) and len(ours) == 2991
+    key = ["experiment", "layer", "step"]
+    both = [rows.sort_values(key, ignore_index=True) for rows in (ours, theirs)]
+    pd.testing.assert_frame_equal(both[0], both[1], rtol=1e-12, atol=0)
+    runs = json.loads((tmp_path / founding_phase1.CONVERGENCE).read_text())
+    assert len(runs) == 55 and {run["convergence_pattern"] for run in runs} == {"unclear"}
+    assert all(set(run["stabilization_points"].values()) == {0} for run in runs)
+    assert all(run["convergence_correlation"] is None for run in runs)  # published as a bare NaN, which is no JSON
+    periods = pd.read_csv(tmp_path / founding_phase1.CRITICAL)
+    assert len(periods) == 55 and periods["strong"].sum() == 49
+    assert periods["total_critical_steps"].mean() == pytest.approx(203.5, abs=0.05)
+    assert periods["mean_coordination"].mean() == pytest.approx(0.0649, abs=5e-5)
+    plan = json.loads((tmp_path / founding_phase1.PLAN).read_text())
+    assert len(plan) == 55 and all(plan[name]["checkpoint_steps"] == steps for name, steps in PLANS.items())
+    summary = (tmp_path / founding_phase1.SUMMARY).read_text()
+    assert "| total jumps | 1598 | 297 | 1096 |" in summary and "| cnn | 9 | 9 |" in summary
+    corrected = {path.name for path in tmp_path.rglob("*_corrected.*")}
+    assert corrected == {"convergence_analysis_summary_corrected.json", "critical_periods_detailed_corrected.csv"}
+    assert {skip.what for skip in album.skips} == {"checkpoint_plan_corrected.json"}
 
 
 def test_alpha_from_depth_and_width_is_an_exact_fit_to_four_architectures(store: Tables) -> None:

@@ -23,7 +23,7 @@ PLACES: dict[str, int] = {
     "store": 2, "original": 2,
     # 3: running
     "cluster": 3, "doctor": 3, "spot": 3, "worker": 3, "launch": 3, "tuning": 3, "lease": 3, "progress": 3,
-    "analysis": 3, "jobs": 3, "replay": 3, "founding": 3,
+    "analysis": 3, "jobs": 3, "replay": 3, "founding": 3, "onnx_export": 3,
     # 4: showing
     "summary": 4, "verdicts": 4, "figures": 4, "report": 4,
     # 5: the surfaces

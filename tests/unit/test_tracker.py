@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import textwrap
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,13 +21,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ndt_ray import HighFrequencyTracker, JumpDetector
+from ndt_ray import HighFrequencyTracker, JumpDetector, native
 from ndt_ray.errors import SpecError, StoreError
+from ndt_ray.jobs import ForeignFingerprint
 from ndt_ray.measurement.measures import participation_ratio, stable_rank
 from ndt_ray.store import writer as writer_module
 from ndt_ray.store.filesystem import Location
 from ndt_ray.store.reader import open_store
 from ndt_ray.tracking import recording as recording_module
+from ndt_ray.tracking import tracker as tracker_module
+from ndt_ray.tracking.overhead import Overhead, Stopwatch
 
 KEY = ["layer", "view", "step"]
 
@@ -948,6 +952,100 @@ def test_a_run_that_is_there_is_refused_resumed_or_replaced(tmp_path: Path, capl
         assert tracker.get_results("0")["step"].tolist() == [0, 1]
     run_again(store, range(2), run="another").close()
     assert open_store(store).tables()["trials"] == 2
+
+
+def elsewhere(monkeypatch: pytest.MonkeyPatch, mark: str) -> None:
+    monkeypatch.setattr(tracker_module, "fingerprint", lambda device: mark)
+
+
+def test_a_run_goes_on_where_its_numerics_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = tmp_path / "store"
+    with monkeypatch.context() as other:
+        elsewhere(other, "torch9 elsewhere")
+        run_again(store, range(4))._close(finished=False)
+    with pytest.raises(ForeignFingerprint, match="on 'torch9 elsewhere' up to step 3, and this is 'torch"):
+        run_again(store, range(4, 6), existing="resume")
+    assert len(open_store(store).attempts()) == 1  # nothing was claimed: who measures there goes on undisturbed
+    caplog.set_level(logging.WARNING)
+    assert not caplog.text
+
+    mixed = run_again(store, range(4, 6), existing="resume_different")
+    assert caplog.text.count("measured on 'torch9 elsewhere' up to step 3") == 1
+    assert mixed.get_results("0")["step"].tolist() == list(range(6))
+    mixed._close(finished=False)
+    marks = [attempt.fingerprint for attempt in open_store(store).attempts()]
+    assert marks[0] == "torch9 elsewhere" and marks[1].startswith(f"torch{torch.__version__}")
+
+    caplog.clear()
+    run_again(store, range(6, 8), existing="resume").close()  # it stands on these numerics now
+    assert not caplog.text
+
+
+def test_a_run_goes_on_with_what_solved_its_spectra(tmp_path: Path) -> None:
+    if not native.active():
+        pytest.skip("compiled kernels cannot be had here: no C compiler, or NDT_NATIVE=0")
+    store = tmp_path / "store"
+    with native.as_recorded("torch without kernels"):
+        run_again(store, range(2))._close(finished=False)
+    resumed = run_again(store, range(2, 4), existing="resume")
+    assert "native:" not in resumed._mark
+    begun_here = HighFrequencyTracker(mlp(), 1)
+    assert "native:" in begun_here._mark
+    spectra = resumed.table("spectra")
+    last, first = (spectra.query("layer == '0' and step == @step")["eigenvalues"].iloc[0] for step in (3, 1))
+    assert np.array_equal(last, first)  # the same weights, the same probe, the same solver
+
+
+# -- what it costs -------------------------------------------------------
+
+
+def test_overhead_of_a_loop_whose_clock_is_known() -> None:
+    now = [0.0]
+    watch = Stopwatch(lambda: now[0])
+    assert watch.overhead() == Overhead(0, 0, None, None, None, None)
+    assert str(watch.overhead()) == "nothing measured in 0 logged steps"
+    for step in range(11):
+        now[0] += 10.0  # the training step
+        begun = watch.clock()
+        now[0] += {0: 99.0, 5: 4.0, 10: 5.0}.get(step, 0.125)
+        watch.stop(begun, step % 5 == 0)
+        if step == 0:
+            assert watch.overhead() == Overhead(1, 1, 99.0, 99.0, None, None)
+    found = watch.overhead()
+    assert (found.n_logged, found.n_measured, found.seconds_per_measurement) == (11, 3, 5.0)
+    assert found.seconds_per_measurement_p90 == pytest.approx(5 + 0.8 * 94)
+    assert found.share == pytest.approx(10 / 110) and found.seconds_per_step == pytest.approx(1.0)
+    assert found.text == "3 measurements of 5 s (90th percentile 80.2 s); log took 9.1% of the loop, 1 s a step"
+
+
+def test_a_tracker_says_what_it_costs(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ndt_ray")
+    model = mlp()
+    began = time.perf_counter()
+    with HighFrequencyTracker(model, 5, run="costly") as tracker:
+        train(model, tracker, 21)
+        found = tracker.overhead
+    elapsed = time.perf_counter() - began
+    assert (found.n_logged, found.n_measured) == (21, 5)
+    assert found.seconds_per_measurement is not None and found.seconds_per_measurement_p90 is not None
+    assert 0 < found.seconds_per_measurement <= found.seconds_per_measurement_p90 < elapsed
+    assert found.share is not None and 0 < found.share < 1
+    assert found.seconds_per_step is not None and 0 < found.seconds_per_step < elapsed / 20
+    assert f"run costly: {found.text}" in caplog.text
+
+
+def test_overhead_of_a_loop_that_measures_nothing() -> None:
+    model = mlp()
+    tracker = HighFrequencyTracker(model, 100)
+    assert tracker.overhead.text == "nothing measured in 0 logged steps"
+    for step in range(1, 5):
+        assert not tracker.log(step)
+    found = tracker.overhead
+    assert (found.n_logged, found.n_measured) == (4, 0)
+    assert found.seconds_per_measurement is None and found.seconds_per_measurement_p90 is None
+    assert found.share is not None and found.text.startswith("nothing measured in 4 logged steps; log took ")
 
 
 def test_a_run_that_just_began_elsewhere_is_not_taken_over(tmp_path: Path) -> None:
