@@ -83,10 +83,9 @@ def make_paper(store: Store, sweep: str) -> Paper:
     from ndt_ray.paper.results import RESULTS
     from ndt_ray.paper.scale import scale
     from ndt_ray.paper.text import paper_text
-    from ndt_ray.paper.topics import collect
-    from ndt_ray.report.source import Source
+    from ndt_ray.paper.topics import Remembering, collect
 
-    source = Source(store, sweep)
+    source = Remembering(store, sweep)
     if not source.cells:
         raise StoreError(f"sweep {sweep}: no trial is committed yet, so there is nothing to write about - run it first")
     macros = Macros(source)

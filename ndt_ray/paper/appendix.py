@@ -137,8 +137,8 @@ def event_table(source: Source) -> dict[str, dict[str, Any]] | None:
 def _jumps(source: Source, macros: Macros, table: pd.DataFrame) -> str:
     parts = [r"\section{Jump statistics by architecture}"]
     header = ("Architecture", "Trials", "Mean", "Most", "With", "Jumps", "White noise", "AR(1) noise", "Events (false)")
-    rows = {mode: own for mode, own in table.groupby(table["mode"].fillna(""), sort=True)}
-    for mode, own in rows.items():
+    modes = [mode if isinstance(mode, str) else "" for mode in table["mode"]]
+    for mode, own in table.groupby(modes, sort=True):
         first = own[own["events"].notna()] if mode == "default" and own["events"].notna().any() else own
         if mode and first is own:
             spoken = jumping.spoken(own.rename(columns={"rule": "detector"}), str(mode))
@@ -191,25 +191,22 @@ def _runs(source: Source) -> pd.DataFrame:
     rows = own[["trial_id", "cell", "seed", "n_parameters", "steps", "final_accuracy", "status"]].rename(
         columns={"n_parameters": "parameters", "final_accuracy": "accuracy"}
     )
-    parts = [
-        (
-            "measurements",
-            "SELECT m.trial_id, count(DISTINCT m.layer) AS layers FROM measurements m JOIN trials t USING (sweep, "
-            f"trial_id) WHERE sweep = $sweep AND {OWN} GROUP BY 1",
-        ),
-        (
-            "growth",
-            "SELECT trial_id, CASE WHEN coalesce(at_bound, '') = '' THEN alpha END AS growth_alpha, r2 AS growth_r2 FROM growth WHERE sweep = $sweep AND mode = "
-            f"'default' AND measure = {quoted(measure_spoken(source, 'growth')) if source.has('growth') else ''}",
-        ),
-        (
-            "investigations",
-            "SELECT trial_id, phenomenon, why FROM investigations WHERE sweep = $sweep AND mode = 'default'",
-        ),
-    ]
-    for table, sql in parts:
-        if source.has(table):
-            rows = rows.merge(source.ask(sql).rows, on="trial_id", how="left")
+    asked = []
+    if source.has("measurements"):
+        asked.append(
+            "SELECT m.trial_id, count(DISTINCT m.layer) AS layers FROM measurements m JOIN trials t "
+            f"USING (sweep, trial_id) WHERE sweep = $sweep AND {OWN} GROUP BY 1"
+        )
+    if source.has("growth", "alpha", "r2", "at_bound", "mode", "measure"):
+        asked.append(
+            "SELECT trial_id, CASE WHEN coalesce(at_bound, '') = '' THEN alpha END AS growth_alpha, r2 AS growth_r2 "
+            "FROM growth WHERE sweep = $sweep AND mode = 'default' "
+            f"AND measure = {quoted(measure_spoken(source, 'growth'))}"
+        )
+    if source.has("investigations", "phenomenon", "why", "mode"):
+        asked.append("SELECT trial_id, phenomenon, why FROM investigations WHERE sweep = $sweep AND mode = 'default'")
+    for sql in asked:
+        rows = rows.merge(source.ask(sql).rows, on="trial_id", how="left")
     if source.has("jump_counts"):
         spoken = jumping.spoken(jumping.counts(source).rows)
         rows = rows.merge(
@@ -242,7 +239,8 @@ def _targets(source: Source, macros: Macros, table: pd.DataFrame) -> str:
     body = [_target_row(source, row) for row in table.to_dict("records")]
     caption = (
         "Target runs: of each cell the trial with the median number of events, or its first seed where these are not "
-        "known. Jumps by the founding rule, in all layers; growth rate per step of the logistic fit, unless it ended at a bound."
+        "known. Jumps by the founding rule, in all layers; growth rate per step of the logistic fit, unless that ended "
+        "at a bound."
     )
     made = longtable(header, body, caption, "tab:targets", "p{0.2\\linewidth}rrrrrrrlp{0.14\\linewidth}")
     notes = _notes(source, macros, ("Jumps", "Events", "GrowthRuns", "RunsSmooth"))

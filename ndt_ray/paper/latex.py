@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ndt_ray.report.parts import plain
@@ -14,7 +14,8 @@ _SPECIAL = {
     "|": r"\textbar{}", '"': r"\textquotedbl{}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}",
 }  # fmt: skip
 _SYMBOLS = {
-    "–": "--", "—": "---", "“": "``", "”": "''", "‘": "`", "’": "'", "…": r"\ldots{}", "\u00a0": "~",
+    "–": r"\textendash{}", "—": r"\textemdash{}", "“": "``", "”": "''", "‘": "`", "’": "'", "…": r"\ldots{}",
+    "\u00a0": "~",
     "≤": r"$\le$", "≥": r"$\ge$", "≠": r"$\ne$", "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "→": r"$\to$",
     "∞": r"$\infty$", "−": "$-$", "²": r"\textsuperscript{2}", "³": r"\textsuperscript{3}", "°": r"$^\circ$",
     "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "δ": r"$\delta$", "ε": r"$\varepsilon$", "κ": r"$\kappa$",
@@ -29,14 +30,8 @@ def escape(text: object) -> str:
 
     A character without a form of its own becomes its code, [U+4E2D]; line ends and other control characters a space.
     """
-    plain_text = unicodedata.normalize("NFC", str(text))
-    # two hyphens, as options of a command have them, would print as a dash
-    return "".join("{}-" if pair == "--" else _character(pair[1]) for pair in map("".join, _pairs(plain_text)))
-
-
-def _pairs(text: str) -> Iterator[tuple[str, str]]:
-    """Each character with the one before it; nothing before the first."""
-    return zip(" " + text, text, strict=False)
+    made = "".join(_character(c) for c in unicodedata.normalize("NFC", str(text)))
+    return re.sub("-(?=-)", "-{}", made)  # two hyphens, as options of a command have them, would print as a dash
 
 
 def _character(c: str) -> str:

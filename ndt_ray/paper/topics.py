@@ -7,7 +7,22 @@ from typing import Any
 from ndt_ray.errors import SpecError
 from ndt_ray.paper.latex import percent
 from ndt_ray.paper.macros import Absent, Macros, Tex
-from ndt_ray.report.source import Source
+from ndt_ray.report.source import Answer, Source
+from ndt_ray.store.reader import Store
+
+
+class Remembering(Source):
+    """A sweep whose answers are kept: several topics, and the appendix, ask the same. Nobody may change their rows."""
+
+    def __init__(self, store: Store, sweep: str) -> None:
+        super().__init__(store, sweep)
+        self._answers: dict[str, Answer] = {}
+
+    def ask(self, sql: str) -> Answer:
+        if sql not in self._answers:
+            self._answers[sql] = super().ask(sql)
+        return self._answers[sql]
+
 
 Found = tuple[dict[str, Any], str]
 """Values by name of the macro, and the query that gives them."""
