@@ -108,7 +108,7 @@ def _counted(source: Source) -> list[dict[str, Any]]:
     rows = []
     for one in jumping.statistics(counts.assign(name=counts["model"].astype(str))):
         t = one.total
-        row = dict(zip(COUNTED, (*one.key, t.name), strict=True))
+        row: dict[str, Any] = dict(zip(COUNTED, (*one.key, t.name), strict=True))
         row |= {"trials": t.trials, "mean_jumps": one.mean, "max_jumps": one.most}
         row |= {"share_with_jumps": one.with_jumps / t.trials, "observed": t.observed, "verdict": t.words}
         for name, null in (("white", t.white), ("ar1", t.ar1)):
@@ -137,7 +137,7 @@ def event_table(source: Source) -> dict[str, dict[str, Any]] | None:
 def _jumps(source: Source, macros: Macros, table: pd.DataFrame) -> str:
     parts = [r"\section{Jump statistics by architecture}"]
     header = ("Architecture", "Trials", "Mean", "Most", "With", "Jumps", "White noise", "AR(1) noise", "Events (false)")
-    modes = [mode if isinstance(mode, str) else "" for mode in table["mode"]]
+    modes = table["mode"].astype(object).where(table["mode"].notna(), "")
     for mode, own in table.groupby(modes, sort=True):
         first = own[own["events"].notna()] if mode == "default" and own["events"].notna().any() else own
         if mode and first is own:
