@@ -4,7 +4,7 @@ from typing import Any
 
 from ndt_ray.analysis.hypotheses import arch_type
 from ndt_ray.paper import jumping
-from ndt_ray.paper.latex import between
+from ndt_ray.paper.latex import between, escape
 from ndt_ray.paper.macros import Absent, Macros, Tex
 from ndt_ray.paper.scale import OWN
 from ndt_ray.paper.topics import Found, Topic, share
@@ -27,7 +27,8 @@ FOUNDING = {
 
 def founding(macros: Macros) -> None:
     for name, (text, what) in FOUNDING.items():
-        macros.topic({name: f"founding claim, no result of this sweep: {what}"}, {name: text})
+        printed = Tex(escape(text).replace(r" \%", r"\,\%"), text)
+        macros.topic({name: f"founding claim, no result of this sweep: {what}"}, {name: printed})
 
 
 FEATURES = {
@@ -60,8 +61,11 @@ JUDGED = {
 """Hypotheses on cells, by the name that their macros begin with."""
 
 
-def _hypothesis(name: str, names: dict[str, str]) -> Topic:
-    """The one row of a hypothesis about the sweep: estimate, interval, trials, q and verdict."""
+def _hypothesis(name: str, names: dict[str, str], analysis: str) -> Topic:
+    """The one row of a hypothesis about the sweep: estimate, interval, trials, q and verdict.
+
+    `analysis` measures what it is about.
+    """
 
     def make(source: Source) -> Found | Absent | None:
         if not source.has("hypotheses", "hypothesis", "estimate", "verdict", "q"):
@@ -73,14 +77,13 @@ def _hypothesis(name: str, names: dict[str, str]) -> Topic:
         if found.rows.empty:
             return Absent(reason="there is no event to judge it by")
         row = found.rows.iloc[0]
-        if row["verdict"] == "no_data" and not source.has("features" if names is FEATURES else "unit_metrics"):
-            analyses = "features hypotheses" if names is FEATURES else "mechanisms hypotheses"
-            return Absent(f"ndt analyze {source.sweep} {analyses}")
+        if row["verdict"] == "no_data" and not source.ran(analysis):
+            return Absent(f"ndt analyze {source.sweep} {analysis} hypotheses")
         limits = between(row["lo"], row["hi"])
         values = (row["estimate"], None if limits == "--" else Tex(limits), row["n"], row["q"])
         return dict(zip(names, (*values, readable(str(row["verdict"]))), strict=True)), found.sql
 
-    return Topic(names, ("mechanisms", "features", "hypotheses"), make)
+    return Topic(names, (analysis, "hypotheses"), make, without="too few trials have it")
 
 
 def _by_cell(name: str, hypothesis: str, statement: str) -> Topic:
@@ -295,9 +298,9 @@ def _models(source: Source) -> dict[str, str]:
 
 
 CLAIMS = (
-    _hypothesis("magnitude_and_new_features", FEATURES),
-    _hypothesis("selectivity_unmatched", SELECTIVITY),
-    _hypothesis("composition", COMPOSITION),
+    _hypothesis("magnitude_and_new_features", FEATURES, "features"),
+    _hypothesis("selectivity_unmatched", SELECTIVITY, "units"),
+    _hypothesis("composition", COMPOSITION, "composition"),
     *(_by_cell(name, hypothesis, statement) for name, (hypothesis, statement) in JUDGED.items()),
     Topic(DISRUPTION, ("recovery",), disruption),
     Topic(DYNAMICS, ("investigation",), dynamics, "no run was classed"),

@@ -1,9 +1,11 @@
 """The limitations of a paper: sentences that stand in it only where they are true of the sweep."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from ndt_ray.paper.macros import PREFIX, Macros
-from ndt_ray.report.event_claims import candidates_of, control_of
+from ndt_ray.paper.scale import OWN
+from ndt_ray.report.event_claims import control_of
 from ndt_ray.report.source import MINIMUM, Source
 from ndt_ray.report.words import listed
 
@@ -11,7 +13,6 @@ LIMITS = {
     "SeedsFewest": "trials of the cell that has fewest",
     "SmallestSignP": "smallest two-sided p that sign flips of so many seeds allow",
     "EventsUntestable": "series of the family that could not be tested",
-    "EventsUnconfirmed": "events whose size could not be measured on the confirm probe",
     "PartialData": "data sets that are not complete, with what they are",
     "FeatureImages": "units whose preferred image was made and named",
     "NotComputed": "numbers of this text that were not computed",
@@ -20,32 +21,33 @@ LIMITS = {
 
 def limits(source: Source, macros: Macros) -> None:
     """Macros that only the limitations use; made last, for one of them counts the others."""
-    own = source.trials[source.trials["control"].fillna("none") == "none"]
-    fewest = int(own.groupby("cell")["trial_id"].nunique().min())
-    data = own[["data", "data_completeness"]].drop_duplicates()
-    partial = [f"{d} ({c})" for d, c in data.itertuples(index=False) if c in ("subset", "surrogate")]
-    family, events = source.family, None
-    if family is not None:
-        found = candidates_of(source, family).rows
-        events = found[found["significant"].astype(bool)]
-    images = None
+    fewest = source.ask(
+        f"SELECT min(n) AS n FROM (SELECT count(*) AS n FROM trials t WHERE sweep = $sweep AND {OWN} GROUP BY cell)"
+    )
+    n = int(fewest.rows["n"].iloc[0])
+    _put(macros, {"SeedsFewest": n, "SmallestSignP": 2.0 ** (1 - n)}, fewest.sql)
+    data = source.ask(
+        "SELECT DISTINCT data, data_completeness AS how FROM trials t WHERE sweep = $sweep "
+        f"AND data_completeness IN ('subset', 'surrogate') AND {OWN} ORDER BY ALL"
+    )
+    partial = [f"{row.data} ({row.how})" for row in data.rows.itertuples()]
+    _put(macros, {"PartialData": listed(partial, len(partial))}, data.sql)
+    family, families = source.family, source.families
+    if family is None or families is None:
+        _put(macros, {"EventsUntestable": macros.absence("series_tests", "events")})
+    else:
+        _put(macros, {"EventsUntestable": int(family["n_series"]) - int(family["n_calibrated"])}, families.sql)
     if source.has("features", "flag"):
-        found = source.ask("SELECT count(*) FILTER (WHERE flag IS NULL) AS n FROM features WHERE sweep = $sweep").rows
-        images = int(found["n"].iloc[0])
-    untestable = None if family is None else int(family["n_series"]) - int(family["n_calibrated"])
-    values = {
-        "SeedsFewest": fewest,
-        "SmallestSignP": 2.0 ** (1 - fewest),
-        "EventsUntestable": untestable if family is not None else macros.absence("series_tests", "events"),
-        "EventsUnconfirmed": macros.absence("series_tests", "events")
-        if events is None
-        else int(events["confirm_size"].isna().sum()),
-        "PartialData": listed(partial, len(partial)) if partial else "none",
-        "FeatureImages": macros.absence("features", otherwise="no unit has one") if images is None else images,
-    }
-    macros.topic({name: LIMITS[name] for name in values}, values)
+        images = source.ask("SELECT count(*) FILTER (WHERE flag IS NULL) AS n FROM features WHERE sweep = $sweep")
+        _put(macros, {"FeatureImages": int(images.rows["n"].iloc[0])}, images.sql)
+    else:
+        _put(macros, {"FeatureImages": macros.absence("features", otherwise="no unit has one")})
     missing = sum(len(names) for names in macros.missing.values())
-    macros.topic({"NotComputed": LIMITS["NotComputed"]}, {"NotComputed": missing})
+    _put(macros, {"NotComputed": missing})
+
+
+def _put(macros: Macros, values: dict[str, Any], sql: str = "") -> None:
+    macros.topic({name: LIMITS[name] for name in values}, values, sql)
 
 
 def m(name: str) -> str:

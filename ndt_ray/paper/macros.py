@@ -65,15 +65,20 @@ class Macros:
     known: dict[str, Macro] = field(default_factory=dict)
 
     def topic(
-        self, meanings: Mapping[str, str], values: Mapping[str, Any] | None, sql: str = "", absent: Absent | None = None
+        self,
+        meanings: Mapping[str, str],
+        values: Mapping[str, Any] | None,
+        sql: str = "",
+        absent: Absent | None = None,
+        without: str = "there is none",
     ) -> None:
         """Macros of one table: `values` by name, or, where it has no rows, None and why.
 
-        A value is a number, text (which is escaped), or Tex; one that is missing prints that it has none.
+        A value is a number, text (which is escaped), Tex, or Absent; one that is missing prints why, `without`.
         """
         assert values is None or set(values) == set(meanings), set(values) ^ set(meanings)
         assert values is not None or absent is not None, meanings
-        why = absent if values is None and absent is not None else Absent(reason="there is none")
+        why = absent if values is None and absent is not None else Absent(reason=without)
         for name, meaning in meanings.items():
             assert name.isalpha() and name not in self.known, name
             made = _macro(name, meaning, None if values is None else values[name], sql, why)

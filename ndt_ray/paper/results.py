@@ -23,13 +23,12 @@ EVENTS = {
     "EventsSeries": "layer series of the family",
     "EventsTestable": "of these, series that could be tested",
     "EventsSelected": "of these, series selected",
-    "EventsTrials": "trials with an event",
     "EventsCandidates": "candidates before any correction",
     "EventsCandidatesNull": "candidates that the null gives",
     "EventsReach": "smallest q that one series could have had",
     "EventsMeasure": "measure of the family",
     "EventsDetector": "its detector",
-    "EventsNull": "what its surrogates are",
+    "EventsSurrogates": "what its surrogates are",
     "EventsVerdict": "whether anything survives, in words",
 }
 
@@ -38,8 +37,6 @@ def events(source: Source) -> Found | None:
     family = source.family
     if family is None or source.families is None:
         return None
-    found = candidates_of(source, family).rows
-    own = found[found["significant"].astype(bool)]
     return {
         "Events": family["n_events"],
         "EventsFalse": family["null_events"],
@@ -47,15 +44,29 @@ def events(source: Source) -> Found | None:
         "EventsSeries": family["n_series"],
         "EventsTestable": family["n_calibrated"],
         "EventsSelected": family["n_selected"],
-        "EventsTrials": own["trial_id"].nunique(),
         "EventsCandidates": family["n_candidates"],
         "EventsCandidatesNull": family["null_candidates"],
         "EventsReach": family["q_attainable"],
         "EventsMeasure": readable(str(family["measure"])),
         "EventsDetector": readable(str(family["detector"])),
-        "EventsNull": readable(str(family["null"])),
+        "EventsSurrogates": readable(str(family["null"])),
         "EventsVerdict": _survives(family),
     }, source.families.sql
+
+
+FOUND = {
+    "EventsTrials": "trials with an event of the family",
+    "EventsUnconfirmed": "events whose size could not be measured on the confirm probe",
+}
+
+
+def found_events(source: Source) -> Found | None:
+    if source.family is None:
+        return None
+    answer = candidates_of(source, source.family)
+    own = answer.rows[answer.rows["significant"].astype(bool)]
+    values = (own["trial_id"].nunique(), int(own["confirm_size"].isna().sum()))
+    return dict(zip(FOUND, values, strict=True)), answer.sql
 
 
 def _survives(family: dict[str, Any]) -> str:
@@ -296,11 +307,12 @@ def _one(rows: pd.DataFrame, names: dict[str, str], sql: str) -> Found | None:
 
 RESULTS = (
     Topic(EVENTS, ("series_tests", "events"), events, "no series was judged"),
-    Topic(JUMPS, ("jumps",), jumps, "no series was judged"),
-    Topic(SETTLING, ("convergence", "convergence_tests"), settling, "no layer settles"),
+    Topic(FOUND, ("series_tests", "events"), found_events, "no series was judged"),
+    Topic(JUMPS, ("jumps",), jumps, "no series was judged", "series are constant or too short"),
+    Topic(SETTLING, ("convergence", "convergence_tests"), settling, "no layer settles", "no trial has an order"),
     Topic(BETWEEN, ("convergence", "convergence_tests"), between_architectures, "nothing to compare"),
-    Topic(EARLY, ("event_windows", "event_phases"), early, "no series was judged"),
-    Topic(COUPLING, ("critical_periods", "coordination_tests"), coupling, "no cell could be tested"),
-    Topic(CRITICAL, ("critical_periods",), critical, "no series was judged"),
-    Topic(GROWTH, ("growth",), growth, "nothing could be fitted"),
+    Topic(EARLY, ("event_windows", "event_phases"), early, "no series was judged", "no such event"),
+    Topic(COUPLING, ("critical_periods", "coordination_tests"), coupling, "no cell could be tested", "no cell tested"),
+    Topic(CRITICAL, ("critical_periods",), critical, "no series was judged", "no series is long enough"),
+    Topic(GROWTH, ("growth",), growth, "nothing could be fitted", "no fit"),
 )

@@ -11,27 +11,31 @@ from ndt_ray.report.words import listed, span
 OWN = "coalesce(t.control, 'none') = 'none'"
 """No control lane: those are counted by themselves."""
 
-TRIALS = {
+ASKED = {
     "Sweep": "name of the sweep",
-    "Question": "the question that the sweep asks",
+    "Question": "the question that the sweep asks, from its file",
+    "Waiting": "trials of the plan that have not begun",
+    "Every": "updates from one measurement to the next, from the trials' specs",
+}
+TRIALS = {
     "Architectures": "architectures trained, by name",
     "Datasets": "data sets",
-    "DataNames": "their names, with whether they are complete",
     "Cells": "cells: architecture, data set and fixed hyperparameters",
     "Trials": "trials that have begun, control lanes left out",
     "Finished": "of these, finished",
     "Failed": "of these, failed",
     "Diverged": "of these, diverged",
     "Running": "of these, neither finished nor failed nor diverged",
-    "Waiting": "trials of the plan that have not begun",
+    "Fingerprints": "different numerical environments (engine, processor, versions) that trials ran in",
     "Controls": "control lanes: trials without training, with a lesion, and the like",
+}
+SPANS = {
     "Seeds": "trials of a cell, fewest to most",
     "Steps": "planned optimizer updates of a trial, fewest to most",
-    "Every": "updates from one measurement to the next",
     "Probe": "stimuli of the probe on which layers are measured",
     "Parameters": "trained weights of an architecture, fewest to most",
-    "Fingerprints": "different numerical environments (engine, processor, versions) that trials ran in",
 }
+DATA = {"DataNames": "names of the data sets, with whether they are complete"}
 MEASURED = {
     "Measurements": "measurements: one a layer, view and step, control lanes left out",
     "MeasuredSteps": "measured steps of all trials together",
@@ -61,9 +65,13 @@ def scale(source: Source, macros: Macros) -> None:
 
 
 def _trials(source: Source, macros: Macros) -> None:
+    own = source.trials[source.trials["control"].fillna("none") == "none"]
+    distance = span(every(list(own["spec"])))
+    values = {"Sweep": source.sweep, "Question": source.about, "Waiting": len(source.waiting)}
+    macros.topic(ASKED, values | {"Every": _known(distance)}, without="not stated")
     found = source.ask(
-        "SELECT count(DISTINCT t.model) AS models, count(DISTINCT t.data) AS data, count(DISTINCT t.cell) AS cells, "
-        "count(*) AS trials, count(*) FILTER (WHERE o.status = 'finished') AS finished, "
+        "SELECT count(DISTINCT t.model) AS architectures, count(DISTINCT t.data) AS data, count(DISTINCT t.cell) AS "
+        "cells, count(*) AS trials, count(*) FILTER (WHERE o.status = 'finished') AS finished, "
         "count(*) FILTER (WHERE o.status = 'failed') AS failed, "
         "count(*) FILTER (WHERE o.status = 'diverged') AS diverged, "
         "count(*) FILTER (WHERE o.status IS NULL) AS running, count(DISTINCT t.fingerprint) AS fingerprints, "
@@ -71,32 +79,26 @@ def _trials(source: Source, macros: Macros) -> None:
         "FROM trials t LEFT JOIN outcomes o ON o.sweep = t.sweep AND o.pack = t.pack AND o.trial_id = t.trial_id "
         f"WHERE t.sweep = $sweep AND {OWN}"
     )
-    own = source.trials[source.trials["control"].fillna("none") == "none"]
-    row: dict[str, Any] = {str(k): int(v) for k, v in found.rows.iloc[0].items()}
-    data = own[["data", "data_completeness"]].drop_duplicates().itertuples(index=False)
-    named = [f"{d} ({c})" if isinstance(c, str) else str(d) for d, c in data]
-    values = {
-        "Sweep": source.sweep,
-        "Question": source.about,
-        "Architectures": row["models"],
-        "Datasets": row["data"],
-        "DataNames": listed(named, most=len(named)),
-        "Cells": row["cells"],
-        "Trials": row["trials"],
-        "Finished": row["finished"],
-        "Failed": row["failed"],
-        "Diverged": row["diverged"],
-        "Running": row["running"],
-        "Waiting": len(source.waiting),
-        "Controls": row["controls"],
-        "Seeds": _span(own.groupby("cell")["trial_id"].nunique()),
-        "Steps": _span(own["steps"]),
-        "Every": _span(every(list(own["spec"]))),
-        "Probe": _span(own["probe_size"]),
-        "Parameters": _span(own["n_parameters"]),
-        "Fingerprints": row["fingerprints"] or None,
-    }
-    macros.topic(TRIALS, values, found.sql)
+    counts: dict[str, Any] = dict(zip(TRIALS, map(int, found.rows.iloc[0]), strict=True))
+    macros.topic(TRIALS, counts | {"Fingerprints": counts["Fingerprints"] or None}, found.sql, without="not stated")
+    found = source.ask(
+        "SELECT min(n), max(n), min(steps), max(steps), min(probe), max(probe), min(weights), max(weights) FROM "
+        "(SELECT count(*) OVER (PARTITION BY cell) AS n, steps, probe_size AS probe, n_parameters AS weights "
+        f"FROM trials t WHERE sweep = $sweep AND {OWN})"
+    )
+    ends = list(found.rows.iloc[0])
+    spans = {name: _known(span(ends[2 * i : 2 * i + 2])) for i, name in enumerate(SPANS)}
+    macros.topic(SPANS, spans, found.sql, without="not stated")
+    found = source.ask(
+        "SELECT data || coalesce(' (' || data_completeness || ')', '') AS name FROM trials t WHERE sweep = $sweep "
+        f"AND {OWN} GROUP BY ALL ORDER BY ALL"
+    )
+    macros.topic(DATA, {"DataNames": listed(found.rows["name"], most=len(found.rows))}, found.sql)
+
+
+def _known(text: str) -> str | None:
+    """What `span` says; None where it says that there is nothing."""
+    return None if text == "–" else text
 
 
 def every(specs: list[Any]) -> list[float]:
@@ -110,11 +112,6 @@ def every(specs: list[Any]) -> list[float]:
     return found
 
 
-def _span(values: Any) -> str | None:
-    text = span(list(values))
-    return None if text == "–" else text
-
-
 def _learned(source: Source, macros: Macros) -> None:
     found = source.ask(
         "SELECT min(a) AS low, max(a) AS high FROM (SELECT avg(o.final_accuracy) AS a FROM outcomes o "
@@ -123,7 +120,7 @@ def _learned(source: Source, macros: Macros) -> None:
     )
     low, high = found.rows.iloc[0]
     ends = {"AccuracyLowest": _share(low), "AccuracyHighest": _share(high)}
-    macros.topic({name: LEARNED[name] for name in ends}, ends, found.sql)
+    macros.topic({name: LEARNED[name] for name in ends}, ends, found.sql, without="no trial has finished")
     never = {"NeverTrained": LEARNED["NeverTrained"]}
     if source.has("cell_status", "excluded"):
         found = source.ask("SELECT count(*) FILTER (WHERE excluded) AS n FROM cell_status WHERE sweep = $sweep")

@@ -37,6 +37,8 @@ class Topic:
     make: Callable[[Source], Found | Absent | None]
     otherwise: str = "nothing to compute it from"
     """The reason where the analyses ran, and `make` still gives None."""
+    without: str = "there is none"
+    """The reason where `make` gives values, and one of them is missing."""
 
 
 def collect(source: Source, macros: Macros, topics: Iterable[Topic]) -> None:
@@ -47,7 +49,7 @@ def collect(source: Source, macros: Macros, topics: Iterable[Topic]) -> None:
         except (SpecError, KeyError, AttributeError):  # as the report's sections do
             found = Absent(f"ndt analyze {source.sweep} {' '.join(topic.analyses)}")
         if isinstance(found, tuple):
-            macros.topic(topic.meanings, *found)
+            macros.topic(topic.meanings, *found, without=topic.without)
         else:
             absent = found or macros.absence(*topic.analyses, otherwise=topic.otherwise)
             macros.topic(topic.meanings, None, absent=absent)

@@ -161,6 +161,7 @@ def test_every_claim_stands_beside_what_the_null_gives(much: Paper) -> None:
     assert found["DropTrials"] == SEEDS and found["DropLanes"] == 2 * SEEDS
 
 
+@pytest.mark.slow
 def test_words_turn_with_the_tables(tmp_path: Path) -> None:
     store = planted.planted(tmp_path)
     put_events(store, [])
@@ -174,9 +175,10 @@ def test_words_turn_with_the_tables(tmp_path: Path) -> None:
     assert macros(make_paper(store, SWEEP))["EventsVerdict"].startswith("no event could have survived")
 
 
-def test_interventions_of_another_sweep_count_where_they_are_in_trials_of_this_one(whole: Store) -> None:
+@pytest.mark.slow
+def test_interventions_of_another_sweep_count_where_they_are_in_trials_of_this_one(whole: Store, much: Paper) -> None:
     rows = whole.sql("SELECT * EXCLUDE (sweep) FROM recovery").to_dict("records")
-    assert macros(make_paper(whole, SWEEP))["DropLanes"] == len(rows)
+    assert macros(much)["DropLanes"] == len(rows)
     strangers = [row | {"trial_id": f"s{i}", "untouched": "another"} for i, row in enumerate(rows)]
     columns = {name: [row[name] for row in strangers] for name in rows[0]}
     write_output(whole, "elsewhere", "recovery", "sweep", {"recovery": columns}, cache_key="1")
@@ -418,6 +420,7 @@ def test_a_picture_is_included_once_under_a_name_that_latex_takes(tmp_path: Path
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_same_store_gives_the_same_bytes(whole: Store, tmp_path: Path) -> None:
     def digest(folder: Path) -> dict[str, str]:
         files = sorted(p for p in folder.rglob("*") if p.is_file())
