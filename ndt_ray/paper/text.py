@@ -13,7 +13,7 @@ CAPTIONS = {
     "several; marks are jumps of an uncalibrated threshold rule, and noise gives such marks too.",
 }
 """Of pictures that ndt-ray draws beside a sweep; others are called by their names."""
-PLURAL = {"cnn": "CNNs", "transformer": "transformers", "mlp": "MLPs"}
+TITLES = {"cnn": "CNNs", "transformer": "Transformers", "mlp": "MLPs"}
 FOUND = {"cnn": "cascades of jumps", "transformer": "discrete transitions", "mlp": "smooth growth"}
 """What the founding draft says of each kind; stands in the text as its claim alone."""
 
@@ -36,10 +36,16 @@ def paper_text(source: Source, macros: Macros, figures: list[str]) -> str:
         keep_trailing_newline=True,
     )
     there: list[dict[str, Any]] = [
-        {"name": KINDS[kind], "plural": PLURAL[kind], "claim": FOUND[kind]} for kind in kinds(source)
+        {"name": KINDS[kind], "title": TITLES[kind], "claim": FOUND[kind]} for kind in kinds(source)
     ]
     drawn = [_figure(name) for name in figures]
-    return env.get_template("paper.tex").render(kinds=there, figures=drawn, sweep=escape(source.sweep))
+    did = {
+        "events": macros.has("Events"),
+        "plans": macros.has("RunsSmooth"),
+        "mechanisms": source.ran("mechanisms"),
+        "lesions": bool(macros.value("DropLanes")),
+    }
+    return env.get_template("paper.tex").render(kinds=there, figures=drawn, did=did, sweep=escape(source.sweep))
 
 
 def _figure(name: str) -> dict[str, str]:
