@@ -1,10 +1,12 @@
 """The appendix: summary statistics, jumps by architecture and the target runs, in LaTeX and as CSV with all digits."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from ndt_ray.analysis.hypotheses import arch_type
 from ndt_ray.paper import jumping
 from ndt_ray.paper.latex import amount, between, cell, escape, longtable, percent
 from ndt_ray.paper.macros import PREFIX, Macros
@@ -22,7 +24,9 @@ SUMMARY = (
     "BottomUpNull", "Periods", "PeriodsNull",
 )  # fmt: skip
 """Macros of table A.1; what a count is to be read beside follows it."""
-COUNTED = ("mode", "rule", "measure", "architecture")
+COUNTED = ("mode", "rule", "measure", "grouping", "architecture")
+GROUPINGS = ("kind", "architecture")
+"""Of table A.2: mlp, cnn, transformer or other, as the founding table has it, then each architecture by name."""
 TARGET = (
     "trial_id", "cell", "seed", "layers", "parameters", "steps", "accuracy", "jumps", "events", "growth_r2",
     "growth_alpha", "phenomenon", "why", "look_at",
@@ -77,9 +81,10 @@ def _summary(macros: Macros) -> str:
 
 
 def jump_table(source: Source) -> pd.DataFrame:
-    """One row a mode, rule, measure and architecture: trials, jumps a trial, totals beside white and AR(1) noise.
+    """One row a mode, rule, measure and group: trials, jumps a trial, totals beside white and AR(1) noise.
 
-    The calibrated events of the architecture stand in the rows of the rule that is spoken of, mode default.
+    Groups are kinds of architecture (the founding table's), then architectures. Their calibrated events stand in the
+    rows of the rule that is spoken of, mode default; where it was not run, in rows of their own.
     """
     columns = [
         *COUNTED, "trials", "mean_jumps", "max_jumps", "share_with_jumps", "observed", "white", "white_lo", "white_hi",
@@ -87,16 +92,26 @@ def jump_table(source: Source) -> pd.DataFrame:
     ]  # fmt: skip
     found = _counted(source)
     events = event_table(source)
-    if not found:
-        own = source.trials[source.trials["control"].fillna("none") == "none"]
-        found = [
-            {"architecture": str(name), "trials": rows["trial_id"].nunique()} for name, rows in own.groupby("model")
-        ]
+    if not found or (events is not None and not any(row["spoken"] for row in found)):
+        found += [row for grouping in GROUPINGS for row in _uncounted(source, grouping)]
     if events is not None:
         for row in found:
-            if row.get("spoken", True):
-                row |= events.get(row["architecture"], {"events": 0, "false_events": 0.0})
+            if row["spoken"]:
+                row |= events.get((row["grouping"], row["architecture"]), {"events": 0, "false_events": 0.0})
     return pd.DataFrame(found).reindex(columns=columns)
+
+
+def _group(models: "pd.Series[str]", grouping: str) -> "pd.Series[str]":
+    """To which group of a grouping trials of these models belong."""
+    names = models.astype(str)
+    return names.map(arch_type) if grouping == "kind" else names
+
+
+def _uncounted(source: Source, grouping: str) -> Iterator[dict[str, Any]]:
+    own = source.trials[source.trials["control"].fillna("none") == "none"]
+    for name, rows in own.groupby(_group(own["model"], grouping)):
+        trials = rows["trial_id"].nunique()
+        yield {"grouping": grouping, "architecture": str(name), "trials": trials, "spoken": True}
 
 
 def _counted(source: Source) -> list[dict[str, Any]]:
@@ -106,31 +121,32 @@ def _counted(source: Source) -> list[dict[str, Any]]:
     own = jumping.spoken(counts)
     chosen = ("default", rule_spoken(own), str(own["measure"].iloc[0])) if len(own) else None
     rows = []
-    for one in jumping.statistics(counts.assign(name=counts["model"].astype(str))):
-        t = one.total
-        row: dict[str, Any] = dict(zip(COUNTED, (*one.key, t.name), strict=True))
-        row |= {"trials": t.trials, "mean_jumps": one.mean, "max_jumps": one.most}
-        row |= {"share_with_jumps": one.with_jumps / t.trials, "observed": t.observed, "verdict": t.words}
-        for name, null in (("white", t.white), ("ar1", t.ar1)):
-            if null is not None:
-                row |= {name: null.expected, f"{name}_lo": null.low, f"{name}_hi": null.high}
-        rows.append(row | {"spoken": one.key == chosen})
+    for grouping in GROUPINGS:
+        for one in jumping.statistics(counts.assign(name=_group(counts["model"], grouping))):
+            t = one.total
+            row: dict[str, Any] = dict(zip(COUNTED, (*one.key, grouping, t.name), strict=True))
+            row |= {"trials": t.trials, "mean_jumps": one.mean, "max_jumps": one.most}
+            row |= {"share_with_jumps": one.with_jumps / t.trials, "observed": t.observed, "verdict": t.words}
+            for name, null in (("white", t.white), ("ar1", t.ar1)):
+                if null is not None:
+                    row |= {name: null.expected, f"{name}_lo": null.low, f"{name}_hi": null.high}
+            rows.append(row | {"spoken": one.key == chosen})
     return rows
 
 
-def event_table(source: Source) -> dict[str, dict[str, Any]] | None:
-    """Calibrated events and the false ones expected among them, by architecture; None where none were sought."""
+def event_table(source: Source) -> dict[tuple[str, str], dict[str, Any]] | None:
+    """Calibrated events and the false ones expected among them, by grouping and group; None where none were sought."""
     family = source.family
     if family is None:
         return None
     cells = by_cell(source, family, candidates_of(source, family).rows, tests_of(source, family).rows)
     if cells.empty:
         return {}
-    models = dict(zip(source.trials["name"], source.trials["model"].astype(str), strict=True))
-    sums = cells.assign(model=cells["name"].map(models)).groupby("model")[["events", "null_events"]].sum()
+    models = cells["name"].map(dict(zip(source.trials["name"], source.trials["model"], strict=True)))
     return {
-        str(model): {"events": int(row["events"]), "false_events": float(row["null_events"])}
-        for model, row in sums.iterrows()
+        (grouping, str(name)): {"events": int(own["events"].sum()), "false_events": float(own["null_events"].sum())}
+        for grouping in GROUPINGS
+        for name, own in cells.groupby(_group(models, grouping))
     }
 
 
@@ -150,6 +166,8 @@ def _jumps(source: Source, macros: Macros, table: pd.DataFrame) -> str:
         caption += "noise, with its 95\\,\\% interval; calibrated events, in brackets those expected to be false."
         label = "tab:jumps" if not parts[1:] else f"tab:jumps-{mode}"
         body = [_jump_row(row) for row in first.to_dict("records")]
+        kinds = int((first["grouping"] == "kind").sum())
+        body[kinds] = [r"\midrule " + body[kinds][0], *body[kinds][1:]]
         parts.append(longtable(header, body, caption, label, "lrrrrrrrr"))
     parts += _notes(source, macros, ("Jumps", "Events"))
     return "\n".join(parts)
@@ -164,7 +182,8 @@ def _jump_row(row: dict[str, Any]) -> list[str]:
     ]
     middle = [cell(known.get(c)) for c in ("trials", "mean_jumps", "max_jumps")]
     middle += [percent(known.get("share_with_jumps")), cell(known.get("observed"))]
-    return [escape(row["architecture"]), *middle, *noise, events]
+    name = escape(row["architecture"])
+    return [f"all {name}" if row["grouping"] == "kind" else name, *middle, *noise, events]
 
 
 # -- A.3 -----------------------------------------------------------------------------------------------------------

@@ -384,7 +384,9 @@ def test_the_tables_are_csv_too_with_all_digits(much: Paper) -> None:
     summary = read["a1_summary.csv"].set_index("macro")
     assert float(summary.loc["ndtEventsFalse", "value"]) == macros(paper)["EventsFalse"]
     assert summary.loc["ndtPeriods", "not computed"] == "ndt analyze planted critical_periods"
-    jumps = read["a2_jumps.csv"].set_index("architecture")
+    every_group = read["a2_jumps.csv"]
+    assert every_group.groupby("grouping")["observed"].sum().to_dict() == dict.fromkeys(("kind", "architecture"), 76)
+    jumps = every_group[every_group["grouping"] == "architecture"].set_index("architecture")
     assert jumps.loc["cnn", "mean_jumps"] == 15 and jumps.loc["cnn", "white"] == 12 and jumps.loc["cnn", "events"] == 4
     assert jumps["observed"].sum() == macros(paper)["Jumps"]
     targets = read["a3_targets.csv"].set_index("cell")
