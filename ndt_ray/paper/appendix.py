@@ -10,6 +10,7 @@ from ndt_ray.analysis.hypotheses import arch_type
 from ndt_ray.paper import jumping
 from ndt_ray.paper.latex import amount, between, cell, escape, longtable, percent
 from ndt_ray.paper.macros import PREFIX, Macros
+from ndt_ray.paper.results import PUBLISHED
 from ndt_ray.paper.scale import OWN
 from ndt_ray.report.event_claims import by_cell, candidates_of, tests_of
 from ndt_ray.report.noise import rule_spoken
@@ -72,7 +73,8 @@ def summary_table(macros: Macros) -> pd.DataFrame:
 
 
 def _summary(macros: Macros) -> str:
-    rows = [(escape(macros.known[name].meaning), rf"\{PREFIX}{name}{{}}") for name in SUMMARY]
+    names = [*SUMMARY, *(name for name in PUBLISHED if macros.has(name))]
+    rows = [(escape(macros.known[name].meaning), rf"\{PREFIX}{name}{{}}") for name in names]
     table = longtable(("Quantity", "Value"), rows, "Summary statistics.", "tab:summary", "p{0.62\\linewidth}r")
     return f"\\section{{Summary statistics}}\n{table}"
 
@@ -220,7 +222,7 @@ def _runs(source: Source) -> pd.DataFrame:
         asked.append(
             "SELECT trial_id, CASE WHEN coalesce(at_bound, '') = '' THEN alpha END AS growth_alpha, r2 AS growth_r2 "
             "FROM growth WHERE sweep = $sweep AND mode = 'default' "
-            f"AND measure = {quoted(measure_spoken(source, 'growth'))}"
+            f"AND measure = {quoted(measure_spoken(source, 'growth', 'default'))}"
         )
     if source.has("investigations", "phenomenon", "why", "mode"):
         asked.append("SELECT trial_id, phenomenon, why FROM investigations WHERE sweep = $sweep AND mode = 'default'")

@@ -133,7 +133,7 @@ SETTLING = {
 def settling(source: Source) -> Found | None:
     if not source.has("convergence_cells", "bottom_up", "null_bottom_up", "excluded"):
         return None
-    measure = measure_spoken(source, "convergence_cells")
+    measure = measure_spoken(source, "convergence_cells", "default")
     found = source.ask(
         "SELECT coalesce(sum(n_trials), 0) AS trials, coalesce(sum(round(bottom_up * n_trials)), 0) AS up, "
         "sum(null_bottom_up * n_trials) AS expected, count(q) AS tested, "
@@ -178,7 +178,7 @@ BETWEEN = {
 def between_architectures(source: Source) -> Found | None:
     if not source.has("convergence_architectures", "factor", "p", "p_attainable"):
         return None
-    measure = measure_spoken(source, "convergence_architectures")
+    measure = measure_spoken(source, "convergence_architectures", "default")
     found = source.ask(
         f"SELECT n_groups, p, p_attainable FROM convergence_architectures {MEASURE_DEFAULT}{quoted(measure)} "
         "AND factor = 'model'"
@@ -269,7 +269,7 @@ CRITICAL = {
 def critical(source: Source) -> Found | None:
     if not source.has("critical_series", "n_periods", "null_periods", "p", "q"):
         return None
-    measure = measure_spoken(source, "critical_series")
+    measure = measure_spoken(source, "critical_series", "default")
     found = source.ask(
         "SELECT sum(c.n_periods) AS n, sum(c.null_periods) AS expected, count(c.p) AS tested, "
         f"count(*) FILTER (WHERE c.q <= {ALPHA}) AS clear FROM critical_series c JOIN trials t USING (sweep, trial_id) "
@@ -290,7 +290,7 @@ GROWTH = {
 def growth(source: Source) -> Found | None:
     if not source.has("growth", "r2", "mode", "measure"):
         return None
-    measure = measure_spoken(source, "growth")
+    measure = measure_spoken(source, "growth", "default")
     found = source.ask(
         "SELECT count(*) AS runs, avg(g.r2) AS mean, count(*) FILTER (WHERE g.r2 > .8) AS good FROM growth g "
         f"JOIN trials t USING (sweep, trial_id) {MEASURE_DEFAULT}{quoted(measure)} AND {OWN}"
@@ -298,6 +298,29 @@ def growth(source: Source) -> Found | None:
     runs, mean, good = found.rows.iloc[0]
     values: dict[str, Any] = {"GrowthRuns": int(runs), "GrowthMean": mean, "GrowthGood": int(good)}
     return values | {"GrowthGoodShare": share(good, runs), "GrowthMeasure": readable(measure)}, found.sql
+
+
+PUBLISHED = {
+    "GrowthPublished": "mean R² of the fits as published",
+    "GrowthPublishedGood": "published fits with R² above .8",
+    "GrowthPublishedShare": "the same as a share of the published runs",
+}
+
+
+def published_growth(source: Source) -> Found | Absent | None:
+    """Of imported sweeps, whose tables have the mode `original` too."""
+    if source.lanes:
+        return Absent(reason="trained here, not published")
+    if not source.has("growth", "r2", "mode"):
+        return None
+    found = source.ask(
+        "SELECT avg(r2) AS mean, count(*) FILTER (WHERE r2 > .8) AS good, count(*) AS runs FROM growth "
+        "WHERE sweep = $sweep AND mode = 'original'"
+    )
+    mean, good, runs = found.rows.iloc[0]
+    if not int(runs):
+        return None
+    return dict(zip(PUBLISHED, (mean, int(good), share(good, runs)), strict=True)), found.sql
 
 
 def _one(rows: pd.DataFrame, names: dict[str, str], sql: str) -> Found | None:
@@ -315,4 +338,5 @@ RESULTS = (
     Topic(COUPLING, ("critical_periods", "coordination_tests"), coupling, "no cell could be tested", "no cell tested"),
     Topic(CRITICAL, ("critical_periods",), critical, "no series was judged", "no series is long enough"),
     Topic(GROWTH, ("growth",), growth, "nothing could be fitted", "no fit"),
+    Topic(PUBLISHED, ("growth",), published_growth, "nothing as published"),
 )
