@@ -1,4 +1,4 @@
-"""The command that writes a sweep's report."""
+"""The commands that write a sweep's report, and the skeleton of its paper."""
 
 import json
 import sys
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def register(ndt: typer.Typer) -> None:
     """Adds this module's commands."""
     ndt.command()(report)
+    ndt.command()(paper)
 
 
 def report(
@@ -41,6 +42,30 @@ def report(
         from pathlib import Path
 
         webbrowser.open(Path(written.path).resolve().as_uri() if "://" not in written.path else written.path)
+
+
+def paper(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep in the store.")],
+    store: StoreOption = DEFAULT_STORE,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="The folder; by default beside the sweep.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a paper.tex that you changed.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the skeleton of a paper in LaTeX: every number a macro computed from the sweep's tables."""
+    from ndt_ray.paper import write_paper
+
+    written = write_paper(opened(store), sweep, out, force)
+    missing = written.paper.missing
+    if as_json:
+        macros = {m.name: m.value for m in written.paper.macros.known.values()}
+        value = {"folder": written.folder, "files": written.files, "kept": written.kept}
+        print(json.dumps({**value, "missing": missing, "macros": macros}))
+        return
+    for name in written.kept:
+        print(f"! {name} was changed since it was written, and is kept: --force replaces it", file=sys.stderr)
+    for command, names in missing.items():
+        print(f"! {len(names)} numbers are not computed: {command}", file=sys.stderr)
+    print(written.folder)
 
 
 def after_sweep(store: str, name: str, result: "Result") -> None:

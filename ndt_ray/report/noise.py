@@ -45,7 +45,7 @@ def noise(source: Source) -> Section:
     figures = list(_bars(source, default))
     if figures:
         note = "Whiskers: 95 % interval of the count under that noise, its series taken as independent."
-        title = f"Jumps of {readable(_measure(default))} by {_rule(default)}"
+        title = f"Jumps of {readable(measure_spoken(default))} by {rule_spoken(default)}"
         keys: tuple[tuple[Sign, str], ...] = (("bars", "observed; grey: white noise, paler: AR(1) noise"),)
         section.plates.append(Plate(title, tuple(figures), note, keys=keys))
     section.sheets.append(_sheet(counts, answer))
@@ -74,18 +74,18 @@ def rule_marks(source: Source) -> Marks | None:
     return Marks(kept, words, MEASURE) if len(kept) else None
 
 
-def _measure(counts: pd.DataFrame) -> str:
+def measure_spoken(counts: pd.DataFrame) -> str:
     known = list(dict.fromkeys(counts["measure"]))
     return next((m for m in MEASURES if m in known), known[0] if known else "")
 
 
-def _rule(counts: pd.DataFrame) -> str:
+def rule_spoken(counts: pd.DataFrame) -> str:
     known = list(dict.fromkeys(counts["detector"]))
     return RULE if RULE in known else known[0] if known else ""
 
 
 def _verdicts(source: Source, counts: pd.DataFrame, answer: Answer) -> Iterator[Claim]:
-    own = counts[(counts["measure"] == _measure(counts)) & (counts["detector"] == _rule(counts))]
+    own = counts[(counts["measure"] == measure_spoken(counts)) & (counts["detector"] == rule_spoken(counts))]
     cells = own[own["name"].isin(source.cells)]
     judged = jump_verdicts(cells)
     if not judged:
@@ -94,7 +94,9 @@ def _verdicts(source: Source, counts: pd.DataFrame, answer: Answer) -> Iterator[
         said = "; ".join(_verdict(source, j) for j in sorted(judged, key=lambda j: source.cells.index(j.name)))
     else:
         said = _together(judged, cells)
-    text = f"Jumps of {readable(_measure(counts))} flagged by the uncalibrated rule {_rule(counts)}: {said}."
+    text = (
+        f"Jumps of {readable(measure_spoken(counts))} flagged by the uncalibrated rule {rule_spoken(counts)}: {said}."
+    )
     # Without calibrated events this is all that the page can say of them.
     alone = not source.has("event_families")
     yield Claim(text, "described", answer.sql, headline=alone)
@@ -158,7 +160,7 @@ def _phases(source: Source) -> pd.DataFrame:
 
 
 def _bars(source: Source, counts: pd.DataFrame) -> Iterator[Figure]:
-    own = counts[(counts["measure"] == _measure(counts)) & (counts["detector"] == _rule(counts))]
+    own = counts[(counts["measure"] == measure_spoken(counts)) & (counts["detector"] == rule_spoken(counts))]
     if own.empty:
         return
     totals = compare_with_null(own, by=["name"])

@@ -30,7 +30,8 @@ def settled_layers(source: Source) -> pd.DataFrame | None:
     return source.ask(
         f"SELECT {NAME} AS name, c.trial_id, t.seed, c.layer, c.view, c.step, c.flag FROM convergence c "
         "JOIN trials t USING (sweep, trial_id) WHERE sweep = $sweep AND c.mode = 'default' "
-        f"AND c.measure = {quoted(_measure(source, 'convergence'))} ORDER BY t.cell, t.seed, c.layer_index"
+        f"AND c.measure = {quoted(measure_spoken(source, 'convergence', 'default'))} "
+        "ORDER BY t.cell, t.seed, c.layer_index"
     ).rows
 
 
@@ -54,9 +55,14 @@ def order(source: Source) -> Section:
     return section
 
 
-def _measure(source: Source, table: str) -> str:
-    """The measure that is spoken of: the primary family's, else that of the maps, else the first there is."""
-    known = list(source.ask(f"SELECT DISTINCT measure FROM {table} WHERE sweep = $sweep ORDER BY 1").rows["measure"])
+def measure_spoken(source: Source, table: str, mode: str | None = None) -> str:
+    """The measure that is spoken of: the primary family's, else that of the maps, else the first there is.
+
+    `mode`: of its rows in this mode alone; a published series may have been judged on another measure.
+    """
+    own = "" if mode is None else f" AND mode = {quoted(mode)}"
+    answer = source.ask(f"SELECT DISTINCT measure FROM {table} WHERE sweep = $sweep{own} ORDER BY 1")
+    known = list(answer.rows["measure"])
     wanted = [*MEASURES]
     if source.family is not None:
         wanted.insert(0, str(source.family["measure"]))
@@ -67,7 +73,7 @@ def _measure(source: Source, table: str) -> str:
 
 
 def _settling(source: Source, section: Section) -> None:
-    measure = _measure(source, "convergence")
+    measure = measure_spoken(source, "convergence", "default")
     settled = settled_layers(source)
     assert settled is not None
     answer = source.ask(
@@ -172,7 +178,7 @@ def _published_order(source: Source) -> Iterator[Claim]:
 
 
 def _critical(source: Source, section: Section) -> None:
-    measure = _measure(source, "critical_series")
+    measure = measure_spoken(source, "critical_series", "default")
     answer = source.ask(
         f"SELECT {NAME} AS name, count(*) AS series, count(c.p) AS tested, "
         f"count(*) FILTER (WHERE c.q <= {ALPHA}) AS clear, sum(c.n_periods) AS periods, "

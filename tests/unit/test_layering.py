@@ -25,7 +25,7 @@ PLACES: dict[str, int] = {
     "cluster": 3, "doctor": 3, "spot": 3, "worker": 3, "launch": 3, "tuning": 3, "lease": 3, "progress": 3,
     "analysis": 3, "jobs": 3, "replay": 3, "founding": 3, "onnx_export": 3,
     # 4: showing
-    "summary": 4, "verdicts": 4, "figures": 4, "report": 4,
+    "summary": 4, "verdicts": 4, "figures": 4, "report": 4, "paper": 4,
     # 5: the surfaces
     "run": 5, "fork": 5, "cli": 5, "tracking": 5, "service": 5, "__main__": 5, "": 5,
 }  # fmt: skip
@@ -42,6 +42,7 @@ FORBIDDEN = {
     "store": {"torch", "ray"},
     "figures": {"torch", "ray"},
     "report": {"torch", "ray"},
+    "paper": {"torch", "ray"},
     "service": {"torch", "ray"},
 }
 RAY_IN_ANALYSIS = {"ndt_ray.analysis.pool"}
