@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ndt_ray.analysis.hypotheses import arch_type
+from ndt_ray.analysis.event_mechanisms import arch_type
 from ndt_ray.paper import jumping
 from ndt_ray.paper.latex import amount, between, cell, escape, longtable, percent
 from ndt_ray.paper.macros import PREFIX, Macros

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ndt_ray.analysis.hypotheses import arch_type
+from ndt_ray.analysis.event_mechanisms import arch_type
 from ndt_ray.paper import jumping
 from ndt_ray.paper.latex import between, escape
 from ndt_ray.paper.macros import Absent, Macros, Tex
