@@ -19,7 +19,7 @@ from ndt_ray.analysis.mechanisms.changes import (
     spreads,
     with_q,
 )
-from ndt_ray.analysis.mechanisms.event_windows import (
+from ndt_ray.analysis.mechanisms.matching import (
     EVENT_COLUMNS,
     Distances,
     Matching,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ndt_ray.analysis.mechanisms.event_windows import arms, around_events, selected
+from ndt_ray.analysis.mechanisms.matching import arms, around_events, selected
 from ndt_ray.analysis.mechanisms.tables import WHOLE
 from ndt_ray.analysis.representatives import select
 from ndt_ray.errors import SpecError, did_you_mean

@@ -9,7 +9,7 @@ import pytest
 from ndt_ray.analysis.mechanisms import changes
 from ndt_ray.analysis.mechanisms.before_after import concerned
 from ndt_ray.analysis.mechanisms.changes import Change, Windows, change_over
-from ndt_ray.analysis.mechanisms.event_windows import arms, around_events, selected
+from ndt_ray.analysis.mechanisms.matching import arms, around_events, selected
 from ndt_ray.analysis.mechanisms.simulated import Design, run, simulate, tables
 
 SMALL = Design(trials=6, layers=2, metrics=8, steps=1200, every=10, events=2)
