@@ -53,6 +53,7 @@ def paper(
 ) -> None:
     """Write the skeleton of a paper in LaTeX: every number a macro computed from the sweep's tables."""
     from ndt_ray.paper import write_paper
+    from ndt_ray.report.words import count
 
     written = write_paper(opened(store), sweep, out, force)
     missing = written.paper.missing
@@ -64,7 +65,7 @@ def paper(
     for name in written.kept:
         print(f"! {name} was changed since it was written, and is kept: --force replaces it", file=sys.stderr)
     for command, names in missing.items():
-        print(f"! {len(names)} numbers are not computed: {command}", file=sys.stderr)
+        print(f"! {count(len(names), 'number')} to compute: {command}", file=sys.stderr)
     print(written.folder)
 
 
