@@ -14,7 +14,8 @@ TORCH   ?= torch==2.13.0
 BIN     := $(VENV)/bin
 PY      := $(BIN)/python
 PIP     := $(PY) -m pip --disable-pip-version-check install --quiet -c constraints.txt
-PYTEST  := $(PY) -m pytest -q
+# With bytecode, whatever the environment says: tests start some hundred processes, each of which would compile anew.
+PYTEST  := PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -q
 READY   := $(VENV)/.ready
 SOURCES := ndt_ray analysis tests tools $(wildcard benchmarks)
 
