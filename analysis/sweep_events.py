@@ -30,6 +30,15 @@ def primary(events: pd.DataFrame, families: pd.DataFrame) -> pd.DataFrame:
     """Significant events of the declared primary family; where none is declared, of the family with most series."""
     if events.empty:
         return events
+    own = of_primary_family(events, families)
+    own = own[own["significant"].astype(bool)]
+    return own.sort_values(["trial_id", "layer_index", "step_before"], ignore_index=True)
+
+
+def of_primary_family(events: pd.DataFrame, families: pd.DataFrame) -> pd.DataFrame:
+    """All events of that family, candidates too."""
+    if events.empty:
+        return events
     chosen = primary_family(families)
     if chosen is None:
         own = events[events["family"] == sorted(events["family"].unique())[0]]
@@ -37,8 +46,7 @@ def primary(events: pd.DataFrame, families: pd.DataFrame) -> pd.DataFrame:
         own = events[events["family"] == chosen["family"]]
         for column in ("detector", "null"):
             own = own[own[column] == chosen[column]] if column in chosen else own
-    own = own[own["significant"].astype(bool)]
-    return own.sort_values(["trial_id", "layer_index", "step_before"], ignore_index=True)
+    return own
 
 
 def primary_family(families: pd.DataFrame) -> pd.Series | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from ndt_ray.analysis.sweep_events import of_primary_family
 from ndt_ray.errors import SpecError, did_you_mean
 from ndt_ray.figures import (
     founding,
@@ -136,6 +137,8 @@ def _grokking(album: Album, store: Store, sweep: str, wanted: Wanted) -> None:
     tables = {
         name: _table(store, sweep, name) for name in (*GROKKING, "grokking_comparison", "grokking_lags", "trials")
     }
+    # One measure is drawn, so that events of others would stand where it does nothing.
+    tables["events"] = of_primary_family(tables["events"], _table(store, sweep, "event_families"))
     if not len(tables["grokking_measures"]):
         why = f"`ndt analyze {sweep} grokking grokking_timeline grokking_comparison grokking_lags`"
         album.skip(grokking.SECTION, "transitions, timelines and comparisons", why)

@@ -172,7 +172,7 @@ def write(tables: Mapping[str, pd.DataFrame], album: Album) -> None:
             made = transition(measures, own["evaluations"], own["measurements"], events=found, onset=onset)
             caption = "Losses, progress measures and Fourier sparsity beside the dimensionality of each layer."
             if found is not None:
-                caption += f" Shaded: its {len(found)} significant events."
+                caption += f" Shaded: its {len(found)} significant events, of the family that was declared."
             album.figure(SECTION, name, made, caption, shows)
         if len(own["specialisation_timeline"]) and len(own["scale_metrics"]):
             if album.room(SECTION):

@@ -40,7 +40,7 @@ def write(tables: Mapping[str, pd.DataFrame], album: Album, spectra: pd.DataFram
     shows = f"{len(onsets)} trials: {', '.join(str(t)[:6] for t in onsets['trial_id'])}"
     if album.room(SECTION):
         made, told = landmarks(onsets, tables["events"], trials, tables.get("grokking_lags", pd.DataFrame()))
-        caption = "Dimensionality events of every layer against the Fourier transition and the second descent. " + told
+        caption = "Events of the declared family, by layer, against Fourier transition and second descent. " + told
         album.figure(SECTION, "events_and_transition", made, caption, shows)
     order = [
         t for t in trials.sort_values(["cell", "seed"])["trial_id"] if t in set(tables["grokking_measures"]["trial_id"])
