@@ -127,6 +127,7 @@ def test_a_wrong_command_line(ndt: Ndt, arguments: list[str], says: str) -> None
 # -- a sweep's life --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_events_are_clean_json_and_nothing_else_is_said(ndt: Ndt, spec: Path, tmp_path: Path) -> None:
     found = ndt("sweep", spec, "--store", tmp_path / "store", *SWEEP, "--json", "--set", "analyses=[jumps]")
     assert found.code == 2  # analyses are no part of what --set reaches
@@ -210,6 +211,7 @@ def test_exports(ndt: Ndt, finished: Path, tmp_path: Path) -> None:
     assert found.code == 2 and not (tmp_path / "n.csv").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["models", "data", "measures", "analyses", "sweeps", "tables"])
 def test_lists(ndt: Ndt, kind: str) -> None:
     rows = json.loads(ndt("list", kind, "--json").out)
@@ -231,6 +233,7 @@ def test_gc_says_what_it_removes(ndt: Ndt, own: Path) -> None:
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -110,6 +110,7 @@ def test_a_node_with_another_store_is_told_apart(tmp_path: Path) -> None:
         assert "another folder" in str(elsewhere.seen_from_here())
 
 
+@pytest.mark.slow
 def test_no_cluster_at_the_address_is_one_clear_check() -> None:
     last = doctor.doctor(address="127.0.0.1:9")[-1]
     assert (last.name, last.status) == ("ray cluster", "fail")

@@ -423,6 +423,7 @@ def test_curves_that_cannot_be_drawn_are_refused() -> None:
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml"), ("PNG", b"\x89PNG")]
 )

@@ -90,6 +90,7 @@ def layers(spec: charts.Spec) -> list[pd.DataFrame]:
     return [pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""]) for text in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
 def test_every_chart_compiles_draws_and_asks_no_address(name: str) -> None:
     spec = SPECS[name]()

@@ -84,6 +84,7 @@ def curve(kind, rng, n=120, stimuli=25):
     return rng.binomial(stimuli, p) / stimuli
 
 
+@pytest.mark.slow
 def test_a_planted_step_is_discrete_and_a_smooth_rise_is_not():
     p = {"step": [], "smooth": []}
     for seed in range(20):

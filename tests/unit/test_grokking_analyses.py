@@ -106,6 +106,7 @@ def test_progress_measures_follow_the_solution() -> None:
     assert measures["flag"].isna().all()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_takes_one_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
     forward = ModularTransformer.forward
@@ -148,6 +149,7 @@ def test_scales_are_told_for_every_unit_and_heads_are_ablated() -> None:
     assert (last[last["frequency"] == 11]["structure"] != "low_frequency").all()
 
 
+@pytest.mark.slow
 def test_the_timeline_finds_when_units_settled_and_that_it_is_no_grokking_without_a_descent() -> None:
     tables = {"grokking_measures": found()["grokking_measures"], "scale_metrics": found()["scale_metrics"]}
     steps = np.arange(0, 501, 10)

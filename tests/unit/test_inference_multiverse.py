@@ -67,6 +67,7 @@ def test_planted_claims_survive_every_choice() -> None:
     assert not curve.duplicated(["claim", "specification"]).any()
 
 
+@pytest.mark.slow
 def test_noise_makes_no_robust_claim() -> None:
     """12 sweeps of two equal models: a joint curve p at 0.05 in one or two at most."""
     hits = 0

@@ -13,6 +13,7 @@ from ndt_ray.errors import SpecError
 SIX = np.array([3.1, 2.7, 4.4, 3.9, 3.0, 6.2])
 
 
+@pytest.mark.slow
 def test_what_is_recommended_covers_and_the_percentile_bootstrap_does_not() -> None:
     """4,000 samples of six seeds: binomial SE 0.35 %. Gaussian theory for the percentile: P(|t5| < 1.79) = 86.7 %."""
     method = seeds.recommended(6)

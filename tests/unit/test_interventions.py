@@ -124,6 +124,7 @@ def assert_ends_alike(a: Memory, b: Memory, trials: list[Trial]) -> None:
         assert all(np.array_equal(v, end[k]) for k, v in a.checkpoints[t.trial_id, 30].items()), str(t.control)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("control", INTERVENTIONS[::3])
 def test_a_checkpoint_continues_through_the_intervention(control: str) -> None:
     mine = trial(3, control=control)
@@ -145,6 +146,7 @@ def changed(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> set[str]:
     return {k for k in a if not np.array_equal(a[k], b[k])}
 
 
+@pytest.mark.slow
 def test_ablation_zeroes_the_weights_of_a_share_of_units_and_nothing_else() -> None:
     weight = f"model.{LAYER}.weight"
     moments = {f"exp_avg.{LAYER}.weight", f"exp_avg_sq.{LAYER}.weight"}

@@ -320,6 +320,7 @@ def test_reports_are_few(world: World) -> None:
 # -- leases ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_driver_at_a_time(folder: Sweep) -> None:
     script = (
         "import sys\n"

@@ -55,6 +55,7 @@ def test_anchors_and_merge_keys() -> None:
     assert value == {"a": {"p": 1, "q": 2}, "b": [{"p": 1, "q": 2}] * 2, "c": {"p": 5, "q": 2}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "told"),
     [

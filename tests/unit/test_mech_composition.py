@@ -51,6 +51,7 @@ def store(tmp_path_factory):
     return open_store(shutil.copytree(folder(), tmp_path_factory.mktemp("composition") / "store"))
 
 
+@pytest.mark.slow
 def test_every_layer_of_trained_networks(store):
     at = [Partition(trial_of(store, model), 40) for model in ("mlp", "cnn", "transformer")]
     assert analyze(store, SWEEP, "composition", parameters={"draws": 5}, partitions=at).ok
@@ -83,6 +84,7 @@ def test_zeroed_weights_leave_the_bias_and_come_back():
     np.testing.assert_array_equal(context.logits, before)
 
 
+@pytest.mark.slow
 def test_planted_edges_are_found_and_noise_gives_few():
     rng = np.random.default_rng(5)
     early = rng.normal(size=(128, 20))

@@ -90,6 +90,7 @@ def test_summary_statistics_are_told_for_every_checkpoint() -> None:
     assert found.loc[0, "blobs"] == 1 and found.loc[0, "plaids"] == 3 and np.isnan(found.loc[100, "blobs"])
 
 
+@pytest.mark.slow
 def test_the_transition_stands_beside_dimensionality_and_events(tmp_path: Path) -> None:
     rows = pd.DataFrame({"step": STEPS, "layer": "linear1", "participation_ratio": 20 - STEPS / 100})
     events = pd.DataFrame({"step_before": [400], "step_after": [600]})

@@ -38,6 +38,7 @@ def grid():
     return y, x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("basis", ["fourier", "pixels"])
 def test_a_linear_unit_is_driven_by_its_own_template(basis):
     _, x = grid()

@@ -125,6 +125,7 @@ def test_the_other_architectures_have_the_parameter_counts_of_their_sources() ->
     assert count(mlps.mlp_narrow, NEWS) == 5002 * 64 + (64 * 32 + 32) + 3 * (32 * 32 + 32) + (32 * 4 + 4)
 
 
+@pytest.mark.slow
 @small
 def test_what_is_tracked_is_called_in_that_order_and_has_the_shape_of_its_kind(
     factory: Callable[..., nn.Module], inputs: InputSpec, params: dict[str, object]
@@ -173,6 +174,7 @@ class PerLane(nn.Module):
         return torch.stack([self.leaf(lane) for lane in x])
 
 
+@pytest.mark.slow
 @small
 def test_a_leading_dimension_of_lanes_changes_nothing(
     factory: Callable[..., nn.Module], inputs: InputSpec, params: dict[str, object]

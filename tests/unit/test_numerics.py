@@ -27,6 +27,7 @@ def said(before: str = "") -> tuple[bool, bool]:
     return still == "True", moving == "True"
 
 
+@pytest.mark.slow
 def test_products_stand_still_once_the_package_is_imported():
     assert said() == (True, False)
 

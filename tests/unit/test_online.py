@@ -55,6 +55,7 @@ def watched(
 # -- calibration -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SIMULATION.FAMILIES)
 def test_no_more_false_alarms_than_asked_for(family: str) -> None:
     """1,000 lanes of 8 series, 150 measurements: the number is Poisson, with a mean of 0.1 a lane at most."""

@@ -40,6 +40,7 @@ def much(whole: Store) -> Paper:
 # -- numbers -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_independent_queries(whole: Store, much: Paper) -> None:
     found = macros(much)
 

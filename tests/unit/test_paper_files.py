@@ -47,6 +47,7 @@ def much(whole: Store) -> Paper:
 BUILT_IN = {"ndtmissing", "ndtnovalue"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["little", "much"])
 def test_the_latex_is_whole(which: str, request: pytest.FixtureRequest) -> None:
     paper = request.getfixturevalue(which)

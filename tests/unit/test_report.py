@@ -99,6 +99,7 @@ def html(page: Page) -> str:
 # -- sentences -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_events_are_told_with_family_null_and_what_could_have_been(page: Page, whole: Store) -> None:
     text = said(page, "finding")
     assert "5 events survive at a false discovery rate of 0.05 over series (5 of 20 are selected)" in text
@@ -138,6 +139,7 @@ def test_every_query_of_a_sentence_and_of_a_table_runs_and_gives_what_is_shown(p
                 )
 
 
+@pytest.mark.slow
 def test_the_sentence_turns_when_the_events_go(tmp_path: Path) -> None:
     store = planted.planted(tmp_path)
     weak = [event("cnn", 0, 2, 100, q=0.31, significant=False)]
@@ -202,6 +204,7 @@ def test_a_family_that_nobody_declared_is_a_caution(tmp_path: Path) -> None:
     assert "No family was declared primary" in said(collect(store, SWEEP), "caution")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("q", "attainable", "kind", "words"),
     [
@@ -219,6 +222,7 @@ def test_concordance_turns_with_its_q(tmp_path: Path, q: Any, attainable: Any, k
     assert [c.kind for c in found.claims] == [kind] and words in found.claims[0].text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("p", "significant", "reach", "kind", "words"),
     [
@@ -242,6 +246,7 @@ def settling(q: float, rho: float) -> dict[str, list[dict[str, Any]]]:
     return {"convergence_cells": [row | {"null_bottom_up": 0.2}], "convergence_architectures": []}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("q", "rho", "kind", "words"),
     [
@@ -270,6 +275,7 @@ def test_the_order_of_settling_turns_with_its_q(tmp_path: Path, q: float, rho: f
     assert found.claims[1].kind == kind and words in found.claims[1].text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("q", "verdict", "kind", "words"),
     [
@@ -291,6 +297,7 @@ def test_a_hypothesis_is_a_finding_only_where_its_q_stands_behind_it(
     assert "1 of 2 hypotheses could not be judged" in claims[1].text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("p", "reach", "kind", "words"),
     [
@@ -363,6 +370,7 @@ def test_an_empty_sweep_has_a_report_too(tmp_path: Path) -> None:
         collect(store, "plantet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("completeness", "kind", "words"),
     [
@@ -564,6 +572,7 @@ def test_a_part_whose_table_is_of_another_version_says_so_and_the_rest_stands(
     assert len(section(found, "maps").plates) == 2
 
 
+@pytest.mark.slow
 def test_the_end_of_a_sweep_names_its_report(whole: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = Path(whole.location.root) / "sweeps" / SWEEP / "report.html"
     launch = SimpleNamespace(finished=1, failed=[], interrupted=False)

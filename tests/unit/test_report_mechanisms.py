@@ -229,6 +229,7 @@ def test_runs_are_drawn_from_every_cell_before_a_second_seed_is() -> None:
     assert chosen(rows, ["b", "a"], 3)[["name", "seed"]].to_numpy().tolist() == [["b", 0], ["b", 1], ["a", 0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("p", "kind"), [((0.001, 0.001), "finding"), ((0.6, 0.9), "nothing")])
 def test_questions_on_scales_turn_with_their_corrected_p(store: Store, p: tuple[float, float], kind: str) -> None:
     rows = [

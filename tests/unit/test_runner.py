@@ -100,6 +100,7 @@ def test_progress_is_told_after_every_partition(folder: Folder) -> None:
     assert (told[-1].total, told[-1].done, told[-1].dead) == (6, 5, 1)
 
 
+@pytest.mark.slow
 def test_a_chosen_partition_runs_alone_and_drops_nothing(folder: Folder) -> None:
     run(means([]), folder)
     report = run(means([]), folder, partitions=[Partition(TRIALS[3])], parameters={"factor": 3.0})

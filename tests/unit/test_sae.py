@@ -44,6 +44,7 @@ def side(name: str, rows: np.ndarray, config: Config, seeds: int = 2) -> Side:
     return Side(name, fit[:, None], held_out[:, None], made.lanes(range(seeds)), made.lanes([seeds]), untrained)
 
 
+@pytest.mark.slow
 def test_an_orthogonal_dictionary_is_recovered_by_every_seed() -> None:
     words, codes, rows = planted(32, 32, 3000, 4, orthogonal=True)
     config = preset("default", expansion=1, k=4, max_steps=450, lr=3e-3)
@@ -213,6 +214,7 @@ def test_rows_that_do_not_pair_are_refused() -> None:
         transfer(here, there)
 
 
+@pytest.mark.slow
 def test_founding_numbers_of_a_layer_with_itself_and_with_another() -> None:
     rows = planted(64, 32, 2000, 4)[2]
     config = preset("default", expansion=2, k=4, max_steps=150, normalise="zscore")

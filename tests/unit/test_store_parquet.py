@@ -82,6 +82,7 @@ def example(table: Table) -> pa.Table:
     return pa.table(columns, schema=table.arrow())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(name for name, table in TABLES.items() if table.origin == "pack"))
 def test_every_table_comes_back_as_it_was_written(tmp_path: Path, name: str) -> None:
     store = local(tmp_path)

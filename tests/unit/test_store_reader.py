@@ -40,6 +40,7 @@ def test_an_empty_store_has_every_table_with_its_columns(tmp_path: Path) -> None
     assert store.sql("SELECT * FROM spectra").dtypes["n_rows"] == "int32"
 
 
+@pytest.mark.slow
 def test_types_and_columns_are_the_same_before_and_after_the_first_rows(store: Store, tmp_path: Path) -> None:
     empty = local(tmp_path, "empty")
     for name in [*TABLES, "wide"]:
@@ -79,6 +80,7 @@ def test_measurements_filters(store: Store) -> None:
         store.measurements(columns=["stable_rnk"])
 
 
+@pytest.mark.slow
 def test_a_series_is_read_from_its_own_pack_and_row_group(tmp_path: Path) -> None:
     store = local(tmp_path)
     for n in (3, 4):
@@ -166,6 +168,7 @@ def test_compaction_under_a_reader_is_retried(tmp_path: Path) -> None:
     assert len(calls) == 2 and rows.num_rows == (STEPS + 1) * len(TRIALS) * len(LAYERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [local, mounted])
 @pytest.mark.parametrize("damage", ["missing", "short", "empty"])
 def test_a_manifest_that_names_a_damaged_part_is_an_error_with_a_way_out(
@@ -229,6 +232,7 @@ def test_uris_that_cannot_be(where: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_file_uris_and_weird_paths(weird_path: Path) -> None:
     store = open_store(weird_path / "st'ore", create=True)
     train(PackWriter(store, "s", "p0"), lambda step: step == 6)
@@ -250,6 +254,7 @@ def test_a_path_with_glob_characters_and_links(tmp_path: Path) -> None:
     assert len(open_store(tmp_path / "link").table("scalars")) == (STEPS + 1) * len(TRIALS)
 
 
+@pytest.mark.slow
 def test_a_store_travels_to_other_processes_and_threads(store: Store) -> None:
     if store.location.local:
         assert pickle.loads(pickle.dumps(store)).tables() == store.tables()
@@ -279,6 +284,7 @@ def test_descriptions(store: Store) -> None:
         store.table("spectre")
 
 
+@pytest.mark.slow
 def test_a_thousand_packs_open_quickly(tmp_path: Path) -> None:
     store = local(tmp_path)
     train(PackWriter(store, "s", "p0"), lambda step: False)

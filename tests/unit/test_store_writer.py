@@ -82,6 +82,7 @@ def test_resume_gives_back_step_and_state_bit_for_bit(store: Store) -> None:
         assert tensors[name].tobytes() == value.tobytes()
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_of_who_committed_not_of_who_only_looked(tmp_path: Path) -> None:
     store = local(tmp_path)
     for mark, before, commits in [
@@ -174,6 +175,7 @@ def test_a_pack_keeps_the_trials_it_was_claimed_with(store: Store) -> None:
     assert PackWriter(store, "s", "p0", trials=TRIALS[::-1]).generation == 2
 
 
+@pytest.mark.slow
 def test_many_commits_keep_few_files_manifests_and_states(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_module, "MERGE_PARTS", 3)
     writer = PackWriter(store, "s", "p0")
@@ -303,6 +305,7 @@ def fail_after(monkeypatch: pytest.MonkeyPatch, writes: int, code: int) -> Calla
     return lambda: monkeypatch.setattr(filesystem, "write_all", real)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writes", range(6))
 def test_a_full_disk_leaves_nothing_half_written_and_the_commit_can_be_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int

@@ -220,6 +220,7 @@ def test_series_without_a_null_give_none() -> None:
     assert verdict.white is None and verdict.words == "no null: series constant or too short"
 
 
+@pytest.mark.slow
 def test_verdicts_on_noise_are_rarely_above() -> None:
     """Counts drawn from the null itself, layers of a trial in lockstep: at most 5 % of sweeps above."""
     rng = np.random.default_rng(0)
@@ -301,6 +302,7 @@ def test_commands_name_the_store_they_are_for(tmp_path: Path) -> None:
     assert "ndt query --store 'my stores/a' \"SELECT" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 100, 200])
 def test_no_number_is_cut_at_any_width(tmp_path: Path, width: int) -> None:
     made = plan()

@@ -150,6 +150,7 @@ def test_few_events_one_seed_missing_sizes_and_nothing_are_survived() -> None:
     assert all(t.num_rows == 0 for t in taxonomy(given({}, taxonomy.reads)).values())
 
 
+@pytest.mark.slow
 def test_clusters_that_do_not_come_back_are_told_from_those_that_do() -> None:
     rng = np.random.default_rng(0)
     clear = np.concatenate([rng.normal(c, 0.2, (40, 2)) for c in (0, 5)])

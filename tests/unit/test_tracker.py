@@ -138,6 +138,7 @@ def test_a_jump_is_reported_at_its_training_step() -> None:
     assert largest.value_before < 1.5 < largest.value_after
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_the_training_batch_before_the_update() -> None:
     model, seen = mlp(), {}
     tracker = HighFrequencyTracker(model, sampling_frequency=5)
@@ -191,6 +192,7 @@ class Noisy(nn.Module):
         return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["batch", "probe", "store", "uncentred"])
 def test_training_is_bit_identical_with_and_without(how: str, tmp_path: Path) -> None:
     options: dict[str, dict[str, Any]] = {
