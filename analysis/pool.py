@@ -252,6 +252,25 @@ class Crew:
         finally:
             pool.abandon()
 
+    def muster(self, jobs: list[Any]) -> None:
+        """Idle actors load the jobs; those that died since they were last at work are let go, which costs no task an
+        attempt. Where none is left, one is hired."""
+        import ray
+
+        asked = [(actor, actor.ready.remote(jobs)) for actor in self._idle]
+        self._idle = []
+        for actor, answer in asked:
+            try:
+                ray.get(answer)
+            except ray.exceptions.RayActorError:
+                ray.kill(actor)
+            else:
+                self._idle.append(actor)
+        if not self._idle:
+            first = self.hire()
+            ray.get(first.ready.remote(jobs))
+            self.release(first)
+
     def hire(self) -> Any:
         """An idle actor, or a new one."""
         import ray
@@ -290,17 +309,14 @@ class _RayPool:
         self._crew, self._size = crew, size
         self._jobs = [ray.put(jobs)]
         self._busy: dict[Any, tuple[Any, Task]] = {}
-        first = crew.hire()
         try:
-            ray.get(first.ready.remote(self._jobs))
+            crew.muster(self._jobs)
         except ray.exceptions.RayError as error:
-            ray.kill(first)
             names = ", ".join(f"'{job.analysis.name}'" for job in jobs)
             raise ClusterError(
                 f"no worker could load analysis {names}: {one_line(error)} - is the same ndt-ray installed"
                 " on every node? (`ndt doctor` says)"
             ) from error
-        crew.release(first)
 
     @property
     def room(self) -> int:

@@ -14,7 +14,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 # MKL reads this at its first call, and does not promise without it that a product is the same bits wherever its
-# operands lie in memory: on an AMD EPYC, 1 in 3 of the shapes tried was not. It costs nothing that could be measured.
+# operands lie in memory: on an AMD EPYC, 27 of 80 layouts tried were not. It costs nothing that could be measured.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
 if TYPE_CHECKING:

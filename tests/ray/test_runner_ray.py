@@ -104,6 +104,18 @@ def test_workers_stay_from_one_analysis_to_the_next_and_a_dead_one_is_replaced(s
     assert len(pids[0]) == 1 and pids[1] == pids[2] and pids[0].isdisjoint(pids[1])
 
 
+def test_a_worker_that_dies_between_two_analyses_costs_nobody_an_attempt(store: Store, tmp_path: Path) -> None:
+    first, second = (murderous(tmp_path / name, name, (), times=0) for name in ("earlier", "later"))
+    tables = StoredSweep(store, "planted")
+    with Crew(workers=1) as crew:
+        assert run(first, tables, executor="ray", crew=crew).ok
+        (pid,) = set(store.sql("select pid from planted_earlier")["pid"])
+        os.kill(pid, signal.SIGKILL)
+        report = run(second, tables, executor="ray", crew=crew, attempts=1)
+    assert report.ok and report.done == 8 and report.retries == 0
+    assert set(store.sql("select pid from planted_later")["pid"]) != {pid}
+
+
 def test_a_partition_that_kills_its_worker_every_time_ends_as_a_dead_letter(store: Store, tmp_path: Path) -> None:
     job = murderous(tmp_path / "marks", "poisoned", victims=TRIALS[:1], times=99)
     report = run(job, StoredSweep(store, "planted"), executor="ray", workers=2)
