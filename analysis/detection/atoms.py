@@ -1,17 +1,18 @@
 """The shapes that a series is compared with: a smooth trend, and events of every place and width beyond it.
 
 For n measurements: `trend` spans what is no event (a parabola and decays from the initialisation), `bends` are trends
-that curve as slowly as the run, `atoms` are steps, sigmoids, bumps and kinks. `Whitened` holds them as an AR(1) noise
-sees them, for every coefficient of a grid, so that the likelihood of all events in many series is one matrix product.
+that curve as slowly as the run, `atoms` are steps, sigmoids, bumps and kinks. `Whitened` holds them as noise
+sees them, for every memory of a grid, so that the likelihood of all events in many series is one matrix product.
 """
 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.signal import lfilter
 from scipy.special import expit
 
 from ndt_ray.analysis.detection import Floats
@@ -20,8 +21,23 @@ Singles = NDArray[np.float32]
 Shape = Literal["level", "rate"]
 """What a series is: a level, which an event moves for good; or a rate (velocity), which an event raises for a while."""
 
-PHIS = (-0.3, 0.0, 0.25, 0.45, 0.6, 0.72, 0.82, 0.89, 0.94, 0.97, 0.99)
-"""Grid of lag-1 coefficients over which the likelihood is maximised."""
+
+class Memory(NamedTuple):
+    """Noise by the roots of its autoregression (one: an AR(1) of that coefficient) and of its moving average."""
+
+    roots: tuple[float, ...]
+    moving: tuple[float, ...] = ()
+
+
+MEMORIES = (
+    *(Memory((phi,)) for phi in (-0.3, 0.0, 0.25, 0.45, 0.6, 0.72, 0.82, 0.89, 0.94, 0.97, 0.99)),
+    *(Memory((root, root)) for root in (0.7, 0.85, 0.93, 0.97, 0.99)),
+    *(Memory((root,) * 3) for root in (0.8, 0.9, 0.95)),
+    *(Memory((root,), (0.6,)) for root in (0.94, 0.97, 0.99)),
+    *(Memory((root, root), (0.6, 0.6)) for root in (0.93, 0.97, 0.99)),
+)
+"""Grid of memories over which the likelihood is maximised. Noise that wanders smoothly (several roots) or under faster
+noise (a moving average) looks to an AR(1) as if it had events."""
 RISE = 2 * float(np.log(9))
 """A logistic of scale s rises from 10 to 90 % within 2 ln 9 · s."""
 DECAYS = (0.01, 0.04, 0.16)
@@ -120,42 +136,82 @@ def atoms(n: int, shape: Shape) -> Atoms:
 
 @dataclass(frozen=True)
 class Whitened:
-    """The atoms as noise of one AR(1) coefficient sees them: whitened, without the whitened trend, of unit length.
+    """The atoms as noise of one memory sees them: whitened, without the whitened trend, of unit length.
 
     `basis [n, columns]`: orthonormal whitened trend. `units [n, atoms]`, float32: a whitened series times these is
     every atom's signed root of the residual energy that it explains; 0 for atoms that the trend swallows.
     """
 
-    phi: float
+    memory: Memory
     basis: Floats
     units: Singles
 
-
-def whiten(values: Floats, phi: float) -> Floats:
-    """Series `[..., n]` with AR(1) noise of this coefficient removed: innovations, the first one scaled to theirs."""
-    out = values.copy()
-    out[..., 1:] -= phi * values[..., :-1]
-    out[..., 0] *= np.sqrt(1 - phi * phi)
-    return out
+    @functools.cached_property
+    def products(self) -> Singles:
+        """Of every two atoms, `[atoms, atoms]`."""
+        return self.units.T @ self.units
 
 
-@functools.lru_cache(maxsize=6)
-def whitened(n: int, shape: Shape) -> tuple[Whitened, ...]:
-    """The dictionary for n measurements at every coefficient of `PHIS`."""
-    columns, known = trend(n), atoms(n, shape)
+def whiten(values: Floats, memory: Memory) -> Floats:
+    """Series `[..., n]` with noise of this memory removed: innovations, the first ones scaled to theirs."""
+    for root in memory.roots:
+        left = values.copy()
+        left[..., 1:] -= root * values[..., :-1]
+        left[..., 0] *= np.sqrt(1 - root * root)
+        values = left
+    for root in memory.moving:
+        values = cast(Floats, lfilter([1.0], [1.0, -root], values, axis=-1))
+    return values
+
+
+def log_scaling(memory: Memory) -> float:
+    """Twice the logarithm of the determinant of `whiten`."""
+    return float(sum(np.log1p(-root * root) for root in memory.roots))
+
+
+@functools.lru_cache(maxsize=2 * len(MEMORIES))
+def whitened(n: int, shape: Shape, memory: Memory) -> Whitened:
+    """The dictionary for n measurements as noise of one memory sees it."""
+    known = atoms(n, shape)
+    basis, _ = np.linalg.qr(whiten(trend(n).T, memory).T)
+    seen = whiten(known.values.T, memory).T
+    rest = seen - basis @ (basis.T @ seen)
+    rest -= basis @ (basis.T @ rest)
+    left = np.einsum("ij,ij->j", rest, rest)
+    centred = seen - basis[:, :1] @ (basis[:, :1].T @ seen)
     least = np.where([kind == "kink" for kind in known.kind], SWALLOWED_KINK, SWALLOWED)
-    out = []
-    for phi in PHIS:
-        basis, _ = np.linalg.qr(whiten(columns.T, phi).T)
-        seen = whiten(known.values.T, phi).T
-        rest = seen - basis @ (basis.T @ seen)
-        rest -= basis @ (basis.T @ rest)
-        left = np.einsum("ij,ij->j", rest, rest)
-        centred = seen - basis[:, :1] @ (basis[:, :1].T @ seen)
-        swallowed = left < least * np.einsum("ij,ij->j", centred, centred)
-        unit = np.where(swallowed, 0.0, rest / np.sqrt(np.where(swallowed, 1.0, left)))
-        out.append(Whitened(phi, basis, unit.astype(np.float32)))
-    return tuple(out)
+    swallowed = left < least * np.einsum("ij,ij->j", centred, centred)
+    unit = np.where(swallowed, 0.0, rest / np.sqrt(np.where(swallowed, 1.0, left)))
+    return Whitened(memory, basis, unit.astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Regime:
+    """What noise a series is held to have, and which events are therefore sought: `widest` is a share of the series."""
+
+    memories: Sequence[Memory] = MEMORIES
+    widest: float = 1.0
+    kinks: bool = True
+    lone: bool = True
+
+    def sought(self, n: int, shape: Shape) -> Singles | None:
+        """`[atoms]`: 0 for those that are not, None if all are."""
+        if self.widest == 1.0 and self.kinks and self.lone:
+            return None
+        known = atoms(n, shape)
+        kind = np.array(known.kind)
+        out = (known.width > self.widest * n) | ((kind == "kink") & (not self.kinks))
+        out |= (kind == "bump") & (known.width <= 1) & (not self.lone)
+        return np.asarray(~out, dtype=np.float32)
+
+
+NOISY = Regime()
+WITHOUT_LONE = Regime(lone=False)
+NARROW = Regime(widest=0.2, kinks=False)
+"""For series that are as smooth as a curve: a slow bend is no event there."""
+BY_SIZE = Regime((Memory((0.0,)),), widest=0.2, kinks=False)
+"""The same, by least squares: the innovations of a smooth series are the curvature of the events themselves, and an
+event is judged by its size beside the rest of the series."""
 
 
 @functools.lru_cache(maxsize=6)

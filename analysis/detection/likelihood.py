@@ -1,20 +1,36 @@
 """How much better a series is explained with events than without: one statistic for any trend, noise and scale.
 
-y = trend + events + s(t) · AR(1) noise. For every coefficient of the noise, events are added greedily; the gain of the
-k-th is the increase of twice the log likelihood, maximised over coefficients with and without it. Because the noise is
+y = trend + events + s(t) · autoregressive noise. For every memory of the noise, events are added greedily; the gain of
+the k-th is the increase of twice the log likelihood, maximised over memories with and without it. Because the noise is
 estimated anew on either side, neither drift nor memory nor a changing scale passes for an event: the null distribution
 of the largest gain hardly depends on them, and surrogates that go through the same steps settle the rest.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ndt_ray.analysis.detection import Floats, Ints
-from ndt_ray.analysis.detection.atoms import PHIS, Shape, Singles, Whitened, apart, trend, whiten, whitened
+from ndt_ray.analysis.detection.atoms import (
+    MEMORIES,
+    Memory,
+    Shape,
+    Singles,
+    Whitened,
+    apart,
+    log_scaling,
+    trend,
+    whiten,
+    whitened,
+)
 
 EVENTS = 2
 """Events that are sought in every series, surrogates included."""
+IMPLAUSIBLE = 80.0
+"""Twice the log likelihood by which another memory explains a null series better than one that is not tried."""
+MOST_PRODUCTS = 1500
+"""Atoms up to which the products of every two are kept (9 MB for each of 25 memories)."""
 _TINY = 1e-12
 
 
@@ -22,12 +38,12 @@ _TINY = 1e-12
 class Fitted:
     """Of series `[count, n]`: `gain [count, events]` in units of twice the log likelihood, `atom [count, events]`.
 
-    `phi [count, events + 1]`: the noise's coefficient with none, one, … of the events.
+    `memory [count, events + 1]`: the noise's, as a place in the grid, with none, one, … of the events.
     """
 
     gain: Floats
     atom: Ints
-    phi: Floats
+    memory: Ints
 
     @property
     def statistic(self) -> Floats:
@@ -35,11 +51,16 @@ class Fitted:
         return np.asarray(self.gain.max(axis=-1))
 
 
-def standardised(values: Floats, shape: Shape) -> tuple[Floats, Floats]:
-    """Series `[count, n]` without trend and in units of their local noise; and that noise's relative scale."""
+def standardised(values: Floats, shape: Shape, even: bool = False) -> tuple[Floats, Floats]:
+    """Series `[count, n]` without trend and in units of their local noise; and that noise's relative scale.
+
+    Where it is `even`, the scale is 1, and there are no spikes.
+    """
     n = values.shape[-1]
     basis, _ = np.linalg.qr(trend(n))
     rest = values - (values @ basis) @ basis.T
+    if even:
+        return rest, np.ones_like(rest)
     scale = local_scale(rest)
     rest = rest / scale
     return (despiked(rest) if shape == "level" else rest), scale
@@ -71,19 +92,30 @@ def _window(n: int) -> Floats:
 def despiked(values: Floats) -> Floats:
     """Series `[count, n]`, single values that stand out from both sides taken back to the median of five.
 
-    A value is taken back beyond 4 robust SDs of the distances from that median. A step stays where and what it was.
+    A value is taken back beyond 4 robust SDs of the distances from that median, if it is farther from it than its four
+    neighbours from each other: the turn of a smooth curve is no spike. A step stays where and what it was.
     """
     median = median_of_five(values)
     distance = np.abs(values - median)
     limit = 4 * 1.4826 * np.maximum(distance.mean(axis=-1, keepdims=True), _TINY)
+    limit = np.broadcast_to(limit, values.shape).copy()
+    if values.shape[-1] >= 5:
+        a, b, _, d, e = _fives(values)
+        spread = np.maximum(np.maximum(a, b), np.maximum(d, e)) - np.minimum(np.minimum(a, b), np.minimum(d, e))
+        limit[..., 2:-2] = np.maximum(limit[..., 2:-2], spread)
     return np.where(distance > limit, median, values)
+
+
+def _fives(values: Floats) -> list[Floats]:
+    """Five views `[..., n - 4]`: every value but the two at either end, with the two before and the two after it."""
+    return [values[..., k : values.shape[-1] - 4 + k] for k in range(5)]
 
 
 def median_of_five(values: Floats) -> Floats:
     """Running median of five along the last axis; the two values at either end are left as they are."""
     if values.shape[-1] < 5:
         return values.copy()
-    a, b, c, d, e = (values[..., k : values.shape[-1] - 4 + k] for k in range(5))
+    a, b, c, d, e = _fives(values)
     low, high = np.minimum(a, b), np.maximum(a, b)
     low2, high2 = np.minimum(d, e), np.maximum(d, e)
     low, high = np.maximum(low, low2), np.minimum(high, high2)
@@ -93,38 +125,64 @@ def median_of_five(values: Floats) -> Floats:
     return out
 
 
-def fit(values: Floats, shape: Shape = "level", events: int = EVENTS, free: Singles | None = None) -> Fitted:
-    """Greedy events of standardised series `[count, n]`; `free [atoms]` is 0 where none is sought."""
+def fit(
+    values: Floats,
+    shape: Shape = "level",
+    events: int = EVENTS,
+    free: Singles | None = None,
+    memories: Sequence[Memory] = MEMORIES,
+    within: float = np.inf,
+) -> Fitted:
+    """Greedy events of standardised series `[count, n]`; `free [atoms]` is 0 where none is sought.
+
+    None is sought with memories under which a series without events is less likely than under the best by more than
+    `within` (twice the logarithm): for series that are known to hold none (`IMPLAUSIBLE`).
+    """
     count, n = values.shape
+    level = np.full((events + 1, len(memories), count), -np.inf)
+    chosen = np.zeros((events, len(memories), count), np.int64)
+    known = [whitened(n, shape, memory) for memory in memories]
+    for j, dictionary in enumerate(known):
+        level[0, j] = _level(_energy(whiten(values, dictionary.memory), dictionary), dictionary.memory, n)
+    plausible = level[0] >= level[0].max(axis=0) - within
     separate = apart(n, shape)
-    level = np.empty((events + 1, len(PHIS), count))
-    chosen = np.zeros((events, len(PHIS), count), np.int64)
-    for j, dictionary in enumerate(whitened(n, shape)):
-        level[:, j], chosen[:, j] = _greedy(values, dictionary, separate, events, free)
+    for j, dictionary in enumerate(known):
+        rows = np.flatnonzero(plausible[j])
+        if len(rows):
+            level[1:, j, rows], chosen[:, j, rows] = _greedy(values[rows], dictionary, separate, events, free)
     best = level.max(axis=1)
     at = level.argmax(axis=1)
     gain = np.diff(best, axis=0).T
     atom = np.stack([chosen[k, at[k + 1], np.arange(count)] for k in range(events)], axis=1)
-    return Fitted(gain, atom, np.array(PHIS)[at].T)
+    return Fitted(gain, atom, at.T)
+
+
+def _energy(seen: Floats, dictionary: Whitened) -> Floats:
+    """Sum of squares that the trend leaves of whitened series `[count, n]`."""
+    return np.asarray(np.einsum("ij,ij->i", seen, seen) - np.sum((seen @ dictionary.basis) ** 2, axis=1))
+
+
+def _level(energy: Floats, memory: Memory, n: int) -> Floats:
+    """Twice the log likelihood, maximised over the size of the noise."""
+    return np.asarray(log_scaling(memory) - n * np.log(np.maximum(energy, 1e-300) / n))
 
 
 def _greedy(
     values: Floats, dictionary: Whitened, separate: Singles, events: int, free: Singles | None
 ) -> tuple[Floats, Ints]:
-    """Twice the log likelihood with 0 … events events `[events + 1, count]` at one coefficient, and the atoms.
+    """Twice the log likelihood with 1 … events events `[events, count]` at one memory, and the atoms.
 
     Orthogonal matching pursuit: a chosen atom, without those before it, is projected out of the series and of all
     other atoms; those that overlap it are out.
     """
     count, n = values.shape
-    seen = whiten(values, dictionary.phi)
-    energy = np.einsum("ij,ij->i", seen, seen) - np.sum((seen @ dictionary.basis) ** 2, axis=1)
-    least = np.maximum(_TINY * energy, 1e-300)
-    root = np.log1p(-(dictionary.phi**2))
-    level = np.empty((events + 1, count))
+    seen = whiten(values, dictionary.memory)
+    energy = _energy(seen, dictionary)
+    least = _TINY * energy
+    level = np.empty((events, count))
     chosen = np.empty((events, count), np.int64)
-    level[0] = root - n * np.log(np.maximum(energy, least) / n)
     rows = np.arange(count)
+    few = len(separate) <= MOST_PRODUCTS
     score = seen.astype(np.float32) @ dictionary.units
     left: Singles | None = None
     done: list[Singles] = []
@@ -137,10 +195,10 @@ def _greedy(
         pick = squared.argmax(axis=1)
         chosen[k] = pick
         energy = energy - squared[rows, pick]
-        level[k + 1] = root - n * np.log(np.maximum(energy, least) / n)
+        level[k] = _level(np.maximum(energy, least), dictionary.memory, n)
         if k + 1 == events:
             break
-        column = dictionary.units[:, pick].T @ dictionary.units
+        column = dictionary.products[pick] if few else dictionary.units[:, pick].T @ dictionary.units
         for before in done:
             column -= before * before[rows, pick][:, None]
         length = np.sqrt(np.maximum(column[rows, pick], np.float32(1e-6)))[:, None]

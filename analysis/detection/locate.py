@@ -8,14 +8,17 @@ import numpy as np
 from ndt_ray.analysis.detection import Bools, Floats
 from ndt_ray.analysis.detection.atoms import (
     EDGE,
-    PHIS,
+    NOISY,
     SWALLOWED,
     SWALLOWED_KINK,
+    Memory,
+    Regime,
     Shape,
     Singles,
     atoms,
     bends,
     curve,
+    log_scaling,
     trend,
     whiten,
 )
@@ -69,15 +72,15 @@ def left_by(columns: Floats, values: Floats) -> Floats:
     return np.asarray(values - (values @ basis) @ basis.T)
 
 
-def likelihood(seen: Floats, columns: Floats) -> float:
-    """Twice the log likelihood of a weighted series given weighted columns, maximised over the noise's coefficient."""
+def likelihood(seen: Floats, columns: Floats, memories: Sequence[Memory]) -> float:
+    """Twice the log likelihood of a weighted series given weighted columns, maximised over the noise's memory."""
     n = len(seen)
     best = -np.inf
-    for phi in PHIS:
-        basis, _ = np.linalg.qr(whiten(columns.T, phi).T)
-        white = whiten(seen, phi)
+    for memory in memories:
+        basis, _ = np.linalg.qr(whiten(columns.T, memory).T)
+        white = whiten(seen, memory)
         energy = float(white @ white - np.sum((white @ basis) ** 2))
-        best = max(best, float(np.log1p(-(phi**2)) - n * np.log(max(energy, 1e-300) / n)))
+        best = max(best, float(log_scaling(memory) - n * np.log(max(energy, 1e-300) / n)))
     return best
 
 
@@ -91,7 +94,7 @@ class Settled:
     events: list[Located]
     losses: Floats
     sizes: Floats
-    phi: float
+    memory: Memory
     smooth: Floats
 
     def sum(self, n: int) -> Floats:
@@ -101,39 +104,44 @@ class Settled:
 
 def nothing(smooth: Floats) -> Settled:
     """No event beside a trend."""
-    return Settled([], np.zeros(0), np.zeros(0), 0.0, smooth)
+    return Settled([], np.zeros(0), np.zeros(0), Memory((0.0,)), smooth)
 
 
 def search(
-    values: Floats, scale: Floats, shape: Shape, least: float, lone: bool = True, smooth: Floats | None = None
+    values: Floats,
+    scale: Floats,
+    shape: Shape,
+    least: float,
+    regime: Regime = NOISY,
+    smooth: Floats | None = None,
 ) -> Settled:
     """Events of one series, the largest first; each is located before the next is sought in what is left.
 
-    `values` `[n]`, a trend and noise that is AR(1) times `scale`. An event must gain, and its loss cost, twice the log
-    likelihood `least`; two that only together gain as much (up and down again) are taken together. Without `lone`,
-    no event of a single measurement is sought. `smooth` `[n, columns]` is the trend; where it is not known, it is bent
-    if that explains the series as well as the next event does.
+    `values` `[n]`, a trend and noise of some memory times `scale`. An event must gain, and its loss cost, twice the log
+    likelihood `least`; two that only together gain as much (up and down again) are taken together. `smooth`
+    `[n, columns]` is the trend; where it is not known, it is bent if that explains the series as well as the next event
+    does.
     """
-    n = len(values)
+    n, memories = len(values), regime.memories
     settled, may_bend = nothing(trend(n) if smooth is None else smooth), smooth is None
     while len(settled.events) < MOST_EVENTS:
         left = left_by(settled.smooth, values - settled.sum(n)) / scale
-        free = _free(settled.events, n, shape, lone)
-        found = fit(left[None], shape, 2, free)
+        free = _free(settled.events, n, shape, regime.sought(n, shape))
+        found = fit(left[None], shape, 2, free, memories)
         gain, pair = found.gain[0], [located(n, shape, int(a)) for a in found.atom[0]]
         if pair[0].kind == "kink" and gain[0] >= NOTICED:
-            pair[0] = _kink_or_not(values, scale, settled, left, pair[0], free)
+            pair[0] = _kink_or_not(values, scale, settled, left, pair[0], free, memories)
         if may_bend and gain[0] >= NOTICED:
-            curved = _bent(values, scale, settled, pair[0], float(found.phi[0, 1]))
+            curved = _bent(values, scale, settled, pair[0], memories[found.memory[0, 1]], memories)
             if curved is not None:
                 may_bend = False
-                settled = settle(values, scale, settled.events, settled.phi, least, curved)
+                settled = settle(values, scale, settled.events, settled.memory, least, curved, regime)
                 continue
         if gain.max() < least:
             break
         more = pair[:1] if gain[0] >= least else pair
-        phi = float(found.phi[0, len(more)])
-        tried = settle(values, scale, [*settled.events, *more], phi, least, settled.smooth)
+        memory = memories[found.memory[0, len(more)]]
+        tried = settle(values, scale, [*settled.events, *more], memory, least, settled.smooth, regime)
         if len(tried.events) <= len(settled.events):
             break
         settled = tried
@@ -141,82 +149,103 @@ def search(
 
 
 def _kink_or_not(
-    values: Floats, scale: Floats, settled: Settled, left: Floats, kink: Located, free: Singles | None
+    values: Floats,
+    scale: Floats,
+    settled: Settled,
+    left: Floats,
+    kink: Located,
+    free: Singles | None,
+    memories: Sequence[Memory],
 ) -> Located:
     """A kink, or the best event of another kind where that explains a series as well once both are refined."""
     n, weight = len(values), 1 / scale
     others = np.array([kind != "kink" for kind in atoms(n, "level").kind], np.float32)
-    found = fit(left[None], "level", 1, others if free is None else others * free)
-    phi, levels, seen = float(found.phi[0, 1]), [], values * weight
+    found = fit(left[None], "level", 1, others if free is None else others * free, memories)
+    memory, levels, seen = memories[found.memory[0, 1]], [], values * weight
     tried = [kink, located(n, "level", int(found.atom[0, 0]))]
     for event in tried:
-        events = refined(seen, weight, [*settled.events, event], phi, settled.smooth)
-        levels.append(likelihood(seen, design(settled.smooth, events) * weight[:, None]))
+        events = refined(seen, weight, [*settled.events, event], memory, settled.smooth)
+        levels.append(likelihood(seen, design(settled.smooth, events) * weight[:, None], memories))
     return tried[int(levels[1] >= levels[0])]
 
 
-def _bent(values: Floats, scale: Floats, settled: Settled, event: Located, phi: float) -> Floats | None:
+def _bent(
+    values: Floats, scale: Floats, settled: Settled, event: Located, memory: Memory, memories: Sequence[Memory]
+) -> Floats | None:
     """The bent trend that explains a series about as well as one more event beside the trend that there is, or None."""
     weight = 1 / scale
     seen = values * weight
-    events = refined(seen, weight, [*settled.events, event], phi, settled.smooth)
-    with_event = likelihood(seen, design(settled.smooth, events) * weight[:, None])
+    events = refined(seen, weight, [*settled.events, event], memory, settled.smooth)
+    with_event = likelihood(seen, design(settled.smooth, events) * weight[:, None], memories)
     common, curves = bends(len(values))
-    explained, bend = _best_bend(seen, design(common, settled.events) * weight[:, None], curves * weight[:, None])
+    columns = design(common, settled.events) * weight[:, None]
+    explained, bend = _best_bend(seen, columns, curves * weight[:, None], memories)
     if explained <= with_event - AS_WELL:
         return None
     return np.concatenate([common, curves[:, [bend]]], axis=1)
 
 
-def _best_bend(seen: Floats, columns: Floats, curves: Floats) -> tuple[float, int]:
+def _best_bend(seen: Floats, columns: Floats, curves: Floats, memories: Sequence[Memory]) -> tuple[float, int]:
     """`likelihood` of a weighted series given weighted columns and one of weighted curves, the best; and which."""
     n, found = len(seen), (-np.inf, 0)
-    for phi in PHIS:
-        basis, _ = np.linalg.qr(whiten(columns.T, phi).T)
-        white, bent = whiten(seen, phi), whiten(curves.T, phi)
+    for memory in memories:
+        basis, _ = np.linalg.qr(whiten(columns.T, memory).T)
+        white, bent = whiten(seen, memory), whiten(curves.T, memory)
         rest, left = white - basis @ (basis.T @ white), bent - (bent @ basis) @ basis.T
         own = np.einsum("ij,ij->i", left, left)
         told = own > STRAIGHT * np.einsum("ij,ij->i", bent, bent)
         taken = np.where(told, (left @ rest) ** 2 / np.maximum(own, 1e-300), 0.0)
         energy = max(float(rest @ rest - taken.max()), 1e-300)
-        level = float(np.log1p(-(phi**2)) - n * np.log(energy / n))
+        level = float(log_scaling(memory) - n * np.log(energy / n))
         found = max(found, (level, int(taken.argmax())))
     return found
 
 
 def settle(
-    values: Floats, scale: Floats, events: Sequence[Located], phi: float, least: float, smooth: Floats
+    values: Floats,
+    scale: Floats,
+    events: Sequence[Located],
+    memory: Memory,
+    least: float,
+    smooth: Floats,
+    regime: Regime = NOISY,
 ) -> Settled:
     """Refine events, drop the one whose loss costs least, and again, until each costs `least` or more.
 
-    Trend and events are columns over the scale, so that a changing scale bends no event. Dropped are events that
-    cannot be told from the trend or from each other, and what a larger one nearby leaves behind (`SHADOW`).
+    Trend and events are columns over the scale, so that a changing scale bends no event. Dropped are events that are
+    wider than any that is sought, cannot be told from the trend or from each other, and what a larger one nearby leaves
+    behind (`SHADOW`).
     """
     weight = 1 / scale
     seen, found = values * weight, list(events)
     while found:
-        found = _distinct(refined(seen, weight, found, phi, smooth), smooth)
+        found = [e for e in refined(seen, weight, found, memory, smooth) if e.width <= regime.widest * len(values)]
+        found = _distinct(found, smooth)
         columns = design(smooth, found) * weight[:, None]
         first = columns.shape[1] - len(found)
-        whole = likelihood(seen, columns)
-        losses = np.array([whole - likelihood(seen, np.delete(columns, first + k, axis=1)) for k in range(len(found))])
-        solved = np.linalg.lstsq(whiten(columns.T, phi).T, whiten(seen, phi), rcond=None)[0]
+        whole = likelihood(seen, columns, regime.memories)
+        losses = np.array(
+            [
+                whole - likelihood(seen, np.delete(columns, first + k, axis=1), regime.memories)
+                for k in range(len(found))
+            ]
+        )
+        solved = np.linalg.lstsq(whiten(columns.T, memory).T, whiten(seen, memory), rcond=None)[0]
         sizes = np.asarray(solved[first:], dtype=np.float64)
         losses[_in_shadow(found, sizes)] = 0.0
         if losses.size and losses.min() < least:
             del found[int(losses.argmin())]
             continue
-        return Settled(found, losses, sizes, phi, smooth)
+        return Settled(found, losses, sizes, memory, smooth)
     return nothing(smooth)
 
 
-def _free(events: Sequence[Located], n: int, shape: Shape, lone: bool) -> Singles | None:
-    """`[atoms]`: 0 for those that overlap an event, and for bumps of one measurement unless `lone`."""
-    if not events and lone:
-        return None
+def _free(events: Sequence[Located], n: int, shape: Shape, sought: Singles | None) -> Singles | None:
+    """`[atoms]`: those that are sought, and 0 for those that overlap an event."""
+    if not events:
+        return sought
     known = atoms(n, shape)
-    free = np.array([lone or kind != "bump" or width > 1 for kind, width in zip(known.kind, known.width, strict=True)])
-    free = free.astype(np.float32)
+    free = np.ones(len(known.kind), np.float32) if sought is None else sought.copy()
     for event in events:
         reach = np.maximum((known.width + event.width) / 2, EDGE)
         free[np.abs(known.location - event.place) < reach] = 0
@@ -231,10 +260,10 @@ def _in_shadow(events: Sequence[Located], sizes: Floats) -> Bools:
     return np.asarray((near & small).any(axis=1), dtype=bool)
 
 
-def refined(seen: Floats, weight: Floats, events: Sequence[Located], phi: float, smooth: Floats) -> list[Located]:
+def refined(seen: Floats, weight: Floats, events: Sequence[Located], memory: Memory, smooth: Floats) -> list[Located]:
     """Places and widths that fit a weighted series `[n]` best, one event after the other, four times over."""
     n, found = len(seen), list(events)
-    white = whiten(seen, phi)
+    white = whiten(seen, memory)
     for round_ in range(ROUNDS):
         for k, event in enumerate(found):
             tried = [e for e in _nearby(event, 0.5**round_) if EDGE - 1 <= e.place <= n - EDGE]
@@ -244,9 +273,9 @@ def refined(seen: Floats, weight: Floats, events: Sequence[Located], phi: float,
             curves = np.stack([event.curve(n), *(e.curve(n) for e in tried)])
             share = _own_share(curves, others)
             told = share[1:] >= min(SWALLOWED, share[0])
-            basis, _ = np.linalg.qr(whiten((others * weight[:, None]).T, phi).T)
+            basis, _ = np.linalg.qr(whiten((others * weight[:, None]).T, memory).T)
             left = white - basis @ (basis.T @ white)
-            rows = whiten(curves[1:] * weight, phi)
+            rows = whiten(curves[1:] * weight, memory)
             rows -= (rows @ basis) @ basis.T
             own = np.einsum("ij,ij->i", rows, rows)
             gain = np.where(told, (rows @ left) ** 2 / np.maximum(own, 1e-300), 0.0)

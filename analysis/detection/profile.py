@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from ndt_ray.analysis.detection import Events, Floats, Parameters, checked
 from ndt_ray.analysis.detection.atoms import Shape
-from ndt_ray.analysis.detection.likelihood import fit, standardised
+from ndt_ray.analysis.detection.likelihood import IMPLAUSIBLE, Fitted, fit, standardised
 from ndt_ray.analysis.detection.locate import Located, bracket, search
 from ndt_ray.analysis.detection.maxtest import BATCH, MOST, Null, sequential
 from ndt_ray.analysis.detection.surrogates import Described, describe, draw, siblings
@@ -22,7 +22,7 @@ from ndt_ray.analysis.detection.transient import Transient, find
 from ndt_ray.analysis.nulls import generator
 from ndt_ray.errors import SpecError
 
-Kind = Literal["calibrated", "constant", "short", "unit_root", "collapsing_variance"]
+Kind = Literal["calibrated", "constant", "short", "unit_root", "wandering", "collapsing_variance"]
 
 SHORTEST = 24
 """Fewer measurements hold no trend, noise and event."""
@@ -114,8 +114,13 @@ def judge(
     kept = kept / unit
     known = describe(kept, shape, rng)
     kind = _kind(known)
-    seen, _ = standardised(kept[None], shape)
-    found = fit(seen, shape)
+    sought = known.regime.sought(len(kept), shape)
+
+    def fitted(series: Floats, within: float = np.inf) -> Fitted:
+        seen = standardised(series, shape, known.noiseless)[0]
+        return fit(seen, shape, free=sought, memories=known.regime.memories, within=within)
+
+    found = fitted(kept[None])
     statistic = float(found.statistic[0])
     common: dict[str, Any] = {
         "n": len(kept),
@@ -135,9 +140,9 @@ def judge(
             drawn = draw(known, count, null, rng)
         else:
             drawn = siblings(kept, continuations[:, ::stride][:, first:] / unit, shape)
-        fitted = fit(standardised(drawn, shape)[0], shape)
-        gains.append(fitted.gain)
-        return fitted.statistic
+        found = fitted(drawn, IMPLAUSIBLE)
+        gains.append(found.gain)
+        return found.statistic
 
     if continuations is None:
         spread = sequential(statistic, more, rng, n_surrogates, most)
@@ -163,6 +168,8 @@ def judge(
 def _kind(known: Described) -> Kind:
     if not known.stationary:
         return "unit_root"
+    if not known.turns:
+        return "wandering"
     if known.scale.max() >= COLLAPSE * known.scale.min():
         return "collapsing_variance"
     return "calibrated"
@@ -188,7 +195,7 @@ def _scaled(event: Event, unit: float, first: int, stride: int) -> Event:
 def _events(known: Described, critical: float, spread: Null, p_series: float) -> list[Event]:
     """Events whose loss would cost the likelihood more than the critical gain, each located."""
     n = len(known.tame)
-    settled = search(known.tame, known.scale, known.shape, critical, smooth=known.smooth)
+    settled = search(known.tame, known.scale, known.shape, critical, known.regime, known.smooth)
     events = []
     # No event is surer than that there is any.
     p_events = np.maximum(spread.p(settled.losses), p_series)

@@ -21,9 +21,9 @@ from scipy.signal import lfilter
 from scipy.stats import t as student_t
 
 from ndt_ray.analysis.detection import Floats
-from ndt_ray.analysis.detection.atoms import PHIS, Shape, trend
-from ndt_ray.analysis.detection.likelihood import despiked, local_scale
-from ndt_ray.analysis.detection.locate import Located, design, left_by, nothing, search, settle
+from ndt_ray.analysis.detection.atoms import BY_SIZE, MEMORIES, NARROW, NOISY, WITHOUT_LONE, Regime, Shape, trend
+from ndt_ray.analysis.detection.likelihood import EVENTS, despiked, fit, local_scale
+from ndt_ray.analysis.detection.locate import Located, Settled, design, left_by, nothing, search, settle
 from ndt_ray.errors import SpecError, did_you_mean
 
 NULLS = ("ar_sieve", "iaaft", "block")
@@ -32,9 +32,20 @@ BEYOND_DOUBT = 32.0
 """Gain above which an event is taken out before the noise is described, and with several memories what it must gain on
 average (`WITH_SEVERAL`): by chance both happen in 1 of 100 null series, in 1 of 20 near a unit root (300 a family)."""
 WITH_SEVERAL = 18.0
+LONGEST_MEMORY = 0.99
+"""Lag-1 correlation beyond which none is told from another."""
+STANDS_OUT = 15.0
+"""Without visible noise: factor by which an event must reduce the sum of squares that is left, to be taken out."""
+LASTING = 0.9
+"""Least of several equal roots at which no noise is visible."""
+LONGEST_WANDER = 0.04
+"""Without visible noise: share of a series within which what is left must decorrelate, or too few turns are seen."""
+OBVIOUS = 1000.0
+"""Factor by which events reduce the sum of squares that is left, from which on the rest may wander slowly."""
 MAX_ORDER = 20
 STATIONARY = 0.9975
 """Largest root of an autoregression that can be drawn from."""
+LARGEST_REFLECTION = 1 - 1e-9
 _BURN = 200
 _BIAS_RUNS = 200
 _IAAFT_ROUNDS = 40
@@ -60,11 +71,27 @@ class Described:
     quantum: float
     removed: int
     shape: Shape
+    curved: bool
+    noiseless: bool
+
+    @property
+    def regime(self) -> Regime:
+        """How its events are sought."""
+        return BY_SIZE if self.curved else NOISY
 
     @property
     def stationary(self) -> bool:
         """Whether the autoregression is: without, no null series can be drawn."""
         return _largest_root(self.coefficients) < STATIONARY
+
+    @property
+    def turns(self) -> bool:
+        """Whether a series as smooth as a curve turns often enough to tell how far it wanders, its events aside."""
+        n = len(self.remainder)
+        if not self.curved or _decorrelation(self.remainder) <= LONGEST_WANDER * n:
+            return True
+        whole = left_by(trend(n), self.tame) / self.scale
+        return bool(whole @ whole >= OBVIOUS * (self.remainder @ self.remainder))
 
     @property
     def sd(self) -> float:
@@ -80,18 +107,16 @@ def describe(values: Floats, shape: Shape, rng: np.random.Generator) -> Describe
     raw = rest / scale
     without_spikes = despiked(raw[None])[0] if shape == "level" else raw
     tame = values + (without_spikes - raw) * scale
+    curved = shape == "level" and _smooth(without_spikes, 0)
     # A lone high value of a rate may be an event or the tail of its noise: it stays, and the tail is fitted to it.
-    settled = search(tame, scale, shape, BEYOND_DOUBT, lone=shape == "level")
-    if settled.events:
-        # Beside an event the scale was that of its rise: once more without it.
-        calm = local_scale(left_by(settled.smooth, tame - settled.sum(n))[None])[0]
-        settled = settle(tame, calm, settled.events, settled.phi, BEYOND_DOUBT, settled.smooth)
-        with_, without = (_left(tame, calm, settled.smooth, e) for e in (settled.events, []))
-        # Slow wander under faster noise looks like events to noise with one memory, and not to noise with several.
-        if _cost(without) - _cost(with_) < WITH_SEVERAL * len(settled.events):
-            settled = nothing(settled.smooth)
-        else:
-            scale = calm
+    regime = WITHOUT_LONE if shape == "rate" else NARROW if curved else NOISY
+    settled = search(tame, scale, shape, BEYOND_DOUBT, regime)
+    noiseless = curved and _smooth(left_by(settled.smooth, tame - settled.sum(n)) / scale, EVENTS)
+    if noiseless:
+        tame, scale, raw, without_spikes = values, np.ones(n), rest, rest
+        settled = search(tame, scale, shape, n * np.log(STANDS_OUT), BY_SIZE)
+    elif settled.events:
+        settled, scale = _in_calm(settled, tame, scale, regime)
     events, smooth = settled.sum(n), settled.smooth
     remainder = _left(tame, scale, smooth, settled.events)
     coefficients = _autoregression(remainder, design(smooth, settled.events) / scale[:, None], rng)
@@ -107,7 +132,26 @@ def describe(values: Floats, shape: Shape, rng: np.random.Generator) -> Describe
         quantum=quantum(values),
         removed=len(settled.events),
         shape=shape,
+        curved=curved,
+        noiseless=noiseless,
     )
+
+
+def _smooth(series: Floats, events: int) -> bool:
+    """Whether a standardised series, so many events aside, is likeliest as a curve of several equal roots."""
+    memory = MEMORIES[int(fit(series[None]).memory[0, events])]
+    return len(memory.roots) > 1 and not memory.moving and memory.roots[0] >= LASTING
+
+
+def _in_calm(settled: Settled, tame: Floats, scale: Floats, regime: Regime) -> tuple[Settled, Floats]:
+    """Events again with the scale of the noise without them: beside an event it was that of its rise."""
+    calm = local_scale(left_by(settled.smooth, tame - settled.sum(len(tame)))[None])[0]
+    again = settle(tame, calm, settled.events, settled.memory, BEYOND_DOUBT, settled.smooth, regime)
+    with_, without = (_left(tame, calm, again.smooth, e) for e in (again.events, []))
+    # Slow wander under faster noise looks like events to noise with one memory, and not to noise with several.
+    if _cost(without) - _cost(with_) < WITH_SEVERAL * len(again.events):
+        return nothing(again.smooth), scale
+    return again, calm
 
 
 def draw(known: Described, count: int, null: str, rng: np.random.Generator) -> Floats:
@@ -163,7 +207,7 @@ def _costs(remainder: Floats) -> Floats:
     """The same by order, from 1 on."""
     n = len(remainder)
     highest = max(1, min(MAX_ORDER, n // 20))
-    variance = _levinson(remainder[None], highest)[1][1:, 0]
+    variance = _burg(remainder[None], highest)[1][1:, 0]
     return np.asarray(n * np.log(np.maximum(variance, 1e-300)) + 2 * np.arange(1, highest + 1))
 
 
@@ -171,11 +215,11 @@ def _autoregression(remainder: Floats, columns: Floats, rng: np.random.Generator
     """Coefficients of order 1 or more by AIC, corrected for the bias that trend and small samples give them."""
     n = len(remainder)
     order = int(_costs(remainder).argmin()) + 1
-    found = _levinson(remainder[None], order)[0][order - 1][0]
+    found = _burg(remainder[None], order)[0][order - 1][0]
     if _largest_root(found) >= STATIONARY:
         return cast(Floats, found)
     noise = lfilter([1.0], np.r_[1.0, -found], rng.standard_normal((_BIAS_RUNS, n + _BURN)), axis=-1)[:, _BURN:]
-    again = _levinson(left_by(columns, noise), order)[0][order - 1]
+    again = _burg(left_by(columns, noise), order)[0][order - 1]
     bias = again.mean(axis=0) - found
     for shrunk in (1.0, 0.8, 0.6, 0.4, 0.2):
         corrected = found - shrunk * bias
@@ -184,20 +228,35 @@ def _autoregression(remainder: Floats, columns: Floats, rng: np.random.Generator
     return cast(Floats, found)
 
 
-def _levinson(series: Floats, highest: int) -> tuple[list[Floats], Floats]:
-    """Yule-Walker coefficients of orders 1 … highest, each `[count, order]`, and innovation variances by order."""
+def _burg(series: Floats, highest: int) -> tuple[list[Floats], Floats]:
+    """Coefficients of orders 1 … highest, each `[count, order]`, and innovation variances by order (Burg 1968).
+
+    Yule-Walker takes a smooth series for a far noisier one: its taper is larger than such innovations.
+    """
     count, n = series.shape
-    lags = [np.einsum("ij,ij->i", series[:, k:], series[:, : n - k]) / n for k in range(highest + 1)]
-    variance = [np.maximum(lags[0], 1e-300)]
+    ahead, behind = series[:, 1:], series[:, :-1]
+    variance = [np.maximum(np.einsum("ij,ij->i", series, series) / n, 1e-300)]
     coefficients: list[Floats] = []
     last = np.zeros((count, 0))
-    for order in range(1, highest + 1):
-        ahead = sum((last[:, j] * lags[order - 1 - j] for j in range(order - 1)), np.zeros(count))
-        reflection = np.clip((lags[order] - ahead) / variance[-1], -0.9999, 0.9999)
+    for _ in range(highest):
+        both = np.einsum("ij,ij->i", ahead, ahead) + np.einsum("ij,ij->i", behind, behind)
+        reflection = 2 * np.einsum("ij,ij->i", ahead, behind) / np.maximum(both, 1e-300)
+        reflection = np.clip(reflection, -LARGEST_REFLECTION, LARGEST_REFLECTION)
         last = np.concatenate([last - reflection[:, None] * last[:, ::-1], reflection[:, None]], axis=1)
         variance.append(variance[-1] * (1 - reflection**2))
         coefficients.append(last)
+        step = reflection[:, None]
+        ahead, behind = (ahead - step * behind)[:, 1:], (behind - step * ahead)[:, :-1]
     return coefficients, np.stack(variance)
+
+
+def _decorrelation(series: Floats) -> int:
+    """First lag at which the autocorrelation of a series is below 1/e."""
+    n = len(series)
+    spectrum = np.abs(np.fft.rfft(series - series.mean(), 2 * n)) ** 2
+    correlation = np.fft.irfft(spectrum)[:n]
+    below = np.flatnonzero(correlation < np.exp(-1) * correlation[0])
+    return int(below[0]) if len(below) else n
 
 
 def _largest_root(coefficients: Floats) -> float:
@@ -209,7 +268,7 @@ def _implied_phi(coefficients: Floats) -> float:
     impulse = np.zeros(4000)
     impulse[0] = 1.0
     response = lfilter([1.0], np.r_[1.0, -coefficients], impulse)
-    return float(np.clip((response[1:] @ response[:-1]) / (response @ response), -PHIS[-1], PHIS[-1]))
+    return float(np.clip((response[1:] @ response[:-1]) / (response @ response), -LONGEST_MEMORY, LONGEST_MEMORY))
 
 
 def _sieve(known: Described, count: int, rng: np.random.Generator) -> Floats:

@@ -62,7 +62,9 @@ SERIES_TESTS = Table(
         Column("n_missing", "int32", "grid points left out"),
         Column("phi", "float64", "lag-1 dependence of the noise, from differences"),
         Column("noise_sd", "float64", "marginal standard deviation of the noise, in units of the measure"),
-        Column("kind", "string", "calibrated, constant, short, unit_root, collapsing_variance or few_siblings"),
+        Column(
+            "kind", "string", "calibrated, constant, short, unit_root, wandering, collapsing_variance or few_siblings"
+        ),
         Column("calibrated", "bool", "whether the detector holds its level on such series; without: no p and no q"),
         Column("statistic", "float64", "largest contrast, in units of its null spread"),
         Column("p", "float64", "of the largest statistic under the null; null where not calibrated"),

@@ -45,6 +45,10 @@ QUANTISED = (40.0, 0.75, 0.5)
 FAST, SLOW, SLOW_WIDTH = 0.05, 0.4, 0.6
 """Time constants and a 10-90 % width, as shares of the series, of further smooth curves."""
 AR2, PHI_NEAR, GROWTH = (1.2, -0.5), 0.97, 3.0
+SMOOTH_ROOT, SLOW_ROOT, OVER = 0.9, 0.97, 0.05
+"""Double roots of noise that wanders smoothly, and the SD of independent noise over the slower one."""
+LENGTHS = (0.02, 0.08)
+"""Correlation lengths of the Gaussian processes (squared-exponential), as shares of the series."""
 
 # -- parameters of the planted truths --------------------------------------------------------------------------------
 
@@ -188,6 +192,36 @@ def _growing_variance(count: int, n: int, first: int) -> Floats:
     return GROWTH ** _time(n) * normals("growing_variance", count, n, first)
 
 
+def _double_root(name: str, root: float, count: int, n: int, first: int) -> Floats:
+    """Noise of marginal SD 1 whose autoregression has the same root twice; 1,000 measurements are dropped."""
+    drawn = lfilter([1.0], np.poly([root, root]), normals(name, count, n + 1000, first), axis=-1)[:, 1000:]
+    return cast(Floats, drawn * np.sqrt((1 - root**2) ** 3 / (1 + root**2)))
+
+
+def _smooth_wander(count: int, n: int, first: int) -> Floats:
+    return _double_root("smooth_wander", SMOOTH_ROOT, count, n, first)
+
+
+def _wander_under_noise(count: int, n: int, first: int) -> Floats:
+    slow = _double_root("wander_under_noise", SLOW_ROOT, count, n, first)
+    return slow + OVER * normals("noise over wander", count, n, first)
+
+
+def _gaussian_process(name: str, length: float, count: int, n: int, first: int) -> Floats:
+    """Squared-exponential, with independent noise of 1/1000 of its SD, which float32 would give it too."""
+    apart = (_time(n)[:, None] - _time(n)) / length
+    root = np.linalg.cholesky(np.exp(-(apart**2) / 2) + 1e-6 * np.eye(n))
+    return normals(name, count, n, first) @ root.T
+
+
+def _smoother_wander(count: int, n: int, first: int) -> Floats:
+    return _gaussian_process("smoother_wander", LENGTHS[0], count, n, first)
+
+
+def _long_wander(count: int, n: int, first: int) -> Floats:
+    return _gaussian_process("long_wander", LENGTHS[1], count, n, first)
+
+
 @dataclass(frozen=True)
 class Null:
     """A family of series without events. `may_be_marked`: a detector may decline to judge it (no p, no q)."""
@@ -232,6 +266,10 @@ OTHERS: dict[str, Null] = {
         Null("near_unit_root", "AR(1), φ = 0.97", _near_unit_root, may_be_marked=True),
         Null("drifting_ar1", "AR(1), φ = 0.9, on a linear drift of 32 noise SDs", _drifting_ar1),
         Null("growing_variance", "noise whose SD grows threefold over the series", _growing_variance),
+        Null("smooth_wander", "noise that wanders smoothly: two roots of 0.9", _smooth_wander),
+        Null("wander_under_noise", "two roots of 0.97, under independent noise of 1/20 of it", _wander_under_noise),
+        Null("smoother_wander", "a Gaussian process of length 2 % of the series", _smoother_wander),
+        Null("long_wander", "the same, of length 8 %", _long_wander, may_be_marked=True),
     )
 }
 """Families on which nothing is required: they show how far the detector can be trusted beyond."""
