@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.inference.multiplicity import attainable_q, bh
-from ndt_ray.analysis.inference.permutation import sign_flips
+from ndt_ray.analysis.inference.permutation import sign_flips, within_blocks
 from ndt_ray.analysis.inference.seeds import interval
 from ndt_ray.analysis.sweep_events import primary
 from ndt_ray.errors import SpecError
@@ -72,18 +72,29 @@ CONTRASTS = Table(
             "against",
             "string",
             "untouched; @STEP: the same intervention at another step; lr@STEP: the same, followed by the same learning "
-            "rates; kept: the same intervention without the change of the schedule",
+            "rates; kept: the same intervention without the change of the schedule; when: at all its steps, of which "
+            "this is the first",
         ),
         Column("measure", "string", "column of `recovery`"),
         Column("n", "int32", "seeds (pairs of lanes)"),
-        Column("mean", "float64", "over seeds: of the deficit, or of the difference of two deficits"),
+        Column(
+            "mean",
+            "float64",
+            "over seeds: of the deficit, or of the difference of two deficits (when: at the first step - at the last)",
+        ),
         Column("lo", "float64", "95 % interval over seeds"),
         Column("hi", "float64", "upper end of it"),
-        Column("p", "float64", "two-sided, exact: all sign flips of the seeds"),
-        Column("p_attainable", "float64", "smallest p that so many seeds allow: 2 / 2^n"),
+        Column(
+            "p", "float64", "two-sided, exact: all sign flips of the seeds; when: all orders of the steps within seeds"
+        ),
+        Column("p_attainable", "float64", "smallest p that so many seeds allow: 2 / 2^n; when: 1 / (steps!)^(n - 1)"),
         Column("q", "float64", "Benjamini-Hochberg over the contrasts of one measure against one kind of reference"),
         Column("q_attainable", "float64", "smallest q that it could have had, if it alone had an effect"),
-        Column("finding", "string", "computed: lasting, healed, worse_than_other, milder_than_other or not_shown"),
+        Column(
+            "finding",
+            "string",
+            "lasting, healed; worse_than_other, milder_than_other; worse_early, worse_late, depends; or not_shown",
+        ),
     ),
     ("cell", "kind", "target", "at", "until", "dose", "against", "measure"),
 )
@@ -236,9 +247,11 @@ def _contrasts(rows: pd.DataFrame, alpha: float) -> Iterator[dict[str, Any]]:
             for measure in COMPARED:
                 values = (joined[measure] - joined[f"{measure}_other"]).to_numpy(float)
                 found.append(_contrast(name, against, measure, values))
-    families: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+        found += _when(same, arm)
+    families: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in found:
-        families.setdefault((row["measure"], row["against"] == "untouched"), []).append(row)
+        reference = row["against"] if row["against"] in ("untouched", "when") else "another step"
+        families.setdefault((row["measure"], reference), []).append(row)
     for family in families.values():
         for row, q in zip(family, bh([r["p"] for r in family]), strict=True):
             row["q"] = float(q)
@@ -246,6 +259,21 @@ def _contrasts(rows: pd.DataFrame, alpha: float) -> Iterator[dict[str, Any]]:
     finals = {tuple(r[k] for k in arm): r for r in found if r["measure"] == "final" and r["against"] == "untouched"}
     for row in found:
         yield row | {"finding": _finding(row, finals[tuple(row[k] for k in arm)], alpha)}
+
+
+def _when(same: pd.DataFrame, arm: list[str]) -> Iterator[dict[str, Any]]:
+    """Whether the step matters at all: one intervention in windows of one length, over the seeds that have them all."""
+    own = same[same["lr_from"] == OWN]
+    for _, windows in own.groupby(own["until"] - own["at"], sort=True):
+        first = windows.sort_values("at").iloc[0]
+        for measure in COMPARED:
+            table = windows.pivot_table(index="seed_key", columns="at", values=measure).dropna()
+            if table.shape[1] < 2 or table.empty:
+                continue
+            values = table.to_numpy(float)
+            tested = within_blocks(values, str(first["cell"]), str(first["kind"]), str(first["target"]), measure)
+            row = _contrast({k: first[k] for k in arm}, "when", measure, values[:, 0] - values[:, -1])
+            yield row | {"p": tested.p, "p_attainable": tested.smallest}
 
 
 def _pairs(windows: list[tuple[int, int, int]]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], str]]:
@@ -276,6 +304,10 @@ def _contrast(name: dict[str, Any], against: str, measure: str, values: Floats) 
 def _finding(row: dict[str, Any], final: dict[str, Any], alpha: float) -> str:
     """What the numbers allow to be said, and no more."""
     clear = bool(row["q"] <= alpha)
+    if row["against"] == "when":
+        apart = row["lo"] > 0 or row["hi"] < 0
+        early_or_late = "worse_early" if row["mean"] > 0 else "worse_late"
+        return (early_or_late if apart else "depends") if clear else "not_shown"
     if row["against"] != "untouched":
         return ("worse_than_other" if row["mean"] > 0 else "milder_than_other") if clear else "not_shown"
     if final["q"] <= alpha and final["mean"] > 0:

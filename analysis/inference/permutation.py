@@ -1,6 +1,7 @@
-"""Permutation tests of a difference of means between two levels: exact while there are few arrangements.
+"""Permutation tests of differences of means: exact while there are few arrangements.
 
-Groups: all regroupings of the units. Pairs: all sign flips of the differences. Two-sided on the absolute difference;
+Groups: all regroupings of the units. Pairs: all sign flips of the differences. Several treatments of each block: all
+their orders in it. Two-sided on the absolute difference;
 ties count as at least as large, so that p is never too small. Beyond `EXACT` arrangements so many are drawn, with the
 observed one among them (Phipson & Smyth 2010).
 """
@@ -60,6 +61,30 @@ def sign_flips(values: ArrayLike, *key: str) -> Tested:
     exact = 2**n <= EXACT
     signs = _signs(n) if exact else 1.0 - 2.0 * generator("sign flips", *key).integers(0, 2, (DRAWN, n))
     return _p(np.abs(signs @ d) / n, abs(float(d.mean())), exact, smallest_p(n, n, paired=True))
+
+
+def within_blocks(values: ArrayLike, *key: str) -> Tested:
+    """Whether the means of treatments differ, `[blocks, treatments]`: their order is permuted within every block.
+
+    The statistic is the variance of the treatments' means (Friedman's test on values instead of ranks). NaN for under
+    two blocks or treatments.
+    """
+    table = np.asarray(values, np.float64)
+    n, k = table.shape
+    if n < 2 or k < 2:
+        return Tested(math.nan, True, 1.0)
+    table = table - table.mean(axis=1, keepdims=True)
+    count = math.factorial(k) ** (n - 1)  # one order for all blocks at once changes nothing: the first stays as it is
+    if exact := count <= EXACT:
+        orders = np.array(list(itertools.permutations(range(k))))
+        sums = table[:1]
+        for row in table[1:]:
+            sums = (sums[:, None, :] + row[orders]).reshape(-1, k)
+    else:
+        rng = generator("within blocks", *key)
+        sums = np.stack([rng.permuted(table, axis=1).sum(axis=0) for _ in range(DRAWN)])
+    observed = float((table.sum(axis=0) ** 2).sum())
+    return _p((sums**2).sum(axis=1), observed, exact, 1 / count)
 
 
 def _p(gaps: Floats, observed: float, exact: bool, smallest: float) -> Tested:

@@ -190,18 +190,25 @@ def controls(families: Answer, family: Row) -> Iterator[Claim]:
     """What the same search finds where something was taken away: without training it must find nothing."""
     rows = families.rows
     same = (rows["measure"] == family["measure"]) & (rows["detector"] == family["detector"])
-    for row in rows[same & (rows["null"] == family["null"])].to_dict("records"):
-        control = control_of(row)
-        if control == "none" or row["family"] == family["family"]:
-            continue
-        n = int(row["n_events"])
-        text = f"Control {readable(control)}: {count(n, 'event')} in {count(int(row['n_series']), 'series')} "
-        text += f"({int(row['n_calibrated']):,} of them testable)"
-        if control == "lr0" and n:
-            text += ", where nothing was trained: the search finds events that are none."
-            yield Claim(text, "caution", families.sql, headline=True)
-        else:
-            yield Claim(f"{text}.", "described", families.sql)
+    found = [
+        (control, row)
+        for row in rows[same & (rows["null"] == family["null"])].to_dict("records")
+        if (control := control_of(row)) != "none" and row["family"] != family["family"]
+    ]
+    for control, row in found:
+        if control == "lr0" and row["n_events"]:
+            text = f"Control {_searched(control, row)}, where nothing was trained: the search finds events that are "
+            yield Claim(f"{text}none.", "caution", families.sql, headline=True)
+    said = [_searched(control, row) for control, row in found if not (control == "lr0" and row["n_events"])]
+    if said:
+        text = f"Lanes with a control or an intervention, each a family of its own: {'; '.join(said)}."
+        yield Claim(text, "described", families.sql)
+
+
+def _searched(control: str, row: Row) -> str:
+    """A control, what was found in it and in how much."""
+    said = f"{control}: {count(int(row['n_events']), 'event')} in {count(int(row['n_series']), 'series')}"
+    return said if row["n_calibrated"] == row["n_series"] else f"{said} ({int(row['n_calibrated']):,} testable)"
 
 
 def others(families: Answer) -> Iterator[Claim]:

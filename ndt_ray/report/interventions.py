@@ -37,7 +37,8 @@ def interventions(source: Source) -> Section:
             "SELECT * FROM recovery_contrasts WHERE sweep = $sweep "
             'ORDER BY cell, kind, target, dose, "at", against, measure'
         )
-        section.claims += [*_arms(source, answer), *_between(source, answer)]
+        section.claims += [*_together(answer), *_when(source, answer), *_arms(source, answer)]
+        section.claims += list(_between(source, answer))
     section.claims += list(_broken(source))
     section.plates += list(_plates(source))
     section.sheets += list(sheet(source, "recovery_contrasts", "Deficits over seeds, and between steps"))
@@ -47,9 +48,15 @@ def interventions(source: Source) -> Section:
 
 def _arm(source: Source, r: Any) -> str:
     """ablate conv_layers.0 at step 60 (half of the units) in cnn."""
-    when = f"at step {number(r.at)}" if r.at == r.until else f"over steps {number(r.at)} to {number(r.until)}"
-    dose = "" if r.dose is None or r.dose != r.dose or r.dose == 1 else f" × {number(r.dose)}"
-    return f"{r.kind} {r.target}{dose} {when}{_rates(r.lr_from)} in {source.label(r.cell)}"
+    return f"{r.kind} {r.target}{_dose(r.dose)} {_time(r)}{_rates(r.lr_from)} in {source.label(r.cell)}"
+
+
+def _time(r: Any) -> str:
+    return f"at step {number(r.at)}" if r.at == r.until else f"over steps {number(r.at)} to {number(r.until)}"
+
+
+def _dose(dose: Any) -> str:
+    return "" if dose is None or dose != dose or dose == 1 else f" × {number(dose)}"
 
 
 def _rates(lr_from: Any) -> str:
@@ -69,11 +76,53 @@ def _deficit(r: Any) -> str:
     return f"{WORDS[r.measure]} {number(r.mean, 2)} {interval(r.lo, r.hi)} (q {level(r.q)})".replace("  ", " ")
 
 
+def _together(answer: Answer) -> Iterator[Claim]:
+    """How many of several interventions cost anything, and how many for good."""
+    own = answer.rows[answer.rows["against"] == "untouched"]
+    n = own.groupby(ARM, dropna=False).ngroups
+    if n < 2:
+        return
+    clear = own[(own["q"] <= ALPHA) & (own["mean"] > 0)]
+    counts = {m: int((clear["measure"] == m).sum()) for m in WORDS}
+    said = listed(f"{WORDS[m]} {k:,}" for m, k in counts.items())
+    text = f"Of {count(n, 'intervention')}, so many cost held-out accuracy against the untouched lane of their seed: "
+    text += f"{said} (signs of seeds flipped, Benjamini–Hochberg over all interventions, by measure"
+    final = own[own["measure"] == "final"]
+    least = float(final["p_attainable"].min()) if len(final) else math.nan
+    text += f"; p of one is at least {number(least, 2)})." if least == least else ")."
+    yield Claim(text, "finding" if sum(counts.values()) else "nothing", answer.sql, headline=True)
+
+
+def _when(source: Source, answer: Answer) -> Iterator[Claim]:
+    """Whether it matters at all when an intervention happens."""
+    rows = answer.rows[answer.rows["measure"] == "area"]
+    asked, own = rows[rows["against"] == "when"].dropna(subset=["q"]), rows[rows["against"] == "untouched"]
+    for r in asked.itertuples():
+        alike = (
+            (own["cell"] == r.cell) & (own["kind"] == r.kind) & (own["target"] == r.target) & (own["dose"] == r.dose)
+        )
+        steps = own[alike & own["lr_from"].isna() & (own["until"] - own["at"] == r.until - r.at)]
+        costs = listed(f"{number(s.mean, 2)} {_time(s)}" for s in steps.sort_values("at").itertuples())
+        what = f"{r.kind} {r.target}{_dose(r.dose)} in {source.label(r.cell)}"
+        test = f"{count(int(r.n), 'seed')}, all orders of the steps within seeds, q {level(r.q)} over "
+        test += f"{len(asked):,} such questions"
+        if r.q <= ALPHA:
+            text = f"When it happens matters for {what}: mean deficit over the same steps after it {costs} ({test})."
+            yield Claim(text, "finding", answer.sql, headline=True)
+        elif r.q_attainable > ALPHA:
+            text = f"Whether it matters when it happens cannot be shown for {what}: smallest q attainable "
+            yield Claim(f"{text}{number(r.q_attainable, 2)}.", "caution", answer.sql)
+        else:
+            text = f"That it matters when it happens is not shown for {what}: mean deficit {costs} ({test})."
+            yield Claim(text, "nothing", answer.sql)
+
+
 def _arms(source: Source, answer: Answer) -> Iterator[Claim]:
     """Each intervention against the untouched lanes; a finding only where the q of what it says stands behind it."""
     own = answer.rows[answer.rows["against"] == "untouched"]
-    groups = list(own.groupby(ARM, sort=False, dropna=False))
-    for _, rows in groups[:SPOKEN]:
+    groups = [rows for _, rows in own.groupby(ARM, sort=False, dropna=False)]
+    groups.sort(key=lambda rows: -float(rows.loc[rows["measure"] == "area", "mean"].max()))
+    for rows in groups[:SPOKEN]:
         by = {str(r.measure): r for r in rows.itertuples()}
         first = next(iter(by.values()))
         said = listed(_deficit(by[m]) for m in WORDS if m in by)
@@ -95,13 +144,13 @@ def _arms(source: Source, answer: Answer) -> Iterator[Claim]:
         text += " Signs of seeds flipped; Benjamini–Hochberg over all interventions, by measure."
         yield Claim(f"{text[0].upper()}{text[1:]}", kind, answer.sql, headline=len(groups) == 1)
     if len(groups) > SPOKEN:
-        text = f"{count(len(groups) - SPOKEN, 'more intervention')} in the table."
+        text = f"{count(len(groups) - SPOKEN, 'more intervention')}, which cost less on average, in the table."
         yield Claim(text, "described", answer.sql)
 
 
 def _between(source: Source, answer: Answer) -> Iterator[Claim]:
     """The same intervention at two steps: whether when matters."""
-    own = answer.rows[(answer.rows["against"] != "untouched") & (answer.rows["measure"] == "area")]
+    own = answer.rows[~answer.rows["against"].isin(["untouched", "when"]) & (answer.rows["measure"] == "area")]
     judged = own.dropna(subset=["q"])
     if judged.empty:
         return
@@ -115,13 +164,13 @@ def _between(source: Source, answer: Answer) -> Iterator[Claim]:
         for r in (clear if len(clear) else judged).head(SPOKEN).itertuples()
     ]
     if len(clear):
-        yield Claim(f"When it happens matters: {'; '.join(said)} ({of}).", "finding", answer.sql, headline=True)
+        yield Claim(f"Step against step: {'; '.join(said)} ({of}).", "finding", answer.sql)
     elif float(judged["q_attainable"].min()) > ALPHA:
-        text = "Whether it matters when it happens cannot be shown: smallest q attainable "
+        text = "Step against step nothing is shown, and no pair could be alone: smallest q attainable "
         text += f"{number(judged['q_attainable'].min(), 2)} "
         yield Claim(f"{text}({of}).", "caution", answer.sql)
     else:
-        yield Claim(f"That it matters when it happens is not shown: {'; '.join(said)} ({of}).", "nothing", answer.sql)
+        yield Claim(f"Step against step nothing is shown: {'; '.join(said)} ({of}).", "nothing", answer.sql)
 
 
 def _broken(source: Source) -> Iterator[Claim]:
@@ -158,8 +207,7 @@ def _plates(source: Source) -> Iterator[Plate]:
         rules = pd.DataFrame({"at": sorted(set(own["at"]))})
         rules = rules.assign(text=[number(s) for s in rules["at"]])
         spec = curves(made, names, int(made["step"].max()), "held-out accuracy", rules=rules)
-        share = "" if dose is None or dose != dose or dose == 1 else f" × {number(dose)}"
-        title = f"{kind} {target}{share}{_rates(lr_from)} in {source.label(cell)}"
+        title = f"{kind} {target}{_dose(dose)}{_rates(lr_from)} in {source.label(cell)}"
         ends = made[made["step"] == made["step"].max()]
         said = listed(f"{r.name_} {number(r.mean, 3)}" for r in ends.rename(columns={"name": "name_"}).itertuples())
         figures.append(Figure(title, spec, f"{title}: accuracy at the end, mean over seeds: {said}."))

@@ -1,5 +1,6 @@
 """Permutation tests: SciPy's exact answers, their level, and the smallest p they can reach."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from scipy import stats
 
 from ndt_ray.analysis.inference import permutation
-from ndt_ray.analysis.inference.permutation import paired, unpaired
+from ndt_ray.analysis.inference.permutation import paired, sign_flips, unpaired, within_blocks
 
 
 def test_exact_p_is_scipys() -> None:
@@ -48,3 +49,29 @@ def test_level_and_monte_carlo_agreement(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_too_few() -> None:
     for found in (unpaired([], [1.0]), unpaired([1.0], [2.0]), paired([1.0], [2.0]), paired([], [])):
         assert math.isnan(found.p) and found.smallest == 1
+
+
+def test_orders_within_blocks_are_all_orders() -> None:
+    """Two treatments are pairs; three agree with every one of the orders, made the long way; more are drawn."""
+    rng = np.random.default_rng(2)
+    pairs = rng.normal(size=(6, 2)) + [0.0, 0.8]
+    assert within_blocks(pairs).p == pytest.approx(sign_flips(pairs[:, 0] - pairs[:, 1]).p)
+    table = rng.normal(size=(3, 3)) + [0.0, 0.5, 1.0]
+
+    def spread(rows: np.ndarray) -> float:
+        return float(np.var(rows.mean(axis=0)))
+
+    orders = list(itertools.permutations(range(3)))
+    every = [
+        spread(np.stack([table[i, list(o)] for i, o in enumerate(c)])) for c in itertools.product(orders, repeat=3)
+    ]
+    found = within_blocks(table)
+    assert found.exact and found.p == pytest.approx(np.mean(np.array(every) >= spread(table) * (1 - 1e-9)))
+    assert found.smallest == pytest.approx(1 / 36)
+    assert not within_blocks(rng.normal(size=(9, 4))).exact and np.isnan(within_blocks(np.zeros((1, 3))).p)
+
+
+def test_orders_within_blocks_keep_their_level() -> None:
+    rng = np.random.default_rng(3)
+    p = np.array([within_blocks(rng.normal(size=(6, 3)) + rng.normal(size=(6, 1))).p for _ in range(400)])
+    assert (p <= 0.05).mean() <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 400)

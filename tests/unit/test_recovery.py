@@ -82,7 +82,21 @@ def test_an_intervention_that_hurts_more_at_one_step_is_found_and_one_alike_is_n
     assert area.loc[(100, "@60"), "finding"] == "worse_than_other"
     assert area.loc[(140, "@100"), "finding"] == "milder_than_other"
     assert area.loc[(140, "@60"), "finding"] == "not_shown"
+    assert area.loc[(60, "when"), "finding"] == "depends"
     assert (found["n"] == 8).all()
+
+
+def test_when_an_intervention_happens_is_one_question_whatever_the_number_of_steps():
+    """Six seeds and three steps: 15 pairs cannot reach q = 0.05 alone, the question itself can."""
+    arms = {f"ablate:a@{at}": (lambda t, s=size: s * heals(t)) for at, size in ((40, 3), (80, 2), (120, 1))}
+    arms |= {f"perturb:a@{at}": heals for at in (40, 80, 120)}
+    found = analysed(sweep(arms))["recovery_contrasts"]
+    area = found[found["measure"] == "area"].set_index(["kind", "against"])
+    asked = area.loc[("ablate", "when")]
+    assert asked["finding"] == "worse_early" and asked["p"] == asked["p_attainable"] == pytest.approx(6**-5)
+    assert asked["at"] == 40 and asked["mean"] > 0 and asked["lo"] > 0
+    assert area.loc[("perturb", "when"), "finding"] == "not_shown"
+    assert area.loc["ablate"].drop("when")["q_attainable"].min() > 0.05
 
 
 @pytest.mark.slow
@@ -97,7 +111,7 @@ def test_without_an_effect_few_contrasts_are_called_one():
 def test_windows_of_different_length_are_not_compared():
     arms = {"damage:blur@0-50": heals, "damage:blur@0-100": heals, "damage:blur@50-100": heals}
     found = analysed(sweep(arms))["recovery_contrasts"]
-    assert set(found["against"]) == {"untouched", "@0"}
+    assert set(found["against"]) == {"untouched", "@0", "when"}
     assert set(found.loc[found["against"] == "@0", "at"]) == {50}
 
 

@@ -195,7 +195,7 @@ def test_events_of_a_control_without_training_are_a_caution(tmp_path: Path) -> N
     families.append(planted.family([], family="lr0: primary", primary=False, n_events=2, n_series=4, n_calibrated=3))
     put(store, "events", {"events": [], "event_families": families})
     text = said(collect(store, SWEEP), "caution")
-    assert "Control lr0: 2 events in 4 series (3 of them testable), where nothing was trained" in text
+    assert "Control lr0: 2 events in 4 series (3 testable), where nothing was trained" in text
 
 
 def test_a_family_that_nobody_declared_is_a_caution(tmp_path: Path) -> None:
