@@ -6,13 +6,16 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from ndt_ray.analysis.runner import Progress
 
 Event = dict[str, Any]
 """`event` is one of plan, start, progress, retry, finish, fail, stop, notice, analysis, done; `time` is seconds since
@@ -270,6 +273,21 @@ class PlainView:
 
     def close(self) -> None:
         self.out.flush()
+
+
+class AnalysisLines:
+    """How far analyses are, as a line every now and then while one takes long: a callback of `analyze_all`."""
+
+    def __init__(self, out: IO[str], every: float = 20.0) -> None:
+        self.out, self.every = out, every
+        self.began = self.last = time.monotonic()
+
+    def __call__(self, p: "Progress") -> None:
+        now, over = time.monotonic(), p.done + p.skipped + p.dead
+        if over < p.total and now - self.last >= self.every:
+            self.last = now
+            dead = f" ({p.dead} failed)" if p.dead else ""
+            print(f"{p.analysis} {over} of {p.total}{dead} after {clock(now - self.began)}", file=self.out, flush=True)
 
 
 class JsonView:

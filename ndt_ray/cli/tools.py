@@ -47,6 +47,7 @@ def analyze(
     """Run analyses over a sweep, and those that they stand on; what is computed already is skipped."""
     from ndt_ray import registry
     from ndt_ray.analysis.stored import analyze_all
+    from ndt_ray.progress import AnalysisLines
 
     there = opened(store)
     chosen = names or registry.names("analysis")
@@ -55,6 +56,8 @@ def analyze(
     options: dict[str, Any] = {"executor": executor}
     if executor == "ray":
         options |= {"workers": workers, "address": address}
+    if not as_json:
+        options["progress"] = AnalysisLines(sys.stderr)
     wanted = [(name, parameters[name] or None) for name in chosen]
     for report in analyze_all(there, sweep, wanted, **options):
         failed |= not report.ok

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ndt_ray.progress import Event, JsonView, LiveView, PlainView, Tally, clock, replayed
+from ndt_ray.analysis.runner import Progress
+from ndt_ray.progress import AnalysisLines, Event, JsonView, LiveView, PlainView, Tally, clock, replayed
 
 PACKS = [
     {"pack": "a", "cell": "mlp/digits", "trials": 2, "steps": 100},
@@ -83,6 +84,23 @@ def test_nothing_to_run_is_said_in_no_line_of_progress() -> None:
     view.show(at(100, "plan", sweep="s", packs=[], finished_trials=7))
     view.show(at(100, "analysis", analysis="jumps", total=4, done=0, skipped=4, dead=0, retries=0, last=True))
     view.show(at(100, "done", finished=0, failed=0, stopped=0))
+    assert out.getvalue() == ""
+
+
+def test_a_long_analysis_says_how_far_it_is() -> None:
+    out = io.StringIO()
+    say = AnalysisLines(out, every=0.0)
+    for done in range(4):
+        say(Progress("events", total=3, done=done, skipped=0, dead=0, retries=0, partition=None))
+    say(Progress("jumps", total=3, done=0, skipped=1, dead=1, retries=0, partition=None))
+    assert [line.partition(" after ")[0] for line in out.getvalue().splitlines()] == [
+        "events 0 of 3",
+        "events 1 of 3",
+        "events 2 of 3",
+        "jumps 2 of 3 (1 failed)",
+    ]
+    quiet = AnalysisLines(out := io.StringIO(), every=1e9)
+    quiet(Progress("events", total=3, done=1, skipped=0, dead=0, retries=0, partition=None))
     assert out.getvalue() == ""
 
 
