@@ -16,6 +16,7 @@ from scipy.signal import lfilter
 from scipy.special import expit
 
 from ndt_ray.analysis.detection import Floats
+from ndt_ray.analysis.detection.kept import Kept
 
 Singles = NDArray[np.float32]
 Shape = Literal["level", "rate"]
@@ -146,11 +147,6 @@ class Whitened:
     basis: Floats
     units: Singles
 
-    @functools.cached_property
-    def products(self) -> Singles:
-        """Of every two atoms, `[atoms, atoms]`."""
-        return self.units.T @ self.units
-
 
 def whiten(values: Floats, memory: Memory) -> Floats:
     """Series `[..., n]` with noise of this memory removed: innovations, the first ones scaled to theirs."""
@@ -169,9 +165,23 @@ def log_scaling(memory: Memory) -> float:
     return float(sum(np.log1p(-root * root) for root in memory.roots))
 
 
-@functools.lru_cache(maxsize=2 * len(MEMORIES))
+_kept = Kept(400 * 2**20)
+"""A trial's series differ in length by what is their transient: at 400 measurements the dictionaries of one length take
+44 MB, and the products that null series ask for as much again."""
+
+
 def whitened(n: int, shape: Shape, memory: Memory) -> Whitened:
     """The dictionary for n measurements as noise of one memory sees it."""
+    return _kept.get((n, shape, memory), lambda: _whitened(n, shape, memory), lambda w: w.units.nbytes)
+
+
+def products(n: int, shape: Shape, memory: Memory) -> Singles:
+    """Of every two atoms in the dictionary, `[atoms, atoms]`."""
+    units = whitened(n, shape, memory).units
+    return _kept.get((n, shape, memory, "products"), lambda: units.T @ units, lambda p: p.nbytes)
+
+
+def _whitened(n: int, shape: Shape, memory: Memory) -> Whitened:
     known = atoms(n, shape)
     basis, _ = np.linalg.qr(whiten(trend(n).T, memory).T)
     seen = whiten(known.values.T, memory).T

@@ -20,6 +20,7 @@ from ndt_ray.analysis.detection.atoms import (
     Whitened,
     apart,
     log_scaling,
+    products,
     trend,
     whiten,
     whitened,
@@ -29,8 +30,8 @@ EVENTS = 2
 """Events that are sought in every series, surrogates included."""
 IMPLAUSIBLE = 80.0
 """Twice the log likelihood by which another memory explains a null series better than one that is not tried."""
-MOST_PRODUCTS = 1500
-"""Atoms up to which the products of every two are kept (9 MB for each of 25 memories)."""
+MANY, MOST_PRODUCTS = 64, 1500
+"""Series from which on, and atoms up to which, the products of every two atoms are kept (at most 9 MB a memory)."""
 _TINY = 1e-12
 
 
@@ -149,7 +150,9 @@ def fit(
     for j, dictionary in enumerate(known):
         rows = np.flatnonzero(plausible[j])
         if len(rows):
-            level[1:, j, rows], chosen[:, j, rows] = _greedy(values[rows], dictionary, separate, events, free)
+            many = len(rows) >= MANY and len(separate) <= MOST_PRODUCTS
+            pairs = products(n, shape, dictionary.memory) if many else None
+            level[1:, j, rows], chosen[:, j, rows] = _greedy(values[rows], dictionary, pairs, separate, events, free)
     best = level.max(axis=1)
     at = level.argmax(axis=1)
     gain = np.diff(best, axis=0).T
@@ -168,12 +171,17 @@ def _level(energy: Floats, memory: Memory, n: int) -> Floats:
 
 
 def _greedy(
-    values: Floats, dictionary: Whitened, separate: Singles, events: int, free: Singles | None
+    values: Floats,
+    dictionary: Whitened,
+    pairs: Singles | None,
+    separate: Singles,
+    events: int,
+    free: Singles | None,
 ) -> tuple[Floats, Ints]:
     """Twice the log likelihood with 1 … events events `[events, count]` at one memory, and the atoms.
 
     Orthogonal matching pursuit: a chosen atom, without those before it, is projected out of the series and of all
-    other atoms; those that overlap it are out.
+    other atoms; those that overlap it are out. `pairs`: the products of every two atoms, where they are known.
     """
     count, n = values.shape
     seen = whiten(values, dictionary.memory)
@@ -182,7 +190,6 @@ def _greedy(
     level = np.empty((events, count))
     chosen = np.empty((events, count), np.int64)
     rows = np.arange(count)
-    few = len(separate) <= MOST_PRODUCTS
     score = seen.astype(np.float32) @ dictionary.units
     left: Singles | None = None
     done: list[Singles] = []
@@ -198,7 +205,7 @@ def _greedy(
         level[k] = _level(np.maximum(energy, least), dictionary.memory, n)
         if k + 1 == events:
             break
-        column = dictionary.products[pick] if few else dictionary.units[:, pick].T @ dictionary.units
+        column = dictionary.units[:, pick].T @ dictionary.units if pairs is None else pairs[pick]
         for before in done:
             column -= before * before[rows, pick][:, None]
         length = np.sqrt(np.maximum(column[rows, pick], np.float32(1e-6)))[:, None]
