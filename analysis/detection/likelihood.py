@@ -28,7 +28,7 @@ from ndt_ray.analysis.detection.atoms import (
 
 EVENTS = 2
 """Events that are sought in every series, surrogates included."""
-IMPLAUSIBLE = 80.0
+IMPLAUSIBLE = 120.0
 """Twice the log likelihood by which another memory explains a null series better than one that is not tried."""
 MANY, MOST_PRODUCTS = 64, 1500
 """Series from which on, and atoms up to which, the products of every two atoms are kept (at most 9 MB a memory)."""
