@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ndt_ray.errors import SpecError, did_you_mean
+from ndt_ray.spec.values import checked
 from ndt_ray.store.schema import SCHEMA_VERSION, Table, register_table
 
 if TYPE_CHECKING:
@@ -107,6 +109,8 @@ class Analysis:
     context: tuple[str, ...] | None = None
     """Glob patterns of modules whose outputs it wants besides the tracked layers; None: it wants no network."""
     defaults: Mapping[str, Any] = field(init=False)
+    hints: Mapping[str, Any] = field(init=False)
+    """Annotations of its parameters, where they can be told."""
 
     def __post_init__(self) -> None:
         if self.per not in KEYS:
@@ -116,6 +120,7 @@ class Analysis:
         keyword = [p for p in inspect.signature(self.function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         object.__setattr__(self, "writes", tuple(register_table(t) for t in self.writes))
         object.__setattr__(self, "defaults", {p.name: p.default for p in keyword})
+        object.__setattr__(self, "hints", _hints(self.function))
         object.__setattr__(self, "__doc__", self.function.__doc__)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -126,7 +131,7 @@ class Analysis:
         return Analysis, (self.name, self.reads, self.writes, self.per, self.function, self.context)
 
     def parameters(self, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """All parameters, defaults filled in; SpecError for an unknown one or one that JSON cannot hold."""
+        """All parameters, defaults filled in; SpecError for one that is unknown, not of its type, or not plain JSON."""
         for name in given or {}:
             if name not in self.defaults:
                 raise SpecError(f"analysis '{self.name}' has no parameter '{name}'{did_you_mean(name, self.defaults)}")
@@ -135,6 +140,8 @@ class Analysis:
             json.dumps(merged, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise SpecError(f"analysis '{self.name}': parameters must be plain JSON values: {error}") from error
+        for name, value in (given or {}).items():
+            checked(f"analysis '{self.name}': parameter '{name}'", self.hints.get(name, Any), value)
         return merged
 
     def __call__(self, data: AnalysisInput, **parameters: Any) -> dict[str, pa.Table]:
@@ -184,6 +191,13 @@ def analysis(
         return Analysis(name, reads, writes, per, function, wanted)
 
     return declare
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except NameError:  # names that only a type checker imports
+        return {}
 
 
 def conform(table: Table, frame: pd.DataFrame) -> pa.Table:

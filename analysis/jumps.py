@@ -225,6 +225,29 @@ def compare_with_null(counts: pd.DataFrame, by: Sequence[str] = ("mode", "measur
     return pd.DataFrame(rows)
 
 
+def within_events(flagged: pd.DataFrame, counts: pd.DataFrame, events: pd.DataFrame) -> tuple[int, float]:
+    """How many jumps share a measured interval with an event of their layer, and how many would if placed at random.
+
+    `flagged`: rows of `jumps`, `counts`: of `jump_counts`, both of one rule and measure; `events`: with trial_id,
+    layer_index, step_before and step_after. Random: anywhere in their own series, all intervals alike.
+    """
+    windows: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for row in events.itertuples(index=False):
+        windows.setdefault((str(row.trial_id), int(row.layer_index)), []).append((row.step_before, row.step_after))
+    inside, by_chance = 0, 0.0
+    every = counts.set_index(["trial_id", "layer_index"])[["grid_every", "n"]]
+    for key, jumps_ in flagged.groupby(["trial_id", "layer_index"], sort=False):
+        known = windows.get((str(key[0]), int(key[1])))
+        if known is None:
+            continue
+        before, after = jumps_["step_before"].to_numpy(), jumps_["step_after"].to_numpy()
+        inside += int(np.any([(before < to) & (after > since) for since, to in known], axis=0).sum())
+        distance, n = every.loc[key]
+        covered = set[int]().union(*(range(since, to, int(distance)) for since, to in known))
+        by_chance += len(jumps_) * len(covered) / max(int(n) - 1, 1)
+    return inside, by_chance
+
+
 def _verdict(observed: int, low: float, high: float) -> str:
     return "above" if observed > high else "below" if observed < low else "within"
 

@@ -68,12 +68,20 @@ class Report:
     """Seconds of its own attempts, all workers together; of a network's loading and pass, what fell to it."""
     slowest: tuple[float, str] = (0.0, "")
     """(seconds, partition) of the longest attempt."""
-    notes: list[str] = field(default_factory=list)
-    """What attempts had to say, each with its partition."""
+    noted: dict[str, list[Partition]] = field(default_factory=dict)
+    """What attempts had to say, with the partitions that said it."""
 
     @property
     def ok(self) -> bool:
         return not self.dead
+
+    @property
+    def notes(self) -> list[str]:
+        """What attempts had to say, a line each: the first partition that said it, and how many others did."""
+        return [
+            f"{said[0]}{f' and {len(said) - 1} more' if len(said) > 1 else ''}: {note}"
+            for note, said in self.noted.items()
+        ]
 
     def progress(self, partition: Partition | None = None) -> Progress:
         counts = (self.total, self.done, self.skipped, len(self.dead), self.retries)
@@ -233,7 +241,8 @@ class _Drain:
         tries = self.tries[number, partition]
         report.busy += outcome.seconds
         report.slowest = max(report.slowest, (outcome.seconds, str(partition)))
-        report.notes += [f"{partition}: {note}" for note in outcome.notes]
+        for note in outcome.notes:
+            report.noted.setdefault(note, []).append(partition)
         if outcome.error is None:
             self.commits[number].add(outcome.written)
             report.done += 1

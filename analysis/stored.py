@@ -6,18 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import yaml
 
 from ndt_ray.analysis.api import KEYS, OF_SIBLINGS, Partition, Per
 from ndt_ray.analysis.order import in_order
 from ndt_ray.analysis.pool import Crew
 from ndt_ray.analysis.runner import Report, resolved, run, run_together, together
-from ndt_ray.spec import Trial
+from ndt_ray.spec import Named, Trial
 from ndt_ray.store import analysis_runs, artifacts
 from ndt_ray.store.checkpoints import Tensors
 from ndt_ray.store.outputs import Output, Outputs
 from ndt_ray.store.reader import Store
 from ndt_ray.store.schema import COMPUTED, TABLES
-from ndt_ray.store.sweep import open_sweep
+from ndt_ray.store.sweep import Sweep, open_sweep
 
 
 @dataclass(frozen=True)
@@ -166,17 +167,19 @@ def analyze_all(
 ) -> list[Report]:
     """Run several, with their parameters, and those whose tables they read, writers first; a report each.
 
-    One that is not asked for keeps the parameters of the outputs in place. SpecError for an unknown parameter, before
+    Parameters that are not given are those that the sweep's spec declares for the analysis, else its defaults. One
+    that is not asked for keeps the parameters of the outputs in place. SpecError for an unknown parameter, before
     anything is computed.
 
     Neighbours that look at networks share each one's loading. With executor `ray`, the same workers serve all, hired
     when the first of them has work to do.
     """
-    open_sweep(store, sweep)
+    declared = _declared(open_sweep(store, sweep))
     asked = {resolved(name).name for name, _ in analyses}
     ordered = []
-    for name, parameters in in_order(analyses):
+    for name, given in in_order(analyses):
         found = resolved(name)
+        parameters = {**declared.get(found.name, {}), **(given or {})}
         found.parameters(parameters)
         kept = None if found.name in asked else StoredSweep(store, sweep).parameters(found.name)
         ordered.append((name, {k: v for k, v in kept.items() if k in found.defaults} if kept else parameters))
@@ -187,6 +190,15 @@ def analyze_all(
             reports += run_together(group, StoredSweep(store, sweep), workers=workers, crew=crew, **options)
             _timed(store, sweep, reports[-len(group) :])
     return reports
+
+
+def _declared(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    """Parameters of analyses by name, as the spec declares them. A tracker's sweep may have none, an imported one has
+    little more than these."""
+    if not sweep.has_spec:
+        return {}
+    named = [Named.model_validate(each) for each in (yaml.safe_load(sweep.spec) or {}).get("analyses") or ()]
+    return {each.name: each.params for each in named}
 
 
 def _timed(store: Store, sweep: str, reports: Sequence[Report]) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import yaml
 
 from ndt_ray.errors import DataError
 from ndt_ray.store.schema import TABLES, Column, Table
@@ -56,6 +57,12 @@ SWEEP = "original"
 NOISE = "random noise images with random labels (negative control)"
 SUMMARY = "a summary, no run"
 NO_RUN = "no run: not the JSON of one"
+
+ANALYSES = (
+    {"name": "series_tests", "measures": ["stable_rank_uncentred", "participation_ratio_sv_uncentred"]},
+    {"name": "events", "primary": {"measure": "stable_rank_uncentred"}},
+)
+"""Nothing was centred; the measure whose jumps were published is the declared one."""
 
 METRICS = ("stable_rank", "participation_ratio", "effective_rank_90", "nuclear_norm_ratio")
 _LARGEST = 64 * 2**20
@@ -155,7 +162,12 @@ def import_published(path: str | Path, store: HasLocation, sweep: str = SWEEP) -
     trials = tuple(published.experiments["trial_id"])
     with PackWriter(store, sweep, "phase1", trials=trials, fingerprint="published", precision="float64") as writer:
         if not writer.finished:
-            create_sweep(store, sweep, f"name: {sweep}\nabout: {about}\n", {**source, "skipped": skipped})
+            create_sweep(
+                store,
+                sweep,
+                yaml.safe_dump({"name": sweep, "about": about, "analyses": list(ANALYSES)}, sort_keys=False),
+                {**source, "skipped": skipped},
+            )
             for name, table in published.tables.items():
                 writer.rows(
                     name, {c: table[c].to_numpy() for c in table.column_names if table[c].null_count < len(table)}

@@ -20,6 +20,8 @@ VELOCITIES = ("velocity",)
 LEVELS = ("from_init", "from_anchor", "label_alignment")
 """Columns of that table which an event moves for good."""
 KERNEL = "kernel"
+NO_MEASURES = ("step", "layer_index", "n_stimuli")
+"""Numeric columns of `measurements` that are none."""
 SMALLEST = 1e-12
 """Rates are judged by their logarithm; what is below this is no motion (ndt_ray.measurement.velocity.RESOLUTION)."""
 
@@ -79,6 +81,15 @@ def cases(
     even = known[known["previous_step"].notna() & (known["step"] - known["previous_step"] == trial.every)]
     for series in series_on("linear", even, rates, trial.every):
         yield Case(series, "rate", _logarithm(series.values))
+
+
+def measured(rows: pd.DataFrame) -> list[str]:
+    """Measures of which rows of `measurements` hold any value."""
+    return [
+        str(name)
+        for name, column in rows.items()
+        if name not in NO_MEASURES and pd.api.types.is_numeric_dtype(column) and column.notna().any()
+    ]
 
 
 def _logarithm(values: Floats) -> Floats:

@@ -28,12 +28,12 @@ def events(
     """Events of the sweep: series selected at a false discovery rate, events inside at the level that pays for it.
 
     One family per measure, detector and null, over all trials and layers; the one that `primary` names is the declared
-    one, the others are its multiverse. Control lanes are families of their own.
+    one, the others are its multiverse. Control lanes are families of their own. What `primary` leaves out is as in
+    `PRIMARY`.
     """
     if not 0 < alpha < 1:
         raise SpecError(f"0 < alpha < 1 must hold, but got ({alpha=})")
-    if set(primary) != set(PRIMARY):
-        raise SpecError(f"primary names {sorted(PRIMARY)}, but got {sorted(primary)}")
+    primary = family_of(primary)
     tests, candidates = data.frame("series_tests"), data.frame("event_candidates")
     if tests.empty:
         return {"events": pd.DataFrame(), "event_families": pd.DataFrame()}
@@ -42,7 +42,7 @@ def events(
     for (control, measure, detector, null), group in tests.groupby(
         ["control", "measure", "detector", "null"], sort=True
     ):
-        declared = {"measure": measure, "detector": detector, "null": null} == dict(primary)
+        declared = {"measure": measure, "detector": detector, "null": null} == primary
         name = _name(str(control), str(measure), str(detector), str(null), declared, primary)
         rows, family = judged(group, candidates, alpha)
         found.append(rows.assign(family=name))
@@ -58,6 +58,9 @@ def events(
                 **family,
             }
         )
+    if not any(family["primary"] for family in families):
+        asked = ", ".join(f"{key} {value}" for key, value in primary.items())
+        data.notes.append(f"no series was tested of the declared family ({asked})")
     columns = [c.name for c in EVENTS.columns]
     rows = pd.concat(found, ignore_index=True)
     return {"events": rows[columns] if len(rows) else pd.DataFrame(), "event_families": pd.DataFrame(families)}
@@ -90,6 +93,13 @@ def judged(tests: pd.DataFrame, candidates: pd.DataFrame, alpha: float) -> tuple
         "null_events": alpha * n_events,
         "q_attainable": float(attainable[known].min()) if known.any() else None,
     }
+
+
+def family_of(primary: Mapping[str, str]) -> dict[str, str]:
+    """Measure, detector and null of the declared family; SpecError for another key."""
+    if unknown := sorted(set(primary) - set(PRIMARY)):
+        raise SpecError(f"primary names some of {sorted(PRIMARY)}, but got {unknown}")
+    return {**PRIMARY, **primary}
 
 
 def _with_control(tests: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from ndt_ray.analysis.api import OF_SIBLINGS, AnalysisInput, analysis
 from ndt_ray.analysis.detection.profile import Event, Judged, Profile, judge
 from ndt_ray.analysis.detection.surrogates import NULLS
 from ndt_ray.analysis.detection.transient import find
-from ndt_ray.analysis.events.cases import MEASURES, VELOCITIES, Case, Siblings, cases, is_sibling, siblings_of
+from ndt_ray.analysis.events.cases import MEASURES, VELOCITIES, Case, Siblings, cases, is_sibling, measured, siblings_of
 from ndt_ray.analysis.events.described import Deletions, Run, blocks
 from ndt_ray.analysis.events.tables import EVENT_CANDIDATES, SERIES_TESTS, TRANSIENTS
 from ndt_ray.analysis.phases import phase_bin
@@ -65,6 +65,8 @@ def series_tests(
             raise SpecError(f"unknown null '{null}'{did_you_mean(null, (*NULLS, SIBLINGS))}")
     rows = data.frame("measurements")
     moves = data.frame("velocity")
+    if not rows.empty and (lacking := [m for m in measures if m not in (there := measured(rows))]):
+        data.notes.append(f"no series of {', '.join(lacking)} - there are: {', '.join(there)} (--set measures=[...])")
     trial = clock(data.frame("trials"), rows if not rows.empty else moves)
     run = Run(
         scalars=data.frame("scalars"),

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,6 +30,7 @@ from ndt_ray.plan import auto_lanes
 from ndt_ray.plan.estimate import Cost, DataFacts, Layer, ModelFacts, memory_bytes, view_of
 from ndt_ray.registry import Kind
 from ndt_ray.spec import Named, Trial
+from ndt_ray.spec.values import checked
 
 FLOP_RATE = {"cpu": 1e11, "cuda": 1.5e13}
 """Multiply-adds counted as two, a second: half of one AVX-512 core's float32 peak; a guess for a GPU."""
@@ -179,7 +179,7 @@ def factory_parameters(where: str, factory: Callable[..., Any], given: Mapping[s
     full: dict[str, Any] = {name: value for name, value in given.items() if name not in known}
     for name, parameter in known.items():
         if name in given:
-            full[name] = _checked(f"{where}: {name}", hints.get(name, Any), given[name])
+            full[name] = checked(f"{where}: {name}", hints.get(name, Any), given[name])
         elif parameter.default is parameter.empty:
             raise SpecError(f"{where}: parameter '{name}' is missing: give it beside the name")
         else:
@@ -205,20 +205,6 @@ def _own_parameters(factory: Callable[..., Any]) -> tuple[dict[str, inspect.Para
         if first.kind is first.POSITIONAL_OR_KEYWORD and first.default is first.empty:
             own.pop(first.name)
     return own, any(p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def _checked(where: str, hint: Any, value: Any) -> Any:
-    """A value from YAML as its annotation wants it: lists become tuples, whole numbers floats, text nothing else."""
-    try:
-        adapter: TypeAdapter[Any] = TypeAdapter(hint)
-    except (PydanticSchemaGenerationError, PydanticUserError):
-        return value  # an annotation that says nothing about plain values
-    try:
-        return adapter.validate_json(json.dumps(value), strict=True)
-    except ValidationError as error:
-        problem = error.errors()[0]["msg"].replace("Input should be", "must be").replace("a valid ", "a ")
-        problem = problem.replace("array", "list").replace("a integer", "an integer")
-        raise SpecError(f"{where}: {problem}, but got {value!r}") from None
 
 
 def jsonable(where: str, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The `ndt` command. Progress goes to stderr, data to stdout; exit codes 0, 1, 2, 3, 4 and 130 (see `errors`)."""
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -19,6 +20,22 @@ def app() -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
+
+    def version(shown: bool) -> None:
+        if shown:
+            from importlib.metadata import version
+
+            print(f"ndt-ray {version('ndt-ray')}")
+            raise typer.Exit
+
+    @ndt.callback()
+    def options(
+        shown: Annotated[
+            bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version and exit.")
+        ] = False,
+    ) -> None:
+        pass
+
     for module in (sweeps, fork, checkpoints, tables, reports, serve, mechanisms, tools, validate):
         module.register(ndt)
     return ndt

@@ -5,9 +5,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
 from ndt_ray.errors import SpecError, did_you_mean
+from ndt_ray.spec.values import checked
 
 RESERVED = ("root",)
 """Where files lie is no property of a data set: it comes from the machine, never from a sweep file."""
@@ -30,17 +29,9 @@ def full_parameters(where: str, function: Callable[..., Any], given: Mapping[str
     full = {}
     for name, parameter in known.items():
         if name in given:
-            full[name] = _checked(f"{where}: {name}", hints.get(name, Any), given[name])
+            full[name] = checked(f"{where}: {name}", hints.get(name, Any), given[name])
         elif parameter.default is inspect.Parameter.empty:
             raise SpecError(f"{where}: parameter '{name}' is missing")
         else:
             full[name] = parameter.default
     return full
-
-
-def _checked(where: str, hint: Any, value: Any) -> Any:
-    try:
-        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
-    except ValidationError as error:
-        problem = error.errors()[0]["msg"]
-        raise SpecError(f"{where}: {problem[0].lower()}{problem[1:]}, but got {value!r}") from error

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from ndt_ray.analysis.jumps import compare_with_null
+from ndt_ray.analysis.jumps import compare_with_null, within_events
 from ndt_ray.analysis.phases import jump_phases
 from ndt_ray.figures.charts import beside_null
 from ndt_ray.report.maps import Marks
 from ndt_ray.report.parts import Claim, Figure, Plate, Section, Sheet, Sign
-from ndt_ray.report.source import NAME, Answer, Source
+from ndt_ray.report.source import NAME, Answer, Source, quoted
 from ndt_ray.report.words import count, interval, listed, number, readable, share
 from ndt_ray.summary import MEASURE, RULE
 from ndt_ray.verdicts import Jumps, jump_verdicts
@@ -42,6 +42,7 @@ def noise(source: Source) -> Section:
     section.claims += list(_verdicts(source, default, answer))
     phases = _phases(source)
     section.claims += list(_modes(counts, phases, answer))
+    section.claims += list(_standing(source, counts))
     figures = list(_bars(source, default))
     if figures:
         note = "Whiskers: 95 % interval of the count under that noise, its series taken as independent."
@@ -150,6 +151,37 @@ def _modes(counts: pd.DataFrame, phases: pd.DataFrame, answer: Answer) -> Iterat
             if dropped:
                 text += f", {share(dropped, total)} of them left out of every published phase"
         yield Claim(text + ".", "described", answer.sql, headline=True)
+
+
+def _standing(source: Source, counts: pd.DataFrame) -> Iterator[Claim]:
+    """How many of the jumps lie where an event of the primary family survives."""
+    if source.family is None or not source.has("jumps"):
+        return
+    family, rule = source.family, rule_spoken(counts)
+    events = source.ask(
+        "SELECT trial_id, layer_index, step_before, step_after FROM events WHERE sweep = $sweep AND significant AND "
+        f"family = {quoted(family['family'])}"
+    )
+    jumps = source.ask(
+        "SELECT mode, measure, trial_id, layer_index, step_before, step_after FROM jumps WHERE sweep = $sweep AND "
+        f"counted AND detector = {quoted(rule)}"
+    ).rows
+    said = []
+    for mode in ("original", "default"):
+        known = counts[(counts["mode"] == mode) & (counts["detector"] == rule)]
+        measures = set(known["measure"])
+        spoken = family["measure"] if family["measure"] in measures else measure_spoken(known)
+        known = known[known["measure"] == spoken]
+        flagged = jumps[(jumps["mode"] == mode) & (jumps["measure"] == spoken)]
+        if flagged.empty:
+            continue
+        inside, by_chance = within_events(flagged, known, events.rows)
+        published = "published " if mode == "original" else ""
+        text = f"of {len(flagged):,} {published}jumps of {readable(spoken)} {inside:,}"
+        said.append(text if events.rows.empty else f"{text} (placed at random {number(by_chance)})")
+    if said:
+        text = f"Flagged by {rule} and within one of the {count(len(events.rows), 'event')} that survive"
+        yield Claim(f"{text} (family “{family['family']}”): {listed(said)}.", "described", events.sql, headline=True)
 
 
 def _phases(source: Source) -> pd.DataFrame:

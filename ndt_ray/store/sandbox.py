@@ -6,6 +6,7 @@ DuckDB's own lock (no external access but the store's directory, no extensions, 
 
 import json
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,7 +75,7 @@ class Database:
                 raise SpecError(f"a query is one SELECT statement, but this is {kinds} - the store is read-only")
             (text,) = cursor.execute("SELECT json_serialize_sql(?)", [query]).fetchone() or ("{}",)
         except duckdb.Error as error:
-            raise SpecError(str(error)) from error
+            raise SpecError(f"{error}{_quote(cursor, str(error))}") from error
         finally:
             cursor.close()
         tree = json.loads(text)
@@ -203,6 +204,15 @@ _OF_THE_QUERY = (
     duckdb.NotSupportedError,
     duckdb.PermissionException,
 )
+
+
+def _quote(cursor: duckdb.DuckDBPyConnection, error: str) -> str:
+    """What to do where a column is called as a word of SQL is."""
+    near = re.search(r'syntax error at or near "(\w+)"', error)
+    words = "SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category = 'reserved'"
+    if near is None or (near[1].lower(),) not in cursor.execute(words).fetchall():
+        return ""
+    return f'\n\n{near[1]} is a word of SQL: a column of that name is written "{near[1]}"'
 
 
 def _inspect(query: str, tree: dict[str, Any]) -> Parsed:

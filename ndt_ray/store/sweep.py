@@ -37,6 +37,10 @@ class Sweep:
         return f"sweeps/{check_name('sweep', self.name)}"
 
     @property
+    def has_spec(self) -> bool:
+        return self.location.size(f"{self.folder}/spec.yaml") is not None
+
+    @property
     def spec(self) -> str:
         """spec.yaml as written."""
         return self._read("spec.yaml").decode()

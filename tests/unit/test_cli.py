@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,10 @@ def test_every_command_has_help(ndt: Ndt, command: str) -> None:
     options = typer.main.get_command(app()).commands[command].params  # type: ignore[attr-defined]
     nameless = [o.name for o in options if not getattr(o, "help", None) and o.name != "help"]
     assert nameless == [], f"{command}: no help for {nameless}"
+
+
+def test_the_version(ndt: Ndt) -> None:
+    assert ndt("--version").out == f"ndt-ray {version('ndt-ray')}\n"
 
 
 def test_the_list_of_commands(ndt: Ndt) -> None:

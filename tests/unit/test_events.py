@@ -320,6 +320,20 @@ def test_one_rare_event_among_many_series_stays_detectable() -> None:
     assert found["q"].iloc[0] < 0.05 and bool(found["significant"].iloc[0]) and family["n_events"] == 1
 
 
+def test_the_declared_family_is_named_by_what_differs_and_its_absence_is_told() -> None:
+    tables = {n: pa.table({}) for n in events.reads} | {"series_tests": pa.Table.from_pandas(series_of([0.4, 0.6]))}
+    for measure, declared in (("participation_ratio", True), ("rankme", False)):
+        data = AnalysisInput("s", Partition(), tables)
+        (family,) = events(data, primary={"measure": measure})["event_families"].to_pylist()
+        assert family["primary"] is declared
+        said = (
+            []
+            if declared
+            else ["no series was tested of the declared family (measure rankme, detector profile, null ar_sieve)"]
+        )
+        assert data.notes == said
+
+
 def test_nothing_tested_gives_no_rows_and_wrong_parameters_are_named() -> None:
     empty = pd.DataFrame()
     assert all(t.num_rows == 0 for t in sweep(empty, empty, empty).values())
@@ -328,4 +342,4 @@ def test_nothing_tested_gives_no_rows_and_wrong_parameters_are_named() -> None:
     with pytest.raises(SpecError, match="alpha"):
         events(AnalysisInput("s", Partition(), {n: pa.table({}) for n in events.reads}), alpha=1.5)
     with pytest.raises(SpecError, match="primary names"):
-        events(AnalysisInput("s", Partition(), {n: pa.table({}) for n in events.reads}), primary={"measure": "x"})
+        events(AnalysisInput("s", Partition(), {n: pa.table({}) for n in events.reads}), primary={"measures": "x"})

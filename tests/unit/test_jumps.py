@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from analysis_tables import TRIAL, measurements, noise, partition
 
-from ndt_ray.analysis.jumps import compare_with_null, jumps, published_table
+from ndt_ray.analysis.jumps import compare_with_null, jumps, published_table, within_events
 from ndt_ray.analysis.phases import jump_phases, phase_bin, published_phase_bin
 from ndt_ray.errors import SpecError
 
@@ -184,3 +184,19 @@ def test_phases_of_a_group_sum_to_100_percent_and_name_empty_bins() -> None:
     assert table["n"].tolist() == [1, 2, 0] and table["percent"].sum() == pytest.approx(100)
     assert jump_phases(found, by=()).shape == (3, 3)
     assert jump_phases(found.iloc[:0]).empty
+
+
+def test_jumps_within_events_are_counted_beside_what_random_places_would_give() -> None:
+    def jump(trial: str, layer: int, *onsets: int) -> list[dict[str, object]]:
+        return [{"trial_id": trial, "layer_index": layer, "step_before": s, "step_after": s + 10} for s in onsets]
+
+    flagged = pd.DataFrame([*jump("a", 0, 10, 30, 50, 90), *jump("a", 1, 30), *jump("b", 0, 30)])
+    series = [("a", 0, 10, 11), ("a", 1, 10, 11), ("b", 0, 10, 11)]
+    counts = pd.DataFrame(series, columns=["trial_id", "layer_index", "grid_every", "n"])
+    # Two events that overlap cover three intervals of ten; another series' event holds none of its jumps.
+    events = pd.DataFrame(
+        [("a", 0, 30, 50), ("a", 0, 40, 60), ("b", 0, 70, 80)],
+        columns=["trial_id", "layer_index", "step_before", "step_after"],
+    )
+    assert within_events(flagged, counts, events) == (2, pytest.approx(4 * 3 / 10 + 1 / 10))
+    assert within_events(flagged, counts, events.iloc[:0]) == (0, 0.0)

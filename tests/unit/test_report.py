@@ -432,6 +432,25 @@ def test_counts_of_both_modes_stand_side_by_side_beside_noise(tmp_path: Path) ->
     table = sheet(found, "Jumps by mode, measure and rule").set_index("mode")
     assert table["observed"].to_dict() == {"default": 8, "original": 20}
     assert table["AR(1) noise"].to_dict() == {"default": 8.0, "original": 4.0}
+    assert "Flagged by" not in text  # no events were sought
+
+
+def test_jumps_that_lie_within_an_event_that_survives_are_counted_beside_chance(tmp_path: Path) -> None:
+    register_table(JUMPS)
+    register_table(JUMP_COUNTS)
+    store = planted.planted(tmp_path)
+    trial = planted.trial_id("mlp", 0)
+    write_output(store, SWEEP, "jumps", trial, jump_rows(trial, "default", 2, 2.0), cache_key="1")
+    for events, said_of in (
+        ([], "within one of the 0 events that survive (family “primary”): of 2 jumps of participation ratio 0."),
+        (
+            [planted.event("mlp", 0, 0, 0), planted.event("mlp", 0, 0, 100)],
+            "within one of the 2 events that survive (family “primary”): of 2 jumps of participation ratio 2 "
+            "(placed at random 0.211).",
+        ),
+    ):
+        planted.put_events(store, events)  # and candidates that are no events
+        assert said_of in said(collect(store, SWEEP), "described")
 
 
 # -- maps ----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The runner, in process: what is computed stays, what fails is reported and tried again a bounded number of times."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -267,6 +268,38 @@ def test_what_an_analysis_stands_on_keeps_the_parameters_it_was_asked_for_with(s
     assert Outputs(store, "planted", "jumps").entries() == before
     analyze_all(store, "planted", [("jumps", None)], executor="inline")
     assert Outputs(store, "planted", "jumps").entries() != before  # asked for without parameters: the defaults
+
+
+def test_what_the_spec_declares_for_an_analysis_holds_until_it_is_told_otherwise(store: Store) -> None:
+    declared = "analyses:\n- {name: jumps, n_surrogates: 20, modes: [default]}\n- growth\n"
+    create_sweep(store, "planted", f"name: planted\n{declared}", {})
+    for given, count in ((None, 20), ({"n_surrogates": 30}, 30)):
+        analyze_all(store, "planted", [("jumps", given)], executor="inline")
+        found = StoredSweep(store, "planted").parameters("jumps")
+        assert found is not None and (found["n_surrogates"], found["modes"]) == (count, ["default"])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"n_surrogates": "many"}, "analysis 'jumps': parameter 'n_surrogates': must be an integer, but got 'many'"),
+        ({"n_surrogates": 2.5}, "must be an integer, but got 2.5"),
+        ({"measures": "stable_rank"}, "'measures': must be a list, but got 'stable_rank'"),
+        ({"rules": ["difference_z"]}, "'rules': must be a mapping of names to values, but got"),
+    ],
+)
+def test_a_parameter_of_another_type_is_refused_before_anything_is_computed(
+    store: Store, parameters: dict[str, object], message: str
+) -> None:
+    with pytest.raises(SpecError, match=re.escape(message)):
+        analyze_all(store, "planted", [("jumps", parameters)])
+    assert Outputs(store, "planted", "jumps").entries() == {}
+
+
+def test_what_many_partitions_have_to_say_is_said_once(store: Store) -> None:
+    (report,) = analyze_all(store, "planted", [("series_tests", {"measures": ["rankme"]})], executor="inline")
+    (note,) = report.notes
+    assert note.startswith(f"{TRIALS[0]} and 1 more: no series of rankme - there are: ")
 
 
 def test_an_unknown_parameter_is_refused_before_anything_is_computed(store: Store) -> None:

@@ -120,6 +120,7 @@ def test_duckdb_alone_would_refuse_files_outside_too(store: Store, tmp_path: Pat
     ("query", "message"),
     [
         ("SELEC 1", "syntax error at or near"),
+        ("SELECT primary FROM t", 'primary is a word of SQL: a column of that name is written "primary"'),
         ("SELECT stable_rnk FROM measurements", "stable_rnk"),
         ("SELECT * FROM measurement", "did you mean 'measurements'"),
         ("SELECT * FROM trials WHERE trial_id = ?", "parameter"),

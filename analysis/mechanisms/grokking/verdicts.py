@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.events.families import PRIMARY
+from ndt_ray.analysis.events.families import PRIMARY, family_of
 from ndt_ray.analysis.mechanisms.grokking.tables import ACCEPTANCE, ONSETS, VERDICTS
 from ndt_ray.errors import SpecError
 
@@ -33,10 +33,9 @@ def grokking_verdicts(
     `primary`: measure, detector and null, as in `events`; `layers`: a pattern of module paths; `tolerance`: either side
     of the step of 50 % held-out accuracy, as a share of planned training.
     """
-    if set(primary) != set(PRIMARY) or not 0 < tolerance < 1:
-        raise SpecError(
-            f"primary names {sorted(PRIMARY)} and 0 < tolerance < 1, but got {sorted(primary)}, {tolerance=}"
-        )
+    primary = family_of(primary)
+    if not 0 < tolerance < 1:
+        raise SpecError(f"0 < tolerance < 1 must hold, but got ({tolerance=})")
     trials, onsets = data.frame("trials"), data.frame(ONSETS.name)
     if trials.empty or onsets.empty:
         return {VERDICTS.name: pd.DataFrame(), ACCEPTANCE.name: pd.DataFrame()}
