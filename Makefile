@@ -23,7 +23,7 @@ SOURCES := ndt_ray analysis tests tools $(wildcard benchmarks)
 .PHONY: help setup demo serve test test-unit test-bitwise test-ray check fix docs validate bench clean
 
 help:                ## this list
-	@awk -F'[:#]+' '/^[a-z-]+:.*##/ {printf "  make %-13s%s\n", $$1, $$NF}' $(firstword $(MAKEFILE_LIST))
+	@awk -F':.*## *' '/^[a-z-]+:.*##/ {printf "  make %-14s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY)      ## create .venv and install everything, pinned
 

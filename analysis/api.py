@@ -31,7 +31,13 @@ OF_SIBLINGS: Mapping[str, str] = {"sibling_measurements": "measurements", "sibli
 """What an analysis per trial may read of others: rows of the trial's siblings (`control` reorder:BRANCH@STEP), with
 the column `control` that says which, by the table that they come from."""
 
-_NOT_CODE = ("ndt_ray.errors", "ndt_ray.registry", "ndt_ray.store", "ndt_ray.analysis.api", "ndt_ray.analysis.runner")
+_NOT_CODE = (
+    "ndt_ray.errors",
+    "ndt_ray.registry",
+    "ndt_ray.store",
+    "ndt_ray.analysis.api",
+    "ndt_ray.analysis.running.runner",
+)
 """Modules that carry rows or messages, and decide no number: a change in them makes no result stale."""
 
 

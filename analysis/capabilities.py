@@ -13,7 +13,7 @@ import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.detection import Floats, Ints
-from ndt_ray.analysis.sweep_events import primary
+from ndt_ray.analysis.events.significant import primary
 from ndt_ray.store.schema import Column, Table
 
 LEAST = 0.1

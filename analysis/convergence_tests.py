@@ -16,8 +16,8 @@ from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.blocks import between_groups, codes, permuted
 from ndt_ray.analysis.convergence import null_bottom_up, one_view
 from ndt_ray.analysis.detection import Floats
+from ndt_ray.analysis.events.significant import replicates
 from ndt_ray.analysis.nulls import generator
-from ndt_ray.analysis.sweep_events import replicates
 from ndt_ray.store.schema import Column, Table
 
 CONVERGENCE_CELLS = Table(

@@ -17,11 +17,11 @@ from scipy.signal import savgol_filter
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.capabilities import LEAST, _classes
 from ndt_ray.analysis.detection import Floats
+from ndt_ray.analysis.events.significant import replicates
 from ndt_ray.analysis.inference.multiplicity import bh
 from ndt_ray.analysis.inference.permutation import sign_flips
 from ndt_ray.analysis.inference.seeds import interval
 from ndt_ray.analysis.nulls import generator
-from ndt_ray.analysis.sweep_events import replicates
 from ndt_ray.store.schema import Column, Table
 
 GROUP = 2

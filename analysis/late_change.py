@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
+from ndt_ray.analysis.events.significant import primary, replicates
 from ndt_ray.analysis.inference.seeds import interval
-from ndt_ray.analysis.sweep_events import primary, replicates
 from ndt_ray.store.schema import Column, Table
 
 QUARTERS = (0.5, 0.75, 1.0)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from ndt_ray.analysis.events.significant import primary
 from ndt_ray.analysis.mechanisms.tools import MeasurementTools
-from ndt_ray.analysis.stored import StoredSweep
-from ndt_ray.analysis.sweep_events import primary
+from ndt_ray.analysis.running.stored import StoredSweep
 from ndt_ray.errors import CheckpointError, DataError, SpecError, did_you_mean
 from ndt_ray.store.reader import Store, open_store
 

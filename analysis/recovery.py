@@ -22,10 +22,10 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
+from ndt_ray.analysis.events.significant import primary
 from ndt_ray.analysis.inference.multiplicity import attainable_q, bh
 from ndt_ray.analysis.inference.permutation import sign_flips, within_blocks
 from ndt_ray.analysis.inference.seeds import interval
-from ndt_ray.analysis.sweep_events import primary
 from ndt_ray.errors import SpecError
 from ndt_ray.spec import Control
 from ndt_ray.store.schema import Column, Table

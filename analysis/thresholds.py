@@ -15,7 +15,7 @@ import pandas as pd
 from ndt_ray.analysis import nulls
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.detection.original import rule
-from ndt_ray.analysis.sweep_events import replicates
+from ndt_ray.analysis.events.significant import replicates
 from ndt_ray.errors import SpecError
 from ndt_ray.store.schema import Column, Table
 

@@ -24,8 +24,8 @@ from ndt_ray import registry
 from ndt_ray.analysis.api import AnalysisInput, Partition
 from ndt_ray.analysis.mechanisms.context import Contexts
 from ndt_ray.analysis.mechanisms.simulated import Design, calibrate
-from ndt_ray.analysis.runner import Progress, run_together
-from ndt_ray.analysis.stored import StoredSweep
+from ndt_ray.analysis.running.runner import Progress, run_together
+from ndt_ray.analysis.running.stored import StoredSweep
 from ndt_ray.run import Options, run_sweep
 from ndt_ray.spec import Trial
 from ndt_ray.spec.sweepfile import parse_sweep

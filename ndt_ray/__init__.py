@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ndt_ray.analysis.mechanisms.seeing.visualizer import FeatureVisualizer as FeatureVisualizer
     from ndt_ray.analysis.mechanisms.tools import MeasurementTools as MeasurementTools
     from ndt_ray.analysis.phase2 import Phase2Infrastructure as Phase2Infrastructure
-    from ndt_ray.analysis.stored import analyze as analyze
+    from ndt_ray.analysis.running.stored import analyze as analyze
     from ndt_ray.errors import NdtError as NdtError
     from ndt_ray.measurement.activation_capture import ActivationCapture as ActivationCapture
     from ndt_ray.measurement.capture import Capture as Capture
@@ -42,7 +42,7 @@ _WHERE = {
     "MeasurementTools": "ndt_ray.analysis.mechanisms.tools:MeasurementTools",
     "NdtError": "ndt_ray.errors:NdtError",
     "Phase2Infrastructure": "ndt_ray.analysis.phase2:Phase2Infrastructure",
-    "analyze": "ndt_ray.analysis.stored:analyze",
+    "analyze": "ndt_ray.analysis.running.stored:analyze",
     "load_sweep": "ndt_ray.spec.sweepfile:load_sweep",
     "open": "ndt_ray.store.reader:open_store",
     "run_sweep": "ndt_ray.run:run_sweep",

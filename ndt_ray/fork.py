@@ -13,9 +13,9 @@ from typing import Any
 
 import pandas as pd
 
+from ndt_ray.analysis.events.control_windows import matched_windows
 from ndt_ray.analysis.events.families import PRIMARY
-from ndt_ray.analysis.sweep_events import primary
-from ndt_ray.analysis.windows import matched_windows
+from ndt_ray.analysis.events.significant import primary
 from ndt_ray.errors import SpecError, did_you_mean
 from ndt_ray.spec import Control, Trial
 from ndt_ray.spec.axes import Sweep, make_sweep

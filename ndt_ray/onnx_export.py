@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ndt_ray.analysis.mechanisms.context import Contexts
-from ndt_ray.analysis.stored import StoredSweep
+from ndt_ray.analysis.running.stored import StoredSweep
 from ndt_ray.errors import NdtError, SpecError
 from ndt_ray.measurement.capture import evaluating
 from ndt_ray.replay import find_trial

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ndt_ray.analysis.runner import Progress
+    from ndt_ray.analysis.running.runner import Progress
 
 Event = dict[str, Any]
 """`event` is one of plan, start, progress, retry, finish, fail, stop, notice, analysis, done; `time` is seconds since

@@ -31,7 +31,7 @@ from ndt_ray.store.sweep import Sweep as SweepFolder
 from ndt_ray.store.sweep import list_sweeps
 
 if TYPE_CHECKING:
-    from ndt_ray.analysis.runner import Progress, Report
+    from ndt_ray.analysis.running.runner import Progress, Report
     from ndt_ray.lanes import Engine
 
 Notify = Callable[[str], None]
@@ -225,7 +225,7 @@ def _run(
 
 def run_analyses(sweep: Sweep, store: Store, options: Options, executor: Executor, tell: Emit) -> "list[Report]":
     """The analyses that a sweep names, over what is finished of it; one cluster serves all, if any has work to do."""
-    from ndt_ray.analysis.stored import analyze_all
+    from ndt_ray.analysis.running.stored import analyze_all
 
     given: dict[str, Any] = {"executor": options.executor, "progress": _AnalysisTeller(executor, tell)}
     if options.executor == "ray":

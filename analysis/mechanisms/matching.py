@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ndt_ray.analysis.events.control_windows import Tolerance, matched_windows
 from ndt_ray.analysis.mechanisms.changes import FEWEST_CONTROLS, Windows
 from ndt_ray.analysis.mechanisms.tables import WHOLE
-from ndt_ray.analysis.windows import Tolerance, matched_windows
 
 EVENT_COLUMNS = ["trial_id", "layer", "layer_index", "step_before", "step_after", "exploratory"]
 

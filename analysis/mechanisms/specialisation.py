@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.event_mechanisms import arch_type
+from ndt_ray.analysis.events.significant import replicates
+from ndt_ray.analysis.hypotheses.event_table import arch_type
 from ndt_ray.analysis.inference.multiplicity import bh
 from ndt_ray.analysis.inference.permutation import paired, unpaired
 from ndt_ray.analysis.inference.seeds import difference_interval, interval
-from ndt_ray.analysis.sweep_events import replicates
 from ndt_ray.store.schema import Column, Table
 
 METRICS = {"class_selectivity": "unit_metrics", "filter_cosine": "filter_metrics"}

@@ -10,7 +10,7 @@ import typer
 from ndt_ray.cli.options import DEFAULT_STORE, JsonOption, StoreOption, opened
 
 if TYPE_CHECKING:
-    from ndt_ray.analysis.checkpoint_plan import CheckpointPlan
+    from ndt_ray.analysis.events.checkpoint_plan import CheckpointPlan
     from ndt_ray.replay import Replay
 
 StoredSweep = Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep in the store.")]
@@ -78,8 +78,8 @@ def plan_checkpoints(
     """Plan checkpoints before, during and after a sweep's events, and say what they cost."""
     from pathlib import Path
 
-    from ndt_ray.analysis.checkpoint_plan import TABLES
-    from ndt_ray.analysis.checkpoint_plan import plan_checkpoints as make
+    from ndt_ray.analysis.events.checkpoint_plan import TABLES
+    from ndt_ray.analysis.events.checkpoint_plan import plan_checkpoints as make
     from ndt_ray.replay import replay as again
     from ndt_ray.store.sweep import open_sweep
 

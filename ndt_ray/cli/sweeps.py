@@ -218,7 +218,7 @@ def status(
 
 
 def _analyses(there: "Store", name: str, as_json: bool) -> None:
-    from ndt_ray.analysis.status import analysis_states
+    from ndt_ray.analysis.running.status import analysis_states
     from ndt_ray.cli.show import records
 
     records(analysis_states(there, name), as_json, header=True)

@@ -46,7 +46,7 @@ def analyze(
 ) -> None:
     """Run analyses over a sweep, and those that they stand on; what is computed already is skipped."""
     from ndt_ray import registry
-    from ndt_ray.analysis.stored import analyze_all
+    from ndt_ray.analysis.running.stored import analyze_all
     from ndt_ray.progress import AnalysisLines
 
     there = opened(store)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ndt_ray.analysis.sweep_events import of_primary_family
+from ndt_ray.analysis.events.significant import of_primary_family
 from ndt_ray.errors import SpecError, did_you_mean
 from ndt_ray.figures import (
     founding,
@@ -152,7 +152,7 @@ def _grokking(album: Album, store: Store, sweep: str, wanted: Wanted) -> None:
 def _networks(album: Album, store: Store, sweep: str, wanted: Wanted) -> None:
     """Pictures from reloaded checkpoints; torch is imported only here."""
     from ndt_ray.analysis.mechanisms.context import Contexts
-    from ndt_ray.analysis.stored import StoredSweep
+    from ndt_ray.analysis.running.stored import StoredSweep
 
     tables = {name: _table(store, sweep, name) for name in LOOKED_AT}
     found, left = moments(

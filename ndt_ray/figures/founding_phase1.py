@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ndt_ray.analysis import checkpoint_plan
 from ndt_ray.analysis.convergence import one_view
+from ndt_ray.analysis.events import checkpoint_plan
 from ndt_ray.analysis.jumps import published_table
-from ndt_ray.analysis.representatives import founding_steps, select
+from ndt_ray.analysis.taxonomy.representatives import founding_steps, select
 from ndt_ray.figures import founding_tables as founded
 from ndt_ray.figures.album import Album
 

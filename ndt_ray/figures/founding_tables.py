@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ndt_ray.analysis.event_phases import loss_coupling_table
+from ndt_ray.analysis.events.phases import loss_coupling_table
+from ndt_ray.analysis.events.significant import primary
 from ndt_ray.analysis.jumps import compare_with_null
 from ndt_ray.analysis.phases import BINS, phase_bin
-from ndt_ray.analysis.representatives import founding_steps, select
-from ndt_ray.analysis.sweep_events import primary
+from ndt_ray.analysis.taxonomy.representatives import founding_steps, select
 from ndt_ray.errors import SpecError, did_you_mean
 
 TABLES = (

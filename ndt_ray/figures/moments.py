@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ndt_ray.analysis.mechanisms.matching import arms, around_events, selected
 from ndt_ray.analysis.mechanisms.tables import WHOLE
-from ndt_ray.analysis.representatives import select
+from ndt_ray.analysis.taxonomy.representatives import select
 from ndt_ray.errors import SpecError, did_you_mean
 
 CANDIDATES = 3

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ndt_ray.analysis.event_mechanisms import arch_type
+from ndt_ray.analysis.hypotheses.event_table import arch_type
 from ndt_ray.paper import jumping
 from ndt_ray.paper.latex import amount, between, cell, escape, longtable, percent
 from ndt_ray.paper.macros import PREFIX, Macros
@@ -120,7 +120,7 @@ def _counted(source: Source) -> list[dict[str, Any]]:
     if not source.has("jump_counts"):
         return []
     counts = jumping.counts(source).rows
-    own = jumping.spoken(counts)
+    own = jumping.spoken(source, counts)
     chosen = ("default", rule_spoken(own), str(own["measure"].iloc[0])) if len(own) else None
     rows = []
     for grouping in GROUPINGS:
@@ -159,7 +159,7 @@ def _jumps(source: Source, macros: Macros, table: pd.DataFrame) -> str:
     for mode, own in table.groupby(modes, sort=True):
         first = own[own["events"].notna()] if mode == "default" and own["events"].notna().any() else own
         if mode and first is own:
-            spoken = jumping.spoken(own.rename(columns={"rule": "detector"}), str(mode))
+            spoken = jumping.spoken(source, own.rename(columns={"rule": "detector"}), str(mode))
             first = own.loc[spoken.index]
         rule, measure = (str(first[c].iloc[0]) for c in ("rule", "measure")) if mode else ("", "")
         caption = f"Jumps by the rule {escape(readable(rule))} on {escape(readable(measure))}" if mode else "Jumps"
@@ -229,7 +229,7 @@ def _runs(source: Source) -> pd.DataFrame:
     for sql in asked:
         rows = rows.merge(source.ask(sql).rows, on="trial_id", how="left")
     if source.has("jump_counts"):
-        spoken = jumping.spoken(jumping.counts(source).rows)
+        spoken = jumping.spoken(source, jumping.counts(source).rows)
         rows = rows.merge(
             spoken.groupby("trial_id")["observed"].sum().rename("jumps").reset_index(), on="trial_id", how="left"
         )

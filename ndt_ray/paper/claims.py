@@ -1,8 +1,9 @@
 """What a sweep says of the founding claims: mechanisms at events, interventions, dynamics, and the architectures."""
 
+import shlex
 from typing import Any
 
-from ndt_ray.analysis.event_mechanisms import arch_type
+from ndt_ray.analysis.hypotheses.event_table import arch_type
 from ndt_ray.paper import jumping
 from ndt_ray.paper.latex import between, escape
 from ndt_ray.paper.macros import Absent, Macros, Tex
@@ -160,7 +161,7 @@ def _forked(source: Source) -> Absent:
     intervened = source.trials["control"].fillna("none").astype(str).str.contains("@").any()
     if intervened and not source.ran("recovery"):
         return Absent(f"ndt analyze {source.sweep} recovery")
-    which = " --cell CELL" if len(source.cells) > 1 else ""
+    which = f" --cell {shlex.quote(source.cells[0])}" if len(source.cells) > 1 else ""
     return Absent(f"ndt fork {source.sweep} --name {source.sweep}-lesions{which} --events 2")
 
 
@@ -256,7 +257,7 @@ def _kind_jumps(kind: str) -> Topic:
         if not source.has("jump_counts"):
             return None
         found = jumping.counts(source)
-        rows = jumping.spoken(found.rows)
+        rows = jumping.spoken(source, found.rows)
         own = rows[rows["model"].map(lambda m: arch_type(str(m)) == kind)]
         if own.empty:
             return None

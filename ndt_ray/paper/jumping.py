@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ndt_ray.report.noise import measure_spoken, rule_spoken
+from ndt_ray.report.noise import rule_spoken
 from ndt_ray.report.source import Answer, Source
 from ndt_ray.verdicts import Jumps, jump_verdicts
 
@@ -35,11 +35,11 @@ def counts(source: Source) -> Answer:
     )
 
 
-def spoken(rows: pd.DataFrame, mode: str = "default") -> pd.DataFrame:
+def spoken(source: Source, rows: pd.DataFrame, mode: str = "default") -> pd.DataFrame:
     """Counts of the one rule and measure that the report and the summary speak of too."""
     own = rows[rows["mode"] == mode]
     own = own[own["detector"] == rule_spoken(own)]  # published rules judged different measures
-    return own[own["measure"] == measure_spoken(own)]
+    return own[own["measure"] == source.spoken(own["measure"])]
 
 
 def statistics(rows: pd.DataFrame) -> list[Statistics]:

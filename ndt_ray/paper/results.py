@@ -96,7 +96,7 @@ def jumps(source: Source) -> Found | None:
     if not source.has("jump_counts"):
         return None
     found = jumping.counts(source)
-    rows = jumping.spoken(found.rows)
+    rows = jumping.spoken(source, found.rows)
     if rows.empty:
         return None
     (one,) = jumping.statistics(rows.assign(name="all"))

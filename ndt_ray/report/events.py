@@ -18,6 +18,10 @@ from ndt_ray.report.words import count, level, listed, number, readable
 
 FEW = 400
 """Events a raster draws; beyond that its lines run together, and the table and the maps stand in."""
+MOST_BARS = 16
+"""Cells that get bars of their own."""
+MOST_COLOURS, OTHERS = 8, "others"
+"""Cells told apart by colour; beyond that those with the fewest events are taken together."""
 EVENT_COLUMNS = (
     "layer", "view", "step_before", "step_after", "width", "kind", "direction", "size", "relative_size", "snr",
     "confirm_size", "confirm_lo", "confirm_hi", "phase_bin", "p_event", "q", "near_lr_change", "near_epoch_boundary",
@@ -60,11 +64,13 @@ def _plates(source: Source, family: Row, own: pd.DataFrame, cells: pd.DataFrame,
     if len(cells) and cells["calibrated"].sum():
         bars = cells.rename(columns={"candidates": "observed", "null_candidates": "null"})
         bars = bars.assign(name=bars["label"])[["name", "observed", "null"]]
+        which = "Candidates beside their null"
+        if len(bars) > MOST_BARS:
+            bars = bars.loc[bars["observed"].astype(int).nlargest(MOST_BARS).index].sort_index()
+            which += f", the {MOST_BARS} cells with most of {len(cells)}"
         said = listed(f"{r.name} {r.observed:,} beside {number(r.null)}" for r in bars.itertuples(index=False))
         spec = beside_null(bars, "candidates in all series")
-        figures.append(
-            Figure("Candidates beside their null", spec, f"Candidate events and their expected number: {said}.")
-        )
+        figures.append(Figure(which, spec, f"Candidate events and their expected number: {said}."))
     p = tests.rows["p"].dropna()
     if len(p):
         low = int((p <= 0.05).sum())
@@ -74,6 +80,10 @@ def _plates(source: Source, family: Row, own: pd.DataFrame, cells: pd.DataFrame,
     if len(own):
         rows = own.assign(name=[source.label(n) for n in own["name"]])
         names = [source.label(n) for n in source.labels if source.label(n) in set(rows["name"])]
+        if len(names) > MOST_COLOURS:
+            most = set(rows["name"].value_counts().index[: MOST_COLOURS - 1])
+            rows["name"] = rows["name"].where(rows["name"].isin(most), OTHERS)
+            names = [*(n for n in names if n in most), OTHERS]
         alt = "Onsets of events over the run: " + listed(f"{b} {int(cells[b].sum())}" for b in BINS)
         figures.append(Figure("Onsets over the run", phases(rows[["name", "phase"]], names), alt))
     if figures:

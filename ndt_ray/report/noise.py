@@ -15,8 +15,6 @@ from ndt_ray.report.words import count, interval, listed, number, readable, shar
 from ndt_ray.summary import MEASURE, RULE
 from ndt_ray.verdicts import Jumps, jump_verdicts
 
-MEASURES = (MEASURE, "stable_rank", "stable_rank_uncentred", "participation_ratio_sv_uncentred")
-"""The first that was counted is spoken of; the table has all."""
 MOST_CELLS = 6
 """Cells that are spoken of one by one."""
 MOST_BARS = 24
@@ -46,7 +44,7 @@ def noise(source: Source) -> Section:
     figures = list(_bars(source, default))
     if figures:
         note = "Whiskers: 95 % interval of the count under that noise, its series taken as independent."
-        title = f"Jumps of {readable(measure_spoken(default))} by {rule_spoken(default)}"
+        title = f"Jumps of {readable(source.spoken(default['measure']))} by {rule_spoken(default)}"
         keys: tuple[tuple[Sign, str], ...] = (("bars", "observed; grey: white noise, paler: AR(1) noise"),)
         section.plates.append(Plate(title, tuple(figures), note, keys=keys))
     section.sheets.append(_sheet(counts, answer))
@@ -75,18 +73,13 @@ def rule_marks(source: Source) -> Marks | None:
     return Marks(kept, words, MEASURE) if len(kept) else None
 
 
-def measure_spoken(counts: pd.DataFrame) -> str:
-    known = list(dict.fromkeys(counts["measure"]))
-    return next((m for m in MEASURES if m in known), known[0] if known else "")
-
-
 def rule_spoken(counts: pd.DataFrame) -> str:
     known = list(dict.fromkeys(counts["detector"]))
     return RULE if RULE in known else known[0] if known else ""
 
 
 def _verdicts(source: Source, counts: pd.DataFrame, answer: Answer) -> Iterator[Claim]:
-    own = counts[(counts["measure"] == measure_spoken(counts)) & (counts["detector"] == rule_spoken(counts))]
+    own = counts[(counts["measure"] == source.spoken(counts["measure"])) & (counts["detector"] == rule_spoken(counts))]
     cells = own[own["name"].isin(source.cells)]
     judged = jump_verdicts(cells)
     if not judged:
@@ -95,9 +88,8 @@ def _verdicts(source: Source, counts: pd.DataFrame, answer: Answer) -> Iterator[
         said = "; ".join(_verdict(source, j) for j in sorted(judged, key=lambda j: source.cells.index(j.name)))
     else:
         said = _together(judged, cells)
-    text = (
-        f"Jumps of {readable(measure_spoken(counts))} flagged by the uncalibrated rule {rule_spoken(counts)}: {said}."
-    )
+    measure = readable(source.spoken(counts["measure"]))
+    text = f"Jumps of {measure} flagged by the uncalibrated rule {rule_spoken(counts)}: {said}."
     # Without calibrated events this is all that the page can say of them.
     alone = not source.has("event_families")
     yield Claim(text, "described", answer.sql, headline=alone)
@@ -169,8 +161,7 @@ def _standing(source: Source, counts: pd.DataFrame) -> Iterator[Claim]:
     said = []
     for mode in ("original", "default"):
         known = counts[(counts["mode"] == mode) & (counts["detector"] == rule)]
-        measures = set(known["measure"])
-        spoken = family["measure"] if family["measure"] in measures else measure_spoken(known)
+        spoken = source.spoken(known["measure"])
         known = known[known["measure"] == spoken]
         flagged = jumps[(jumps["mode"] == mode) & (jumps["measure"] == spoken)]
         if flagged.empty:
@@ -192,7 +183,7 @@ def _phases(source: Source) -> pd.DataFrame:
 
 
 def _bars(source: Source, counts: pd.DataFrame) -> Iterator[Figure]:
-    own = counts[(counts["measure"] == measure_spoken(counts)) & (counts["detector"] == rule_spoken(counts))]
+    own = counts[(counts["measure"] == source.spoken(counts["measure"])) & (counts["detector"] == rule_spoken(counts))]
     if own.empty:
         return
     totals = compare_with_null(own, by=["name"])

@@ -8,7 +8,6 @@ from ndt_ray.errors import StoreError
 from ndt_ray.figures.charts import beside_null, by_layer, forest
 from ndt_ray.figures.heatmap import layer_names
 from ndt_ray.report.events import layers_of
-from ndt_ray.report.maps import MEASURES
 from ndt_ray.report.parts import Claim, Figure, Plate, Section, Sheet
 from ndt_ray.report.source import NAME, Source, quoted
 from ndt_ray.report.words import count, interval, level, listed, number, readable, share
@@ -56,17 +55,14 @@ def order(source: Source) -> Section:
 
 
 def measure_spoken(source: Source, table: str, mode: str | None = None) -> str:
-    """The measure that is spoken of: the primary family's, else that of the maps, else the first there is.
+    """The measure of a table that is spoken of.
 
     `mode`: of its rows in this mode alone; a published series may have been judged on another measure.
     """
     own = "" if mode is None else f" AND mode = {quoted(mode)}"
-    answer = source.ask(f"SELECT DISTINCT measure FROM {table} WHERE sweep = $sweep{own} ORDER BY 1")
-    known = list(answer.rows["measure"])
-    wanted = [*MEASURES]
-    if source.family is not None:
-        wanted.insert(0, str(source.family["measure"]))
-    return next((m for m in wanted if m in known), known[0] if known else "")
+    return source.spoken(
+        source.ask(f"SELECT DISTINCT measure FROM {table} WHERE sweep = $sweep{own} ORDER BY 1").rows["measure"]
+    )
 
 
 # -- settling ------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The tables of one sweep, asked in SQL: every answer keeps the query that gives it, ready to be pasted."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,8 @@ from ndt_ray.summary import cell_labels, in_plan_order, planned_lanes
 
 NAME = "t.cell || CASE WHEN t.control = 'none' THEN '' ELSE ' ' || t.control END"
 """What seeds are averaged over: a cell, or its controls of one kind."""
+SPOKEN = ("participation_ratio", "stable_rank", "stable_rank_uncentred", "participation_ratio_sv_uncentred")
+"""Measures that a section speaks of where none was declared: the first that it has. Its tables have all."""
 MINIMUM = 3
 """Seeds below which nothing is said about more than these seeds."""
 
@@ -99,6 +102,12 @@ class Source:
     def family(self) -> dict[str, Any] | None:
         """The family that the report speaks of: the primary one, else the first."""
         return None if self.families is None else dict(self.families.rows.iloc[0])
+
+    def spoken(self, known: Iterable[str]) -> str:
+        """The measure that is spoken of: the primary family's, else the first of `SPOKEN`, else any; "" of none."""
+        there = list(known)
+        wanted = [*([] if self.family is None else [str(self.family["measure"])]), *SPOKEN]
+        return next((m for m in wanted if m in there), there[0] if there else "")
 
     @cached_property
     def about(self) -> str:

@@ -14,7 +14,7 @@ import pytest
 from ndt_ray.analysis.detection.original import DifferenceZ
 from ndt_ray.analysis.jumps import compare_with_null, published_table
 from ndt_ray.analysis.phases import jump_phases, phase_bin
-from ndt_ray.analysis.stored import analyze
+from ndt_ray.analysis.running.stored import analyze
 from ndt_ray.errors import DataError, StoreError
 from ndt_ray.original import NOISE, SUMMARY, Published, import_published, read_published
 from ndt_ray.store.reader import Store, open_store

@@ -11,11 +11,11 @@ import pytest
 from ndt_ray import registry
 from ndt_ray.analysis.api import AnalysisInput, Partition
 from ndt_ray.analysis.convergence import label, published_order, published_settled
-from ndt_ray.analysis.event_layers import kinds
-from ndt_ray.analysis.event_phases import loss_coupling_table
-from ndt_ray.analysis.event_windows import published_loss_change
-from ndt_ray.analysis.investigation import agreement
-from ndt_ray.analysis.representatives import TYPE_3, eligible_type_3, founding_steps, select
+from ndt_ray.analysis.events.investigation import agreement
+from ndt_ray.analysis.events.layers import kinds
+from ndt_ray.analysis.events.phases import loss_coupling_table
+from ndt_ray.analysis.events.windows import published_loss_change
+from ndt_ray.analysis.taxonomy.representatives import TYPE_3, eligible_type_3, founding_steps, select
 from ndt_ray.figures import founding_phase1
 from ndt_ray.figures.album import Album
 from ndt_ray.original import Published, read_published

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from mech_store import SWEEP, folder, trial_of
 
 from ndt_ray.analysis.api import Analysis, AnalysisInput, Partition, analysis
-from ndt_ray.analysis.runner import run_together
-from ndt_ray.analysis.stored import StoredSweep
+from ndt_ray.analysis.running.runner import run_together
+from ndt_ray.analysis.running.stored import StoredSweep
 from ndt_ray.store.reader import Store, open_store
 from ndt_ray.store.schema import Column, Table
 

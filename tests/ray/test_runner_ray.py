@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 
 from ndt_ray.analysis.api import Analysis, AnalysisInput, Partition, analysis
-from ndt_ray.analysis.pool import Crew
-from ndt_ray.analysis.runner import Progress, run
-from ndt_ray.analysis.stored import StoredSweep, analyze
+from ndt_ray.analysis.running.pool import Crew
+from ndt_ray.analysis.running.runner import Progress, run
+from ndt_ray.analysis.running.stored import StoredSweep, analyze
 from ndt_ray.store.reader import Store, open_store
 from ndt_ray.store.schema import Column, Table
 from ndt_ray.store.sweep import create_sweep
@@ -150,7 +150,7 @@ def test_a_folder_called_analysis_where_the_user_works_is_not_mistaken_for_ours(
         (trap / f"{name}.py").write_text("raise SystemExit('the wrong folder')\n")
     script = """
         import sys
-        from ndt_ray.analysis.stored import analyze
+        from ndt_ray.analysis.running.stored import analyze
         from ndt_ray.store.reader import open_store
         with open_store(sys.argv[1]) as store:
             report = analyze(store, "planted", "growth", executor="ray", workers=1,

@@ -11,9 +11,10 @@ from store_rows import local
 
 from ndt_ray.analysis.convergence import CONVERGENCE
 from ndt_ray.analysis.convergence_tests import CONVERGENCE_ARCHITECTURES, CONVERGENCE_CELLS
-from ndt_ray.analysis.critical_tables import COORDINATION_CELLS, CRITICAL_SERIES
+from ndt_ray.analysis.critical.tables import COORDINATION_CELLS, CRITICAL_SERIES
 from ndt_ray.analysis.events.tables import EVENT_FAMILIES, EVENTS, SERIES_TESTS, TRANSIENTS
-from ndt_ray.analysis.hypotheses import HYPOTHESES, PATTERNS
+from ndt_ray.analysis.events.timing import TIMING_MODELS
+from ndt_ray.analysis.hypotheses.verdicts import HYPOTHESES, PATTERNS
 from ndt_ray.analysis.inference.tables import (
     CELL_STATUS,
     COMPARISONS,
@@ -26,8 +27,7 @@ from ndt_ray.analysis.mechanisms.grokking.tables import COMPARISON, LAGS, MEASUR
 from ndt_ray.analysis.mechanisms.sae.tables import SAE, TRANSFER
 from ndt_ray.analysis.mechanisms.tables import CHANGES, TESTS
 from ndt_ray.analysis.recovery import CONTRASTS, RECOVERY
-from ndt_ray.analysis.taxonomy_tables import TAXONOMY_FITS, TAXONOMY_TYPES
-from ndt_ray.analysis.timing import TIMING_MODELS
+from ndt_ray.analysis.taxonomy.tables import TAXONOMY_FITS, TAXONOMY_TYPES
 from ndt_ray.store.outputs import write_output
 from ndt_ray.store.reader import Store
 from ndt_ray.store.schema import Table, register_table

@@ -5,7 +5,7 @@ import pytest
 
 from ndt_ray import registry
 from ndt_ray.analysis.api import Analysis
-from ndt_ray.analysis.order import in_order
+from ndt_ray.analysis.running.order import in_order
 from ndt_ray.errors import SpecError
 from ndt_ray.store.schema import Column, Table
 

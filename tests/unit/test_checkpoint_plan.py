@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from ndt_ray.analysis.checkpoint_plan import TABLES, plan_checkpoints
+from ndt_ray.analysis.events.checkpoint_plan import TABLES, plan_checkpoints
 from ndt_ray.analysis.events.tables import EVENT_FAMILIES, EVENTS
 from ndt_ray.analysis.phases import phase_bin
 from ndt_ray.cli import app

@@ -9,11 +9,11 @@ import pytest
 from analysis_tables import TRIAL, measurements, trial
 from phase1_frames import given, trials
 
-from ndt_ray.analysis import rates
 from ndt_ray.analysis.api import AnalysisInput, Partition
-from ndt_ray.analysis.coordination import coordination_tests, partners
-from ndt_ray.analysis.critical_periods import above, critical_periods
-from ndt_ray.analysis.rate_tests import bursts, couplings, pair_tests
+from ndt_ray.analysis.critical import rates
+from ndt_ray.analysis.critical.coordination import coordination_tests, partners
+from ndt_ray.analysis.critical.periods import above, critical_periods
+from ndt_ray.analysis.critical.rate_tests import bursts, couplings, pair_tests
 
 N = 200
 SLOWING = {"exponential": np.exp(-np.arange(N) / 30) + 0.003, "power": 1 / (1.0 + np.arange(N)), "steady": np.ones(N)}

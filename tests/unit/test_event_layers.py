@@ -9,7 +9,7 @@ from test_taxonomy import FAMILIES, event, series_of
 
 from ndt_ray.analysis.api import AnalysisInput, Partition
 from ndt_ray.analysis.capabilities import capabilities, learned
-from ndt_ray.analysis.event_layers import event_layers, kinds, layer_kind
+from ndt_ray.analysis.events.layers import event_layers, kinds, layer_kind
 
 STEPS = np.arange(0, 1001, 10)
 

@@ -10,8 +10,8 @@ from phase1_frames import EVERY, STEPS, given, trials
 from test_taxonomy import FAMILIES, event, series_of
 
 from ndt_ray.analysis.api import AnalysisInput, Partition
-from ndt_ray.analysis.event_phases import event_phases, loss_coupling_table, timing_verdicts, two_phases
-from ndt_ray.analysis.event_windows import event_windows, published_loss_change
+from ndt_ray.analysis.events.phases import event_phases, loss_coupling_table, timing_verdicts, two_phases
+from ndt_ray.analysis.events.windows import event_windows, published_loss_change
 
 GRID = np.arange(0, STEPS + 1, EVERY)
 T = "mlp_a/digits/0"

@@ -5,7 +5,7 @@ import pytest
 
 from ndt_ray.analysis.api import Partition, conform
 from ndt_ray.analysis.events.tables import EVENT_FAMILIES, EVENTS
-from ndt_ray.analysis.stored import StoredSweep, analyze
+from ndt_ray.analysis.running.stored import StoredSweep, analyze
 from ndt_ray.cli import main
 from ndt_ray.errors import SpecError
 from ndt_ray.fork import Question, fork

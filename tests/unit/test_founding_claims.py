@@ -8,13 +8,14 @@ import pyarrow as pa
 import pytest
 
 from ndt_ray import registry
-from ndt_ray.analysis import discreteness, late_change, thresholds, type_phases
+from ndt_ray.analysis import discreteness, late_change, thresholds
 from ndt_ray.analysis.api import AnalysisInput, Partition
-from ndt_ray.analysis.hypotheses import hypotheses
-from ndt_ray.analysis.hypothesis_status import combined, hypothesis_status
+from ndt_ray.analysis.hypotheses.status import combined, hypothesis_status
+from ndt_ray.analysis.hypotheses.verdicts import hypotheses
 from ndt_ray.analysis.mechanisms.specialisation import compared, specialisation
 from ndt_ray.analysis.mechanisms.symmetry import response_similarity
-from ndt_ray.analysis.status import declared
+from ndt_ray.analysis.running.status import declared
+from ndt_ray.analysis.taxonomy import phases as type_phases
 
 
 def run(analysis, tables, **parameters):

@@ -11,7 +11,7 @@ import pytest
 from mech_store import SWEEP, folder
 from typer.testing import CliRunner
 
-from ndt_ray.analysis.stored import analyze
+from ndt_ray.analysis.running.stored import analyze
 from ndt_ray.cli import app
 from ndt_ray.errors import SpecError
 from ndt_ray.figures import founding_phase1 as phase1

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from analysis_tables import measurements, partition
 
-from ndt_ray.analysis.growth import fit, growth, logistic, verdict
+from ndt_ray.analysis.growth.logistic import fit, growth, logistic, verdict
 
 T = np.linspace(0, 1, 200)
 

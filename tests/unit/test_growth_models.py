@@ -8,9 +8,9 @@ import pytest
 from analysis_tables import TRIAL, measurements, partition
 from phase1_frames import given, trials
 
-from ndt_ray.analysis.growth import growth, logistic
-from ndt_ray.analysis.growth_models import SIMPLE, compared
-from ndt_ray.analysis.growth_regression import growth_regression, regression
+from ndt_ray.analysis.growth.logistic import growth, logistic
+from ndt_ray.analysis.growth.models import SIMPLE, compared
+from ndt_ray.analysis.growth.regression import growth_regression, regression
 
 STEPS = np.arange(0, 2001, 10)
 T = STEPS / 2000

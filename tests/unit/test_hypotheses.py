@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from ndt_ray.analysis.api import AnalysisInput, Partition
-from ndt_ray.analysis.hypotheses import correlation, hypotheses, patterns, regression
+from ndt_ray.analysis.hypotheses.verdicts import correlation, hypotheses, patterns, regression
 
 RNG = np.random.default_rng(3)
 

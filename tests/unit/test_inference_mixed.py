@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from ndt_ray.analysis.api import AnalysisInput, Partition, conform
-from ndt_ray.analysis.hypotheses import event_models
+from ndt_ray.analysis.hypotheses.verdicts import event_models
 from ndt_ray.analysis.inference import mixed
 from ndt_ray.analysis.inference.layer_models import EVENT_MODELS, LAYER_MODELS, layer_models
 from ndt_ray.analysis.inference.mixed import Fit, fit, matrix

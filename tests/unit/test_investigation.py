@@ -11,7 +11,14 @@ from test_taxonomy import FAMILIES, event, series_of
 
 from ndt_ray import registry
 from ndt_ray.analysis.api import AnalysisInput, Partition
-from ndt_ray.analysis.investigation import _SMOOTH_ANALYSES, _STRATEGY, agreement, as_json, bracketed, investigation
+from ndt_ray.analysis.events.investigation import (
+    _SMOOTH_ANALYSES,
+    _STRATEGY,
+    agreement,
+    as_json,
+    bracketed,
+    investigation,
+)
 
 GRID = np.arange(0, STEPS + 1, 10)
 

@@ -45,7 +45,7 @@ FORBIDDEN = {
     "paper": {"torch", "ray"},
     "service": {"torch", "ray"},
 }
-RAY_IN_ANALYSIS = {"ndt_ray.analysis.pool"}
+RAY_IN_ANALYSIS = {"ndt_ray.analysis.running.pool"}
 
 
 def modules() -> dict[str, Path]:

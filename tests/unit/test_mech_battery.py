@@ -17,8 +17,8 @@ from ndt_ray.analysis.api import AnalysisInput, Partition, conform
 from ndt_ray.analysis.events.tables import EVENT_FAMILIES, EVENTS
 from ndt_ray.analysis.mechanisms import battery, degeneracy, over_time
 from ndt_ray.analysis.mechanisms.context import Contexts
-from ndt_ray.analysis.runner import run_together
-from ndt_ray.analysis.stored import StoredSweep, analyze
+from ndt_ray.analysis.running.runner import run_together
+from ndt_ray.analysis.running.stored import StoredSweep, analyze
 from ndt_ray.spec import Trial
 from ndt_ray.store.outputs import write_output
 from ndt_ray.store.reader import Store, open_store

@@ -11,7 +11,7 @@ from ndt_ray.analysis.api import Partition
 from ndt_ray.analysis.mechanisms import dependencies
 from ndt_ray.analysis.mechanisms.composition import correlations, dependency_depth, predicted
 from ndt_ray.analysis.mechanisms.context import Contexts, Layer
-from ndt_ray.analysis.stored import StoredSweep, analyze
+from ndt_ray.analysis.running.stored import StoredSweep, analyze
 from ndt_ray.errors import SpecError
 from ndt_ray.store.reader import open_store
 

@@ -15,8 +15,8 @@ from mech_store import SWEEP, folder, looked_at, trial_of
 
 from ndt_ray.analysis.api import Analysis, AnalysisInput, Partition, analysis
 from ndt_ray.analysis.mechanisms.context import Contexts, ProbeContext, fill
-from ndt_ray.analysis.runner import run_together, together
-from ndt_ray.analysis.stored import StoredSweep
+from ndt_ray.analysis.running.runner import run_together, together
+from ndt_ray.analysis.running.stored import StoredSweep
 from ndt_ray.errors import CheckpointError, DataError, SpecError
 from ndt_ray.run import continue_from
 from ndt_ray.store.reader import Store, open_store

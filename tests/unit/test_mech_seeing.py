@@ -16,7 +16,7 @@ from ndt_ray.analysis.mechanisms.seeing.feature_types import describe
 from ndt_ray.analysis.mechanisms.seeing.groups import groups
 from ndt_ray.analysis.mechanisms.seeing.maximise import maximise, responses, transformed
 from ndt_ray.analysis.mechanisms.seeing.visualizer import FeatureVisualizer
-from ndt_ray.analysis.stored import analyze
+from ndt_ray.analysis.running.stored import analyze
 from ndt_ray.errors import SpecError
 from ndt_ray.inputs import InputSpec
 from ndt_ray.models.transformer import transformer_shallow

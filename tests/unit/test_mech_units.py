@@ -11,7 +11,7 @@ from ndt_ray.analysis.mechanisms import unit_information as info
 from ndt_ray.analysis.mechanisms.context import Contexts
 from ndt_ray.analysis.mechanisms.tables import UNIT_ABLATION, UNIT_ABLATION_METRICS
 from ndt_ray.analysis.mechanisms.unit_ablation import rank_correlation, replaced, unit_ablation
-from ndt_ray.analysis.stored import StoredSweep
+from ndt_ray.analysis.running.stored import StoredSweep
 from ndt_ray.errors import SpecError
 from ndt_ray.store.reader import Store
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from ndt_ray import onnx_export, registry
 from ndt_ray.analysis.mechanisms.context import Contexts
-from ndt_ray.analysis.stored import StoredSweep
+from ndt_ray.analysis.running.stored import StoredSweep
 from ndt_ray.cli import app
 from ndt_ray.errors import CheckpointError, NdtError, SpecError
 from ndt_ray.inputs import InputSpec

@@ -15,7 +15,7 @@ from mech_store import SWEEP, folder, trial_of
 from ndt_ray import Phase2Infrastructure, registry
 from ndt_ray.analysis.api import Partition, conform
 from ndt_ray.analysis.events.tables import EVENT_FAMILIES, EVENTS
-from ndt_ray.analysis.stored import StoredSweep
+from ndt_ray.analysis.running.stored import StoredSweep
 from ndt_ray.errors import SpecError, StoreError
 from ndt_ray.store.reader import open_store
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ndt_ray.analysis.runner import Progress
+from ndt_ray.analysis.running.runner import Progress
 from ndt_ray.progress import AnalysisLines, Event, JsonView, LiveView, PlainView, Tally, clock, replayed
 
 PACKS = [

@@ -11,8 +11,8 @@ import pytest
 from analysis_tables import Folder, measurements, noise, trial
 
 from ndt_ray.analysis.api import AnalysisInput, Partition, analysis, conform
-from ndt_ray.analysis.runner import Progress, Report, run
-from ndt_ray.analysis.stored import StoredSweep, analyze, analyze_all
+from ndt_ray.analysis.running.runner import Progress, Report, run
+from ndt_ray.analysis.running.stored import StoredSweep, analyze, analyze_all
 from ndt_ray.errors import SpecError, StoreError
 from ndt_ray.store.outputs import Outputs
 from ndt_ray.store.reader import Store, open_store

@@ -16,8 +16,8 @@ from ndt_ray.analysis.mechanisms.context import Layer
 from ndt_ray.analysis.mechanisms.sae import files, networks
 from ndt_ray.analysis.mechanisms.sae.analyses import sae
 from ndt_ray.analysis.mechanisms.sae.model import preset, train
-from ndt_ray.analysis.runner import run
-from ndt_ray.analysis.stored import StoredSweep, analyze
+from ndt_ray.analysis.running.runner import run
+from ndt_ray.analysis.running.stored import StoredSweep, analyze
 from ndt_ray.errors import CheckpointError, SpecError
 from ndt_ray.store.garbage import gc
 from ndt_ray.store.reader import open_store

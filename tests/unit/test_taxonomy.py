@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 from phase1_frames import STEPS, given, trials
 
-from ndt_ray.analysis import clusters
-from ndt_ray.analysis.representatives import eligible_type_3, founding_steps, rules, select
-from ndt_ray.analysis.sweep_events import depth, primary
-from ndt_ray.analysis.taxonomy import _types, name_of, taxonomy
+from ndt_ray.analysis.events.significant import depth, primary
+from ndt_ray.analysis.taxonomy import clusters
+from ndt_ray.analysis.taxonomy.representatives import eligible_type_3, founding_steps, rules, select
+from ndt_ray.analysis.taxonomy.types import _types, name_of, taxonomy
 from ndt_ray.errors import SpecError
 
 FEW = {"resamples": 15, "null_draws": 5, "permutations": 199, "largest_k": 5}

@@ -6,7 +6,7 @@ import pytest
 from phase1_frames import EVERY, STEPS, given, trials
 from test_taxonomy import FAMILIES, event
 
-from ndt_ray.analysis.timing import auc, fit, timing
+from ndt_ray.analysis.events.timing import auc, fit, timing
 
 GRID = np.arange(0, STEPS + 1, EVERY)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ndt_ray.analysis.windows import COLUMNS, NETWORK, Tolerance, matched_windows
+from ndt_ray.analysis.events.control_windows import COLUMNS, NETWORK, Tolerance, matched_windows
 from ndt_ray.errors import SpecError
 
 STEPS, EVERY = 1000, 10

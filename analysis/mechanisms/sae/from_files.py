@@ -19,7 +19,7 @@ from ndt_ray.analysis.mechanisms.sae.networks import Activations, Choice, Node, 
 from ndt_ray.analysis.mechanisms.sae.relations import Networks, Pair, check, pairs
 from ndt_ray.analysis.mechanisms.sae.rows import Skipped, nothing, quality_rows, transfer_row
 from ndt_ray.analysis.mechanisms.sae.tables import SAE, TRANSFER
-from ndt_ray.analysis.stored import StoredSweep
+from ndt_ray.analysis.running.stored import StoredSweep
 from ndt_ray.errors import SpecError
 from ndt_ray.store.outputs import Outputs
 from ndt_ray.store.reader import Store

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.sweep_events import primary
+from ndt_ray.analysis.events.significant import primary
 from ndt_ray.store.schema import Column, Table
 
 FEATURE_GROUPS = Table(

@@ -12,6 +12,8 @@ from ndt_ray.figures.charts.draw import Spec, chart, data, named, require
 
 BAR = 13.0
 """Pixels of a bar."""
+LONG = 18
+"""Letters of a name beyond which two do not fit into a line of the legend."""
 
 
 def beside_null(rows: pd.DataFrame, title: str, *, families: Sequence[str] = ("null",)) -> Spec:
@@ -109,7 +111,8 @@ def phases(rows: pd.DataFrame, names: Sequence[str], bins: int = 20) -> Spec:
     y["axis"] = {"values": list(range(0, highest + 1, max(1, math.ceil(highest / 4)))), "format": "d"}
     tip = [{"field": "name", "title": "of"}, {"field": "events"}]
     tip += [{"field": "from", "format": ".0%"}, {"field": "to", "format": ".0%"}]
-    colour = {"field": "name", "type": "nominal", "title": None, "scale": domain}
+    legend = {"columns": 1 if max(map(len, names)) > LONG else min(len(names), 2)}
+    colour = {"field": "name", "type": "nominal", "title": None, "scale": domain, "legend": legend}
     bars = {"x": x, "x2": {"field": "to"}, "y": y, "y2": {"field": "high"}, "color": colour, "tooltip": tip}
     rule: dict[str, Any] = {"type": "rule", "style": "muted", "strokeDash": [3, 3]}
     borders = pd.DataFrame({"from": list(EDGES)})

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import false_discovery_control
 
-from ndt_ray.analysis import rates
+from ndt_ray.analysis.critical import rates
 from ndt_ray.analysis.detection import Bools, Floats, merged
 from ndt_ray.analysis.nulls import generator
 

@@ -17,14 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.event_mechanisms import EVENT_MECHANISMS, arch_type, event_table
+from ndt_ray.analysis.events.significant import primary
+from ndt_ray.analysis.hypotheses.event_table import EVENT_MECHANISMS, arch_type, event_table
 from ndt_ray.analysis.inference.layer_models import EVENT_MODELS, formula, model_rows
 from ndt_ray.analysis.inference.mixed import fit
 from ndt_ray.analysis.inference.multiplicity import bh
 from ndt_ray.analysis.inference.permutation import sign_flips
 from ndt_ray.analysis.inference.seeds import interval
 from ndt_ray.analysis.nulls import generator
-from ndt_ray.analysis.sweep_events import primary
 from ndt_ray.store.schema import Column, Table
 
 Floats = NDArray[np.float64]

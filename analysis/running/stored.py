@@ -9,9 +9,9 @@ import pyarrow as pa
 import yaml
 
 from ndt_ray.analysis.api import KEYS, OF_SIBLINGS, Partition, Per
-from ndt_ray.analysis.order import in_order
-from ndt_ray.analysis.pool import Crew
-from ndt_ray.analysis.runner import Report, resolved, run, run_together, together
+from ndt_ray.analysis.running.order import in_order
+from ndt_ray.analysis.running.pool import Crew
+from ndt_ray.analysis.running.runner import Report, resolved, run, run_together, together
 from ndt_ray.spec import Named, Trial
 from ndt_ray.store import analysis_runs, artifacts
 from ndt_ray.store.checkpoints import Tensors

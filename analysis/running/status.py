@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from ndt_ray import registry
 from ndt_ray.analysis.api import Partition, Per
-from ndt_ray.analysis.stored import StoredSweep
+from ndt_ray.analysis.running.stored import StoredSweep
 from ndt_ray.store.outputs import Outputs
 from ndt_ray.store.reader import Store
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ndt_ray.analysis import rates
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.convergence import MEASURES, one_view
-from ndt_ray.analysis.critical_tables import COORDINATION_CELLS, CRITICAL_RANKING
+from ndt_ray.analysis.critical import rates
+from ndt_ray.analysis.critical.rate_tests import adjusted, upper_p
+from ndt_ray.analysis.critical.tables import COORDINATION_CELLS, CRITICAL_RANKING
 from ndt_ray.analysis.detection import Floats
+from ndt_ray.analysis.events.significant import replicates
 from ndt_ray.analysis.nulls import generator
-from ndt_ray.analysis.rate_tests import adjusted, upper_p
 from ndt_ray.analysis.series import clock, layer_series
-from ndt_ray.analysis.sweep_events import replicates
 
 FEWEST = 10
 """Shared measurements under which correlations are not worth having."""

@@ -19,8 +19,8 @@ from scipy.stats import t as student
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.blocks import arrangements, codes, shuffles
 from ndt_ray.analysis.detection import Floats, Ints
+from ndt_ray.analysis.events.significant import primary, replicates
 from ndt_ray.analysis.nulls import generator
-from ndt_ray.analysis.sweep_events import primary, replicates
 from ndt_ray.store.schema import Column, Table
 
 FEWEST = 20

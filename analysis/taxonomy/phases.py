@@ -14,9 +14,9 @@ import pandas as pd
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.blocks import between_groups, codes, permuted
 from ndt_ray.analysis.detection import Floats, Ints
+from ndt_ray.analysis.events.significant import replicates
 from ndt_ray.analysis.nulls import generator
 from ndt_ray.analysis.phases import BINS
-from ndt_ray.analysis.sweep_events import replicates
 from ndt_ray.store.schema import Column, Table
 
 _MODE = Column("mode", "string", "default: significant events; original: published jumps")

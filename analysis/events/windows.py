@@ -14,9 +14,9 @@ import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.detection import Floats, uniform_grid
+from ndt_ray.analysis.events.significant import primary
 from ndt_ray.analysis.phases import published_phase_bin
 from ndt_ray.analysis.series import clock
-from ndt_ray.analysis.sweep_events import primary
 from ndt_ray.store.schema import Column, Table
 
 NEARBY = 20

@@ -6,7 +6,7 @@ from typing import Any
 
 from ndt_ray import registry
 from ndt_ray.analysis.api import OF_SIBLINGS, Analysis
-from ndt_ray.analysis.runner import resolved
+from ndt_ray.analysis.running.runner import resolved
 from ndt_ray.errors import SpecError
 from ndt_ray.original import ORIGINAL_MEASUREMENTS
 from ndt_ray.store.schema import TABLES

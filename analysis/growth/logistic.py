@@ -17,7 +17,7 @@ from scipy.optimize import OptimizeWarning, curve_fit
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.detection import Floats
-from ndt_ray.analysis.growth_models import GROWTH_MODELS, Curve, compared
+from ndt_ray.analysis.growth.models import GROWTH_MODELS, Curve, compared
 from ndt_ray.analysis.series import Series, clock, mean_series
 from ndt_ray.analysis.tables import GROWTH
 

@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
+from ndt_ray.analysis.events.significant import primary
 from ndt_ray.analysis.inference.sample import trained
-from ndt_ray.analysis.representatives import select
 from ndt_ray.analysis.series import clock
-from ndt_ray.analysis.sweep_events import primary
+from ndt_ray.analysis.taxonomy.representatives import select
 from ndt_ray.store.schema import Column, Table
 
 CASCADE_EVENTS, CASCADE_WINDOW = 3, 0.1

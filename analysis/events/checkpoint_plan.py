@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ndt_ray.analysis.events.control_windows import Tolerance, matched_windows
+from ndt_ray.analysis.events.significant import primary
 from ndt_ray.analysis.phases import BINS
-from ndt_ray.analysis.representatives import select
-from ndt_ray.analysis.sweep_events import primary
-from ndt_ray.analysis.windows import Tolerance, matched_windows
+from ndt_ray.analysis.taxonomy.representatives import select
 from ndt_ray.errors import SpecError
 
 TABLES = (

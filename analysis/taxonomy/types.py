@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ndt_ray.analysis import clusters
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.blocks import codes, permuted
 from ndt_ray.analysis.detection import Floats, Ints
+from ndt_ray.analysis.events.significant import depth, primary, replicates, with_names
 from ndt_ray.analysis.nulls import generator, surrogates
-from ndt_ray.analysis.sweep_events import depth, primary, replicates, with_names
-from ndt_ray.analysis.taxonomy_tables import EVENT_TYPES, TAXONOMY_ASSOCIATION, TAXONOMY_FITS, TAXONOMY_TYPES
+from ndt_ray.analysis.taxonomy import clusters
+from ndt_ray.analysis.taxonomy.tables import EVENT_TYPES, TAXONOMY_ASSOCIATION, TAXONOMY_FITS, TAXONOMY_TYPES
 
 FEATURES = ("phase", "log_size", "depth", "log_width", "direction")
 PUBLISHED_FEATURES = ("phase", "magnitude", "speed")

@@ -9,7 +9,7 @@ from scipy.stats import t as student
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.detection import Floats
-from ndt_ray.analysis.sweep_events import primary, primary_family, replicates, with_names
+from ndt_ray.analysis.events.significant import primary, primary_family, replicates, with_names
 from ndt_ray.store.schema import Column, Table
 
 _CELL = (

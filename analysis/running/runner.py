@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ndt_ray import registry
 from ndt_ray.analysis.api import Analysis, Partition
-from ndt_ray.analysis.pool import Crew, InlinePool, Job, Outcome, Pool, SweepTables, Task
+from ndt_ray.analysis.running.pool import Crew, InlinePool, Job, Outcome, Pool, SweepTables, Task
 from ndt_ray.errors import SpecError
 
 Executor = Literal["inline", "ray"]

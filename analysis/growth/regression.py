@@ -13,7 +13,7 @@ import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.detection import Floats
-from ndt_ray.analysis.sweep_events import replicates
+from ndt_ray.analysis.events.significant import replicates
 from ndt_ray.store.schema import Column, Table
 
 GROWTH_REGRESSION = Table(

@@ -1,0 +1,1 @@
+"""Critical periods: when layers move fast, together, and with the loss."""

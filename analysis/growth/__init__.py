@@ -1,0 +1,1 @@
+"""Growth curves of dimensionality over training."""

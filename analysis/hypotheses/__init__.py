@@ -1,0 +1,1 @@
+"""Claims as objects: what is measured, what it predicts, and the verdict."""

@@ -1,0 +1,1 @@
+"""Types of events, their stability, and what stands for each."""
