@@ -119,7 +119,7 @@ def test_a_sweep_without_analyses_prints_markers_that_name_the_command(little: P
         ("Events", "ndt analyze planted series_tests events"), ("Jumps", "ndt analyze planted jumps"),
         ("BottomUp", "ndt analyze planted convergence convergence_tests"),
         ("EarlyLossFell", "ndt analyze planted event_windows event_phases"),
-        ("DropNear", "ndt fork planted --name planted-lesions --cell mlp/digits --events 2"),
+        ("DropNear", "ndt fork planted --name planted-lesions --cell cnn/digits --events 2"),
         ("RunsSmooth", "ndt analyze planted investigation"), ("FeatureImages", "ndt analyze planted features"),
         ("MlpJumpsMean", "ndt analyze planted jumps"),
     ):  # fmt: skip
