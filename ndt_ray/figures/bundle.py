@@ -115,10 +115,9 @@ def _check(trials: pd.DataFrame, layers: pd.DataFrame, wanted: Wanted) -> None:
 
 
 def _transfer(album: Album, store: Store, sweep: str) -> None:
-    rows = _table(store, sweep, "sae_transfer")
+    rows, trained = _table(store, sweep, "sae_transfer"), _table(store, sweep, "sae")
     if len(rows):
-        transfer.write(rows, album)
-    trained = _table(store, sweep, "sae")
+        transfer.write(rows, trained, album)
     if len(trained):
         name = transfer.SUMMARY
         album.text(transfer.SECTION, name, transfer.summary_json(trained), transfer.CAPTIONS[name])

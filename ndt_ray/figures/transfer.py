@@ -26,7 +26,7 @@ SUMMARY = "multilayer_training_summary.json"
 CAPTIONS = {
     "layer_transfer_matrix.json": "Transfer qualities of every pair of layers, and the mean of each pair of networks.",
     "layer_analysis_insights.md": "Early layers, divergence, bottleneck and the effect of size, as sentences.",
-    "sae_checks.json": "Checks of losses, ratios and files.",
+    "sae_checks.json": "Checks of losses, convergence, widths, ratios and files.",
     SUMMARY: "Losses, sparsity and configuration of every dictionary.",
 }
 
@@ -110,10 +110,13 @@ def four_numbers(rows: pd.DataFrame) -> Figure:
     return drawn.figure
 
 
-def write(rows: pd.DataFrame, album: Album) -> None:
-    """The founding document's files from rows of `sae_transfer` into an album: JSON, insights, checks, and the figures:
-    within networks, between networks (also by explained variance after alignment), and the four numbers."""
-    for name, text in founding.files(rows).items():
+def write(rows: pd.DataFrame, dictionaries: pd.DataFrame, album: Album) -> None:
+    """The founding document's files from rows of `sae_transfer` and `sae` into an album.
+
+    JSON, insights, checks, and the figures: within networks, between networks (also by explained variance after
+    alignment), and the four numbers.
+    """
+    for name, text in founding.files(rows, dictionaries).items():
         album.text(SECTION, name, text, CAPTIONS[name])
     made = founding.matrices(rows)
     within = [m for m in made if "->" not in m.pair]

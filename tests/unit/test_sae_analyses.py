@@ -235,14 +235,14 @@ def test_trials_that_ended_early_are_no_seeds() -> None:
 @pytest.mark.slow
 def test_files_and_figures_are_written(tmp_path: Path) -> None:
     album = Album(tmp_path)
-    figures.write(pairs(), album)
+    figures.write(pairs(), pd.DataFrame(), album)
     assert {p.name for p in album.files} >= {
         "layer_transfer_matrix.json", "layer_analysis_insights.md", "sae_checks.json", "sae_transfer.png",
     }  # fmt: skip
     wide = pairs()
     same = wide["relation"] == "layers"
     wide.loc[same, "quality"] = 0.7
-    figures.write(wide, more := Album(tmp_path / "more"))
+    figures.write(wide, pd.DataFrame(), more := Album(tmp_path / "more"))
     names = {p.name for p in more.files}
     assert "layer_universality_heatmap.png" in names and (tmp_path / "more/layer_universality_curve.png").stat().st_size
     with pytest.raises(SpecError, match="1 to 24 matrices"):

@@ -8,7 +8,7 @@ import pytest
 
 from ndt_ray.analysis.mechanisms.sae import checks, founding, matrix
 from ndt_ray.analysis.mechanisms.sae.matrix import LayerMatrix
-from ndt_ray.analysis.mechanisms.sae.tables import TRANSFER
+from ndt_ray.analysis.mechanisms.sae.tables import SAE, TRANSFER
 from ndt_ray.errors import SpecError
 
 LAYERS = ("4", "8", "12", "16")
@@ -99,12 +99,22 @@ def rows() -> pd.DataFrame:
                 "relation": "layers", "source_trial": "t", "target_trial": "t", "source_cell": "m", "target_cell": "m",
                 "source_step": 9, "target_step": 9, "source_layer": s, "target_layer": t, "source_layer_index": i,
                 "target_layer_index": j, "source_d": 64, "target_d": 64, "status": "ok", "quality": VALUES[i, j],
-                "aligned": 0.9, "control": 0.5, "score": 0.8, "source_loss": 0.4, "ratio": 1 / VALUES[i, j],
+                "aligned": 0.9, "control": 0.5, "ceiling": 0.95, "score": 0.8, "source_loss": 0.4,
+                "target_loss": 0.5, "ratio": 1 / VALUES[i, j],
                 "cosine": 0.4, "cosine_chance": 0.38,
             }  # fmt: skip
             found.append(row)
     found[0] |= {"status": "skipped", "quality": None, "reason": "dimension_mismatch_64_vs_32"}
     return pd.DataFrame(found)
+
+
+def dictionaries() -> pd.DataFrame:
+    """Rows of `sae` for the same four layers; a fifth could not be trained."""
+    row = {c.name: None for c in SAE.columns} | {"trial_id": "t", "step": 9, "dictionary": 0, "d": 64}
+    row |= {"explained_variance": 0.9, "l0": 8.0, "dead": 0.1, "shrinkage": 0.95}
+    row |= {"final_loss": 0.4, "min_loss": 0.4, "late_change": -0.02}
+    found = [row | {"layer": layer, "layer_index": i} for i, layer in enumerate(LAYERS)]
+    return pd.DataFrame([*found, row | {"layer": "20", "layer_index": 4, "flag": "constant", "final_loss": None}])
 
 
 def test_matrices_come_from_the_table_and_skipped_pairs_stay_open() -> None:
@@ -117,20 +127,46 @@ def test_matrices_come_from_the_table_and_skipped_pairs_stay_open() -> None:
 
 
 def test_the_files_are_written_from_the_table() -> None:
-    found = founding.files(rows())
+    found = founding.files(rows(), dictionaries())
     assert set(found) == {"layer_transfer_matrix.json", "layer_analysis_insights.md", "sae_checks.json"}
     assert "4_to_8" not in json.loads(found["layer_transfer_matrix.json"])["m"]["layer_pairs"]
     assert "1 pairs: dimension_mismatch_…" in found["layer_analysis_insights.md"]
     assert all(c["ok"] for c in json.loads(found["sae_checks.json"]))
-    empty = founding.files(rows().iloc[:0])
+    empty = founding.files(rows().iloc[:0], dictionaries().iloc[:0])
     assert empty["layer_transfer_matrix.json"] == "{}\n"
 
 
-def test_checks_fail_on_what_is_wrong() -> None:
-    assert checks.losses_sane({"a": [0.9, 0.5]}).ok and not checks.losses_sane({"a": [0.9, 1.2]}).ok
-    assert not checks.losses_sane({}).ok
-    assert checks.converged({"a": [1.0, 0.5, 0.48]}).ok
-    assert not checks.converged({"a": [1.0, 0.5, 0.9]}).ok and not checks.converged({"a": [1.0, 0.3]}).ok
-    assert checks.ratios_sane({"a": 1.0}).ok and not checks.ratios_sane({"a": 324.0}).ok
-    assert checks.shapes_consistent([("a", (16, 4), 4)]).ok and not checks.shapes_consistent([("a", (16, 4), 5)]).ok
-    assert checks.finite({"a": 1.0, "b": None}).ok and not checks.finite({"a": float("inf")}).ok
+def ok(pairs: pd.DataFrame, trained: pd.DataFrame) -> dict[str, list[bool]]:
+    found: dict[str, list[bool]] = {}
+    for check in founding.validate(pairs, trained, "{}"):
+        found.setdefault(check.name, []).append(check.ok)
+    return found
+
+
+def test_checks_of_what_is_right() -> None:
+    right = {"losses": [True, True], "converged": [True], "finite": [True, True], "ratios": [True], "shapes": [True]}
+    assert ok(rows(), dictionaries()) == right | {"json": [True]}
+    assert set(ok(rows(), dictionaries().iloc[:0])) == {"losses", "ratios", "finite", "json"}
+    assert ok(rows().iloc[:0], dictionaries().iloc[:0]) == {"json": [True]}
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value", "name"),
+    [
+        ("dictionaries", "final_loss", 1.2, "losses"),
+        ("dictionaries", "min_loss", 0.3, "converged"),
+        ("dictionaries", "late_change", -0.3, "converged"),
+        ("dictionaries", "final_loss", float("nan"), "converged"),
+        ("dictionaries", "explained_variance", float("nan"), "finite"),
+        ("dictionaries", "d", 32, "shapes"),
+        ("pairs", "source_loss", 1.0, "losses"),
+        ("pairs", "ratio", 324.0, "ratios"),
+        ("pairs", "aligned", float("nan"), "finite"),
+        ("pairs", "ceiling", float("inf"), "finite"),
+        ("pairs", "target_d", 65, "shapes"),
+    ],
+)
+def test_checks_fail_on_what_is_wrong(table: str, column: str, value: float, name: str) -> None:
+    tables = {"pairs": rows(), "dictionaries": dictionaries()}
+    tables[table].loc[2, column] = value
+    assert False in ok(tables["pairs"], tables["dictionaries"])[name]

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ndt_ray.analysis.mechanisms.sae.checks import Check, finite, ratios_sane, readable
+from ndt_ray.analysis.mechanisms.sae import checks
+from ndt_ray.analysis.mechanisms.sae.checks import Check
 from ndt_ray.analysis.mechanisms.sae.matrix import LayerMatrix, insights, transfer_json
 from ndt_ray.errors import SpecError, did_you_mean
 
@@ -87,29 +88,38 @@ def notes(rows: pd.DataFrame) -> list[str]:
     return lines
 
 
-def files(rows: pd.DataFrame) -> dict[str, str]:
-    """`layer_transfer_matrix.json`, `layer_analysis_insights.md` and `sae_checks.json` as text, by name."""
+def files(rows: pd.DataFrame, dictionaries: pd.DataFrame) -> dict[str, str]:
+    """`layer_transfer_matrix.json`, `layer_analysis_insights.md` and `sae_checks.json` as text, by name.
+
+    From rows of `sae_transfer`, and of `sae` where that was run.
+    """
     found = matrices(rows)
     within = [m for m in found if m.square and "->" not in m.pair]
     text = transfer_json(found)
-    checks = [c.__dict__ for c in validate(rows, text)]
+    judged = [c.__dict__ for c in validate(rows, dictionaries, text)]
     return {
         "layer_transfer_matrix.json": text,
         "layer_analysis_insights.md": insights(within, notes(rows) if len(rows) else ["No pairs were compared."]),
-        "sae_checks.json": json.dumps(checks, indent=2) + "\n",
+        "sae_checks.json": json.dumps(judged, indent=2) + "\n",
     }
 
 
-def validate(rows: pd.DataFrame, text: str) -> list[Check]:
-    """The founding document's checks, of rows of `sae_transfer` and the file made of them."""
+def validate(rows: pd.DataFrame, dictionaries: pd.DataFrame, text: str) -> list[Check]:
+    """The founding document's checks, of rows of `sae_transfer` and `sae`, and the file made of the first."""
+    found = []
+    trained = dictionaries[dictionaries["flag"].isna()] if len(dictionaries) else dictionaries
+    if len(trained):
+        found += [checks.losses_sane(_by_name(trained, "final_loss")), checks.converged(trained)]
+        found += [checks.finite(trained, checks.DICTIONARY)]
     ok = rows[rows["status"] == "ok"] if len(rows) else rows
-    if not len(ok):
-        return [readable(text)]
-    names = ok["source_layer"].astype(str) + " -> " + ok["target_layer"].astype(str)
-    sources = dict(zip(names, ok["source_loss"], strict=True))
-    known = {name: float(v) for name, v in sources.items() if pd.notna(v)}
-    high = {name: v for name, v in known.items() if not v < 1.0}
-    ratios = {n: float(v) for n, v in zip(names, ok["ratio"], strict=True) if pd.notna(v)}
-    numbers = {n: float(v) for n, v in zip(names, ok["aligned"], strict=True) if pd.notna(v)}
-    losses = Check("losses", bool(known) and not high, f"{len(high)} of {len(known)} at 1 or above")
-    return [losses, ratios_sane(ratios), finite(numbers), readable(text)]
+    if len(ok):
+        found += [checks.losses_sane(_by_name(ok, "source_loss")), checks.ratios_sane(_by_name(ok, "ratio"))]
+        found += [checks.finite(ok, checks.PAIR)]
+    if len(ok) and len(trained):
+        found.append(checks.shapes_consistent(trained, ok))
+    return [*found, checks.readable(text)]
+
+
+def _by_name(rows: pd.DataFrame, column: str) -> dict[str, float]:
+    known = rows[rows[column].notna()]
+    return dict(zip(checks.names(known), known[column].astype(float), strict=True))

@@ -79,6 +79,7 @@ def quality_rows(
             "sparsity": 1 - found["l0"] / features,
             "final_loss": float(one.losses[-1, 0]),
             "min_loss": float(one.losses.min()),
+            "late_change": float(one.losses[-1, 0] / one.losses[-2, 0] - 1) if len(one.losses) > 1 else None,
             "loss_recovered": None if recovered is None else recovered(one),
         }
 

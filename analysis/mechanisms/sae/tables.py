@@ -30,6 +30,7 @@ SAE = Table(
         Column("pw_mcc_chance", "float64", "the same of random atoms"),
         Column("final_loss", "float64", "training loss of the last epoch"),
         Column("min_loss", "float64", "smallest training loss of an epoch"),
+        Column("late_change", "float64", "change of that loss over the last epoch / before it; null after one epoch"),
         Column("config", "string", "how it was trained, as JSON"),
         Column("artifact", "string", "file that holds the layer's dictionaries, below the store's root"),
         Column("flag", "string", "why values are null: narrow, constant, nonfinite or no_layer; null when all is well"),
