@@ -10,19 +10,27 @@ CLEAR = 10
 """Images a class, of the founding plan."""
 
 
-def clear_stimuli(logits: Floats, labels: NDArray[np.int64], most: int = CLEAR) -> NDArray[np.bool_]:
-    """Which of `[n]` stimuli are among the `most` of their class with the largest probability of the right answer.
+def clearest(logits: Floats, labels: NDArray[np.int64], most: int = CLEAR) -> dict[int, NDArray[np.int64]]:
+    """For each class the `most` of `[n]` stimuli with the largest probability of the right answer, the best first.
 
     Only those that are classified correctly: a class has fewer, or none, where the network does not know it.
     """
     if most < 1 or logits.shape[:1] != labels.shape:
         raise SpecError(f"logits [n, classes], n labels and most >= 1 are needed, but got {logits.shape}, {most=}")
     shifted = logits - logits.max(1, keepdims=True)
-    log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    confidence = log_p[np.arange(len(labels)), labels]
+    # By logarithms: probabilities of well trained networks are all 1.
+    confidence = (shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))[np.arange(len(labels)), labels]
     right = logits.argmax(1) == labels
-    chosen = np.zeros(len(labels), dtype=bool)
+    found = {}
     for label in np.unique(labels):
         own = np.flatnonzero(right & (labels == label))
-        chosen[own[np.argsort(-confidence[own], kind="stable")][:most]] = True
+        found[int(label)] = own[np.argsort(-confidence[own], kind="stable")][:most]
+    return found
+
+
+def clear_stimuli(logits: Floats, labels: NDArray[np.int64], most: int = CLEAR) -> NDArray[np.bool_]:
+    """Which of `[n]` stimuli are among the `clearest` of their class."""
+    chosen = np.zeros(len(labels), dtype=bool)
+    for own in clearest(logits, labels, most).values():
+        chosen[own] = True
     return chosen

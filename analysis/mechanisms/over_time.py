@@ -130,7 +130,9 @@ def _compare(
     out.add(*layer, "cka", value, n=len(one), chance=0.0, p=p, flag=flag, **where)
     if procrustes:
         distance = measures.procrustes_distance(one, other)
-        out.add(*layer, "procrustes_distance", distance, n=len(one), chance=np.sqrt(2), flag="constant", **where)
+        rng = generator("procrustes", str(layer), *(str(where[k]) for k in sorted(where)))
+        chance = measures.procrustes_chance(one, other, rng)
+        out.add(*layer, "procrustes_distance", distance, n=len(one), chance=chance, flag="constant", **where)
 
 
 @analysis(name="weights", reads=READS, writes=(WEIGHTS, DISTANCES), per="trial", context=True)

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ndt_ray.analysis.mechanisms import attention as heads
+from ndt_ray.analysis.mechanisms.clear import clearest
 from ndt_ray.analysis.mechanisms.filters import filter_similarity
 from ndt_ray.errors import DataError, NdtError, did_you_mean
 from ndt_ray.figures import looking
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from ndt_ray.analysis.mechanisms.context import ProbeContext
 
 Floats = NDArray[np.float64]
-CLEAR = 10
-"""Images a class that are shown: correct, and of the highest confidence."""
 MOST_CLASSES = 10
 """Columns of a figure of class means."""
 MOST_LAYERS = 3
@@ -121,7 +120,7 @@ def _looked(
             continue
         if first is None:
             first, layers = context, _layers(album, moment, context, wanted)
-            clear = clear_stimuli(context.logits, context.labels)
+            clear = clearest(context.logits, context.labels)
         looks[name] = look(context, layers, clear)
         if context.kind == "image" and units:
             _make(looks[name], context, moment, layers[:1], tables["features"], units)
@@ -148,17 +147,6 @@ def _layers(album: Album, moment: Moment, context: "ProbeContext", wanted: Seque
             ACTIVATIONS, f"{moment.cell}: {', '.join(left)}", "a few layers stand for all: --layer PATH draws one"
         )
     return chosen
-
-
-def clear_stimuli(logits: Floats, labels: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
-    """For each class the stimuli that are recognised with most confidence, up to ten, the best first."""
-    shifted = logits - logits.max(1, keepdims=True)
-    share = np.exp(shifted) / np.exp(shifted).sum(1, keepdims=True)
-    found = {}
-    for c in np.unique(labels):
-        own = np.flatnonzero((labels == c) & (logits.argmax(1) == labels))
-        found[int(c)] = own[np.argsort(-share[own, c], kind="stable")[:CLEAR]]
-    return found
 
 
 def look(context: "ProbeContext", layers: Sequence[str], clear: Mapping[int, NDArray[np.int64]]) -> Look:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from mech_store import SWEEP, folder, looked_at, trial_of
 
+from ndt_ray.analysis.mechanisms.clear import clearest
 from ndt_ray.analysis.mechanisms.sae.matrix import LayerMatrix
 from ndt_ray.cli import main
 from ndt_ray.errors import SpecError
@@ -20,7 +21,7 @@ from ndt_ray.figures.album import Album, to_json
 from ndt_ray.figures.bundle import Wanted, archive, write_mechanisms
 from ndt_ray.figures.canvas import canvas
 from ndt_ray.figures.moments import Moment, moments
-from ndt_ray.figures.networks import class_means, clear_stimuli
+from ndt_ray.figures.networks import class_means
 from ndt_ray.store.reader import open_store
 
 TRIALS = pd.DataFrame(
@@ -87,7 +88,7 @@ def test_a_moment_is_an_event_with_checkpoints_around_it_or_a_trial_along_traini
 
 def test_clear_stimuli_are_right_and_the_most_confident() -> None:
     logits = np.array([[3.0, 0], [1.0, 0], [0, 1.0], [2.0, 0]])
-    found = clear_stimuli(logits, np.array([0, 0, 0, 1]))
+    found = clearest(logits, np.array([0, 0, 0, 1]))
     assert found[0].tolist() == [0, 1] and found[1].tolist() == []
     means = class_means(np.arange(20, dtype=np.float32).reshape(4, 5), "units", found)
     assert means.shape == (2, 2, 3) and np.isnan(means[1]).all()  # no image is clear: blank

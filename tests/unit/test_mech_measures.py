@@ -238,6 +238,17 @@ def test_cka_and_procrustes_do_not_see_rotations() -> None:
         similarity.procrustes_distance(x, wide)
 
 
+@pytest.mark.parametrize("d", [10, 64, 128])
+def test_procrustes_chance_is_the_distance_of_independent_representations(d: int) -> None:
+    shape = (64, d)
+    apart = [similarity.procrustes_distance(*RNG(s).normal(size=(2, *shape))) for s in range(20)]
+    x, y = RNG(1).normal(size=(2, *shape))
+    assert similarity.procrustes_chance(x, y, RNG(0)) == pytest.approx(np.mean(apart), abs=5 * np.std(apart))
+    # The same of two that are alike: what they share goes with the order of the stimuli.
+    assert similarity.procrustes_chance(x, x, RNG(0)) == pytest.approx(np.mean(apart), abs=5 * np.std(apart))
+    assert np.isnan(similarity.procrustes_chance(x, np.ones((64, 2)), RNG(0)))
+
+
 def test_the_permutation_p_of_cka_is_uniform_and_finds_what_is_shared() -> None:
     p = [similarity.cka_permutation_p(*RNG(s).normal(size=(2, 24, 6)), RNG(s + 999), draws=39) for s in range(200)]
     assert abs(np.mean(np.array(p) <= 0.05) - 0.05) < 3 * np.sqrt(0.05 * 0.95 / 200)

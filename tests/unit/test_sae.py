@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ndt_ray.analysis.mechanisms.sae import align, quality
+from ndt_ray.analysis.mechanisms.sae import quality
 from ndt_ray.analysis.mechanisms.sae.files import load_saes, save_saes
 from ndt_ray.analysis.mechanisms.sae.model import (
     FOUNDING,
@@ -20,6 +20,7 @@ from ndt_ray.analysis.mechanisms.sae.model import (
     train,
 )
 from ndt_ray.analysis.mechanisms.sae.transfer import Side, matching, transfer
+from ndt_ray.analysis.mechanisms.similarity import procrustes_distance
 from ndt_ray.errors import CheckpointError, SpecError
 
 
@@ -166,7 +167,7 @@ def test_a_rotated_copy_transfers_only_after_the_rotation() -> None:
     here = side("a", rows, config)
     there = dataclasses.replace(side("b", rows @ turn, config), name="rotated")
     own, moved = transfer(here, here), transfer(here, there)
-    assert align.procrustes_distance(rows, rows @ turn) == pytest.approx(0, abs=1e-6)
+    assert procrustes_distance(rows, rows @ turn) == pytest.approx(0, abs=1e-6)
     assert own.raw == pytest.approx(own.aligned, abs=1e-6) == own.ceiling and own.score == pytest.approx(1.0)
     assert moved.aligned == pytest.approx(own.ceiling, abs=0.003) and moved.raw < own.ceiling - 0.2
     assert moved.affine == pytest.approx(moved.aligned, abs=0.01)

@@ -63,13 +63,6 @@ def align(target: Floats, source: Floats) -> Alignment:
     return procrustes(target, source) if target.shape == source.shape else ridge(target, source)
 
 
-def procrustes_distance(target: Floats, source: Floats) -> float:
-    """|target Q - source|² after the best rotation, both centred and of unit norm: 0 for a rotated copy, at most 2."""
-    x, y = (np.asarray(v, np.float64) - np.asarray(v, np.float64).mean(0) for v in (target, source))
-    x, y = x / np.linalg.norm(x), y / np.linalg.norm(y)
-    return float(2 - 2 * np.linalg.svd(x.T @ y, compute_uv=False).sum())
-
-
 def principal(rows: Floats, k: int) -> Matrix:
     """Projector [d, d] onto the `k` largest principal directions of rows [N, d], centred."""
     x = np.asarray(rows, np.float64)
