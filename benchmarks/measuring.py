@@ -262,7 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
             warnings.simplefilter("ignore")
             from ndt import HighFrequencyTracker, compute_all_metrics  # type: ignore[import-untyped]
     except ImportError:
-        p.error("ndtracker is not installed: pip install 'ndt-ray[bench]'")
+        p.error("ndtracker is not installed: pip install -e '.[bench]'")
     load = start(torch.device("cpu"))
     rows: list[dict[str, Any]] = []
     bars: list[Bar] = []

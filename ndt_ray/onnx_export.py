@@ -66,7 +66,7 @@ def export_onnx(store: Store, sweep: str, trial: str, step: int, out: str) -> Ex
 def require_onnx() -> None:
     """SpecError where what writes ONNX files is not installed."""
     if None in map(importlib.util.find_spec, ("onnx", "onnxscript")):
-        raise SpecError("ONNX files need onnx and onnxscript: pip install 'ndt-ray[onnx]'")
+        raise SpecError("ONNX files need onnx and onnxscript: pip install -e '.[onnx]'")
 
 
 def onnx_bytes(model: nn.Module, inputs: Tensor, about: Mapping[str, str]) -> bytes:

@@ -1,4 +1,4 @@
-"""The change-point methods that people expect, from ruptures (optional: `pip install 'ndt-ray[changepoint]'`).
+"""The change-point methods that people expect, from ruptures (optional: `pip install -e '.[changepoint]'`).
 
 Both look for changes of level and know neither trend nor memory: on anything but independent noise they report many.
 Every measurement may be a change point (jump 1). Source: Truong, Oudre & Vayatis 2020.
@@ -77,5 +77,5 @@ def _ruptures() -> Any:
         return importlib.import_module("ruptures")
     except ImportError as error:
         raise SpecError(
-            "the detectors pelt and binseg need the package ruptures - pip install 'ndt-ray[changepoint]'"
+            "the detectors pelt and binseg need the package ruptures - pip install -e '.[changepoint]'"
         ) from error

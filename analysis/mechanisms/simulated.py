@@ -144,18 +144,24 @@ def calibrate(design: Design, replicates: int, name: str) -> dict[str, float]:
     for i in range(replicates):
         rows, tests = run(tables(simulate(design, name, str(i))))
         planted = tests["metric"].isin([f"metric {m}" for m in range(design.planted_metrics)])
-        now = {
-            "any_event": (rows["q"] < 0.05).any(),
-            "any_test": (tests["q"] < 0.05).any(),
-            "any_seed_event": (rows["seed_q"] < 0.05).any(),
-            "any_seed_test": (tests["seed_q"] < 0.05).any(),
-            "p_below_0.05": (rows["p"].dropna() <= 0.05).mean(),
-            "power": (tests.loc[planted, "q"] < 0.05).mean(),
-            "seed_power": (tests.loc[planted, "seed_q"] < 0.05).mean(),
+        power = {
+            "power": float((tests.loc[planted, "q"] < 0.05).mean()),
+            "seed_power": float((tests.loc[planted, "seed_q"] < 0.05).mean()),
         }
-        for what, value in now.items():
-            found.setdefault(what, []).append(float(value))
+        for what, value in (outcomes(rows, tests) | power).items():
+            found.setdefault(what, []).append(value)
     return {what: float(np.mean(values)) for what, values in found.items()}
+
+
+def outcomes(rows: pd.DataFrame, tests: pd.DataFrame) -> dict[str, float]:
+    """Whether any q is below 0.05 (1 or 0), by table and kind of control, and the share of events' p at most that."""
+    return {
+        "any_event": float((rows["q"] < 0.05).any()),
+        "any_test": float((tests["q"] < 0.05).any()),
+        "any_seed_event": float((rows["seed_q"] < 0.05).any()),
+        "any_seed_test": float((tests["seed_q"] < 0.05).any()),
+        "p_below_0.05": float((rows["p"].dropna() <= 0.05).mean()),
+    }
 
 
 def _windows(rng: np.random.Generator, design: Design, grid: NDArray[np.int64]) -> list[tuple[int, int]]:

@@ -241,7 +241,7 @@ class _Drain:
         tries = self.tries[number, partition]
         report.busy += outcome.seconds
         report.slowest = max(report.slowest, (outcome.seconds, str(partition)))
-        for note in outcome.notes:
+        for note in dict.fromkeys(outcome.notes):
             report.noted.setdefault(note, []).append(partition)
         if outcome.error is None:
             self.commits[number].add(outcome.written)

@@ -36,7 +36,7 @@ def serve(
         import uvicorn  # noqa: F401
     except ImportError as error:
         bound.close()
-        raise SpecError(f"ndt serve needs {error.name}: pip install 'ndt-ray[serve]'") from error
+        raise SpecError(f"ndt serve needs {error.name}: pip install -e '.[serve]'") from error
     address = service.address_of(bound)
     print(address, flush=True)
     print(

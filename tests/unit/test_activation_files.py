@@ -126,7 +126,7 @@ def test_texts_are_one_a_line(tmp_path: Path) -> None:
 
 def test_hugging_face_models_without_the_extra_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(NdtError, match=r"pip install 'ndt-ray\[hf\]'"):
+    with pytest.raises(NdtError, match=r"pip install -e '\.\[hf\]'"):
         huggingface.load_model("gpt2")
     with pytest.raises(SpecError, match="no texts"):
         huggingface.tokenized(None, [])

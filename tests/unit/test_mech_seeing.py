@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from mech_store import SWEEP, folder, trial_of
+from scipy import ndimage
 from torch import nn
 
 from ndt_ray.analysis.api import Partition
@@ -131,6 +132,28 @@ def test_words_for_planted_images():
     }
     for word, picture in pictures.items():
         assert describe(picture[None], (0, 1)).feature_type == word, (word, describe(picture[None], (0, 1)))
+
+
+@pytest.mark.parametrize("spacing", [4, 5, 7])
+@pytest.mark.parametrize("angle", [0.0, 0.5])
+def test_lines_that_cross_are_a_grid(spacing, angle):
+    rows, columns = np.mgrid[0:28, 0:28]
+    across, along = (
+        columns * np.cos(angle) + rows * np.sin(angle),
+        rows * np.cos(angle) - columns * np.sin(angle),
+    )
+    lines = np.maximum(np.cos(2 * np.pi * across / spacing), np.cos(2 * np.pi * along / spacing))
+    for picture in (0.5 + 0.25 * lines, 0.5 - 0.25 * lines):
+        assert describe(picture[None], (0, 1)).feature_type == "grid"
+    dots = np.cos(2 * np.pi * across / 9) * np.cos(2 * np.pi * along / 9)
+    assert describe(0.5 + 0.4 * dots[None], (0, 1)).feature_type == "dots"
+
+
+def test_smooth_noise_is_no_grid():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        picture = ndimage.gaussian_filter(rng.normal(size=(28, 28)), 1)
+        assert describe(np.clip(0.5 + picture, 0, 1)[None], (0, 1)).feature_type != "grid"
 
 
 @pytest.mark.parametrize("angle", [0, 60, 150, 270])

@@ -154,5 +154,5 @@ def test_what_is_asked_for_wrongly(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     really = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else really(name))
-    with pytest.raises(SpecError, match=r"pip install 'ndt-ray\[onnx\]'"):
+    with pytest.raises(SpecError, match=r"pip install -e '\.\[onnx\]'"):
         export_onnx(None, "s", "t", 0, str(tmp_path / "net.onnx"))  # type: ignore[arg-type]

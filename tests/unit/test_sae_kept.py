@@ -130,7 +130,9 @@ def test_layers_are_chosen_by_count_number_and_name() -> None:
     def chosen(choice: networks.Choice) -> list[int]:
         return [layer.index for layer in networks.chosen_layers(LAYERS, choice, 3, told.append)]
 
-    assert chosen(None) == [0, 4, 8] and chosen(2) == [0, 8] and chosen(99) == list(range(9))
+    assert chosen(None) == [0, 4, 8] and told == ["3 of 9 layers, evenly along the depth - layers=9 takes all"]
+    told.clear()
+    assert chosen(2) == [0, 8] and chosen(99) == list(range(9))
     assert chosen("8,4, 2") == [2, 4, 8] and chosen([4, "conv.1"]) == [1, 4] and chosen("conv.3") == [3]
     assert told == []
     assert chosen("4,12,20") == [4] and told[0].startswith("no layer 12, 20 - ")
@@ -185,7 +187,7 @@ def test_a_store_keeps_dictionaries_for_the_transfer_and_for_runs_to_come(tmp_pa
     # Damage: told with the partition, trained again, the same rows.
     store.location.write(kept[0], b"nonsense")
     report = run("sae", StoredSweep(store, SWEEP), parameters={**small, "splice": 4}, partitions=[Partition(trial)])
-    assert report.ok and len(report.notes) == 1 and report.notes[0].startswith(f"{trial}: {kept[0]} holds no dict")
+    assert report.ok and len(report.notes) == 2 and report.notes[1].startswith(f"{trial}: {kept[0]} holds no dict")
     assert {path: store.location.read(path) for path in kept} == before
     columns = ["layer", "step", "dictionary", "explained_variance", "pw_mcc", "artifact"]
     pd.testing.assert_frame_equal(store.table("sae")[columns], rows[columns])

@@ -33,7 +33,7 @@ def load_model(name: str) -> tuple[nn.Module, Any]:
     try:
         from transformers import AutoModel, AutoTokenizer  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
-        raise NdtError("models of Hugging Face need its package: pip install 'ndt-ray[hf]'") from error
+        raise NdtError("models of Hugging Face need its package: pip install -e '.[hf]'") from error
     try:
         return AutoModel.from_pretrained(name, dtype=torch.float32), AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:

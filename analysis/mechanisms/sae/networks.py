@@ -94,7 +94,8 @@ def dataset(context: ProbeContext) -> Dataset:
 def chosen_layers(
     known: Sequence[Layer], choice: Choice, most: int, tell: Callable[[str], None] = lambda _: None
 ) -> list[Layer]:
-    """The layers that dictionaries are trained for, in order of the forward pass; by default at most `most` of them.
+    """The layers that dictionaries are trained for, in order of the forward pass; by default at most `most` of them,
+    and told how many those are.
 
     Of a list, layers that this network lacks are told, and SpecError if it has none of them: networks of a sweep have
     different layers.
@@ -104,6 +105,8 @@ def chosen_layers(
         if count < 1:
             raise SpecError(f"sae: layers is how many (1 or more), or a list of numbers and names, but got {choice!r}")
         picks = np.unique(np.linspace(0, len(known) - 1, min(len(known), count)).round().astype(int))
+        if choice is None and len(picks) < len(known):
+            tell(f"{len(picks)} of {len(known)} layers, evenly along the depth - layers={len(known)} takes all")
         return [known[i] for i in picks]
     listed = choice.split(",") if isinstance(choice, str) else list(choice)
     names: dict[int | str, Layer] = {layer.path: layer for layer in known} | {layer.index: layer for layer in known}

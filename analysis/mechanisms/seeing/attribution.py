@@ -16,7 +16,7 @@ def _captum() -> ModuleType:
     try:
         import captum.attr
     except ImportError:
-        raise SpecError("attributions need Captum: pip install 'ndt-ray[attribution]'") from None
+        raise SpecError("attributions need Captum: pip install -e '.[attribution]'") from None
     found: ModuleType = captum.attr
     return found
 

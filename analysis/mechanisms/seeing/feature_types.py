@@ -1,4 +1,5 @@
-"""A word for what is seen in an image: flat, edge, stripes, blob, dots, corner or noise, by measured properties.
+"""A word for what is seen in an image, by measured properties: flat, edge, stripes, grid, blob, colour blob, dots,
+corner, T-junction, curve, noise, or unresolved.
 
 Orientation from the structure tensor, texture from the power spectrum, blobs by connected components. The words are a
 rule, not a judgement: the numbers they come from are stored beside them, and `describe` of random images gives their
@@ -34,6 +35,9 @@ TWO = 0.2
 """Share of the gradient's energy that a second orientation, at least 45 degrees off, must have."""
 OTHER = 0.35
 """Share of the energy outside both orientations, from which a thin region is a curve."""
+
+HOLES, ALIKE = 4, 0.35
+"""Meshes that a grid has at least, away from the border, and how much their areas may differ (SD / mean)."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ def describe(image: ArrayLike, limits: tuple[float, float]) -> Seen:
 def _word(gray: Floats, coherence: float, flatness: float, crossings: int, blobs: int, colour: float) -> str:
     if coherence >= ORIENTED:
         return "stripes" if crossings >= STRIPES else "edge"
+    if _grid(gray):
+        return "grid"
     if flatness > WHITE:
         return "noise"
     if blobs == 1:
@@ -121,6 +127,26 @@ def _region(gray: Floats) -> NDArray[np.bool_]:
         if (sizes >= 0.01 * gray.size).any():
             found.append((int((sizes >= 0.01 * gray.size).sum()), labels == 1 + int(sizes.argmax())))
     return min(found, key=lambda x: x[0])[1] if found else np.zeros(gray.shape, dtype=bool)
+
+
+def _grid(gray: Floats) -> bool:
+    """Whether lines that hang together span the image and leave meshes of one size."""
+    away, deviation = gray - gray.mean(), gray.std()
+    for sign in (1, -1):
+        labels, _ = ndimage.label(sign * away > 0.25 * deviation)
+        spans = any(
+            rows.stop - rows.start >= 0.9 * gray.shape[0] and columns.stop - columns.start >= 0.9 * gray.shape[1]
+            for rows, columns in ndimage.find_objects(labels)
+        )
+        if not spans:
+            continue
+        meshes, _ = ndimage.label(sign * away < 0)
+        areas = np.bincount(meshes.ravel())[1:]
+        border = np.unique(np.concatenate([meshes[0], meshes[-1], meshes[:, 0], meshes[:, -1]]))
+        inner = np.delete(areas, border[border > 0] - 1)
+        if len(inner) >= HOLES and inner.std() <= ALIKE * inner.mean():
+            return True
+    return False
 
 
 def _orientations(gray: Floats) -> tuple[float, float]:
