@@ -48,7 +48,7 @@ def test_without_ruptures_it_is_said_what_to_install(monkeypatch: pytest.MonkeyP
 
     detector = make("pelt")
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(SpecError, match="ndt-ray\\[changepoint\\]"):
+    with pytest.raises(SpecError, match=r"pip install -e .\.\[changepoint\]"):
         detector(STEPS, planted())
 
 
