@@ -115,7 +115,9 @@ def _with(
     types, windows = tables["event_types"], tables["event_windows"]
     if len(types) and len(rows) and mode != "default":
         rows = rows.merge(types.loc[types["mode"] == told, [*key, "type"]], on=key, how="left")
-    names = ["loss_change", "loss_expected", "n_layers", "n_coordinated", "coordinated_expected"]
+    names = [
+        "loss_change", "loss_expected", "loss_fell_expected", "n_layers", "n_coordinated", "coordinated_expected",
+    ]  # fmt: skip
     if len(windows) and len(rows) and mode != "default":
         rows = rows.merge(windows.loc[windows["mode"] == told, [*key, *names]], on=key, how="left")
     deepest = rows.groupby("trial_id")["layer_index"].transform("max") if len(rows) else pd.Series(dtype=float)
@@ -217,9 +219,10 @@ def _column(found: Jumps, rows: pd.DataFrame, noise: pd.DataFrame) -> dict[str, 
     cell["checkpoints around them"] = _checkpoints(found, chosen)
     cell["mean jump phase"] = round(float(rows["phase"].mean()), 3) if n else None
     early = rows[rows["phase_bin"] == "early"]
-    for name, column in (("loss improvement (early) %", "loss_change"), ("expected nearby %", "loss_expected")):
-        values = early[column].dropna().astype(np.float64)
-        cell[name] = round(100 * float((values < 0).mean()), 1) if len(values) else None
+    fell = early["loss_change"].dropna().astype(np.float64) < 0
+    for name, shares in (("loss improvement (early) %", fell), ("expected nearby %", early["loss_fell_expected"])):
+        known = shares.dropna().astype(np.float64)
+        cell[name] = round(100 * float(known.mean()), 1) if len(known) else None
     cell["early jumps with a loss"] = int(early["loss_change"].notna().sum())
     return cell
 

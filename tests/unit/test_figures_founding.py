@@ -66,6 +66,15 @@ def test_the_key_table_is_computed_and_stands_beside_noise() -> None:
     assert made.loc["loss improvement (early) %", "transformer"] == round(100 * (changes < 0).mean(), 1)
 
 
+def test_what_is_expected_nearby_is_the_share_of_nearby_windows_not_of_events() -> None:
+    # On average the loss falls nearby, at every event, but in 55 % of the windows there.
+    windows = tables()["event_windows"].assign(loss_expected=-0.2, loss_fell_expected=0.55)
+    windows.loc[0, ["loss_expected", "loss_fell_expected"]] = np.nan  # nothing nearby to compare the first with
+    made = key(founded.read(tables(event_windows=windows)))
+    assert made.loc["expected nearby %"].to_dict() == {"transformer": 55.0, "cnn": 55.0, "mlp": 55.0}
+    assert key(founded.read(tables())).loc["expected nearby %"].isna().all()
+
+
 def test_one_planted_late_jump_changes_what_is_said() -> None:
     rows = tables()["jumps"]
     late = rows.iloc[[0]].assign(phase=0.9, phase_bin="late", step_before=1800, index=360)
