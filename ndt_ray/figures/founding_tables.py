@@ -228,9 +228,9 @@ def _column(found: Jumps, rows: pd.DataFrame, noise: pd.DataFrame) -> dict[str, 
 
 
 def _checkpoints(found: Jumps, chosen: pd.DataFrame) -> int:
-    """Before, during and after each representative, each once an experiment (the published plan counted in indices)."""
+    """Before, during and after each representative, each once a trial (the published plan counted in indices)."""
     if found.mode == "original":
-        return sum(len(founding_steps(own)) for _, own in chosen.groupby("experiment"))
+        return sum(len(founding_steps(own)) for _, own in chosen.groupby("trial_id"))
     ends = chosen[["step_before", "step_after"]].astype(float)
     middles = ends.mean(axis=1).round()
     return len(

@@ -85,6 +85,13 @@ def test_a_moment_is_an_event_with_checkpoints_around_it_or_a_trial_along_traini
         moments(TRIALS, SAVED, pd.DataFrame(), pd.DataFrame(), wanted=["cc"])
 
 
+def test_events_of_several_seeds_at_one_step_are_all_looked_at() -> None:
+    saved = pd.concat([SAVED, pd.DataFrame({"trial_id": ["aa2"] * 3, "step": [20, 30, 40]})])
+    both = pd.DataFrame([EVENT, {**EVENT, "trial_id": "aa2", "relative_size": 0.1}])
+    found, _ = moments(TRIALS, saved, both, FAMILIES)
+    assert [m.trial for m in found if m.cell == "x"] == ["aa1", "aa2"]
+
+
 def test_clear_stimuli_are_right_and_the_most_confident() -> None:
     logits = np.array([[3.0, 0], [1.0, 0], [0, 1.0], [2.0, 0]])
     found = clear_stimuli(logits, np.array([0, 0, 0, 1]))
