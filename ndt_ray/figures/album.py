@@ -37,11 +37,15 @@ class Skip:
 
 @dataclass
 class Album:
-    """Files below `folder`, figures in `format`, at most `limit` figures a section; the rest is listed as left out."""
+    """Files below `folder`, figures in `format`, at most `limit` figures a section; the rest is listed as left out.
+
+    `sweep`: what the commands name that would compute what is not there.
+    """
 
     folder: Path
     format: str = "png"
     limit: int | None = None
+    sweep: str = "SWEEP"
     entries: list[Entry] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     _beyond: dict[str, int] = field(default_factory=dict)
@@ -87,6 +91,10 @@ class Album:
         found = Skip(section, what, reason)
         if found not in self.skips:
             self.skips.append(found)
+
+    def analyze(self, *analyses: str) -> str:
+        """The command that would compute what is not there."""
+        return f"`ndt analyze {self.sweep} {' '.join(analyses)}`"
 
     def index(self, title: str) -> Path:
         """`index.html`: all files by section with captions, and all that was left out; links are relative."""

@@ -26,12 +26,13 @@ MOST = 14
 """Experiments with a bar of their own; of more, those with most jumps."""
 
 
-def write(album: Album, tables: Mapping[str, pd.DataFrame], sweep: str, experiments: Sequence[str] = ()) -> None:
+def write(album: Album, tables: Mapping[str, pd.DataFrame], experiments: Sequence[str] = ()) -> None:
     """The files of all three folders and the key table; what a sweep has no networks or tables for is left out, with
     the reason. SpecError for an experiment that there is not."""
     found = founded.read(tables, experiments)
     if found is None:
-        why = f"neither jumps nor events were sought: `ndt analyze {sweep} jumps events event_windows event_phases`"
+        analyses = ("jumps", "events", "event_windows", "event_phases")
+        why = f"neither jumps nor events were sought: {album.analyze(*analyses)}"
         album.skip(SECTION, "phase2_week3_4, phase2_week5_6, phase2_week7_8", why)
         return
     if not len(found.rows):
@@ -44,7 +45,7 @@ def write(album: Album, tables: Mapping[str, pd.DataFrame], sweep: str, experime
     album.text(
         SECTION,
         "key_table.md",
-        f"# Key table: {sweep}: {found.words}\n\n{founded.markdown(table)}",
+        f"# Key table: {album.sweep}: {found.words}\n\n{founded.markdown(table)}",
         "The same in Markdown.",
     )
 
@@ -67,7 +68,7 @@ def _weeks_3_4(album: Album, found: Jumps, tables: Mapping[str, pd.DataFrame]) -
         caption = "Whether layers move together, by trial, beside what shifted layers give."
         album.text(SECTION, f"{folder}/transformer_coordination_detailed.csv", text, caption)
     else:
-        why = "no table coordination: `ndt analyze SWEEP critical_periods`"
+        why = f"no table coordination: {album.analyze('critical_periods')}"
         album.skip(SECTION, f"{folder}/transformer_coordination_detailed.csv", why)
     _json(album, f"{folder}/transformer_analysis_results.json", _results(found, ["transformer"]))
     if len(rows):
@@ -99,15 +100,15 @@ def _weeks_7_8(album: Album, found: Jumps, tables: Mapping[str, pd.DataFrame]) -
         caption = "Loss over the jumps by experiment and timing, beside windows of the same length nearby."
         album.text(SECTION, f"{folder}/loss_correlations.csv", _csv(table), caption)
     else:
-        album.skip(
-            SECTION, f"{folder}/loss_correlations.csv", "no table event_windows: `ndt analyze SWEEP event_windows`"
-        )
+        why = f"no table event_windows: {album.analyze('event_windows')}"
+        album.skip(SECTION, f"{folder}/loss_correlations.csv", why)
     results = _results(found, list(founded.FAMILIES))
     verdicts = tables["phase_verdicts"]
     results["verdicts"] = _records(verdicts[verdicts["grouping"].isin(["all", "family"])]) if len(verdicts) else []
     _json(album, f"{folder}/early_late_results.json", results)
     if len(found.rows):
-        _drawn(album, f"{folder}/early_late_comprehensive", comprehensive(found), f"Early and late: {found.words}.")
+        drawn = comprehensive(found, album.sweep)
+        _drawn(album, f"{folder}/early_late_comprehensive", drawn, f"Early and late: {found.words}.")
         _drawn(album, f"{folder}/early_late_by_architecture", by_architecture(found), "Timing by architecture.")
 
 
@@ -168,8 +169,11 @@ def by_layer(found: Jumps) -> Figure:
     return drawn.figure
 
 
-def comprehensive(found: Jumps) -> Figure:
-    """The founding plan's 3 × 3 panels: timing, experiments, phases; size, speed, loss; depth, type, loss by count."""
+def comprehensive(found: Jumps, sweep: str) -> Figure:
+    """The founding plan's 3 × 3 panels: timing, experiments, phases; size, speed, loss; depth, type, loss by count.
+
+    `sweep`: its name, for the commands that would fill a panel that is empty.
+    """
     rows = found.rows
     drawn = canvas((11.0, 8.6), (3, 3), 9, ("Early and late jumps", found.words))
     own = {name: rows[rows["phase_bin"] == name] for name in BINS}
@@ -189,7 +193,7 @@ def comprehensive(found: Jumps) -> Figure:
         kind.legend(fontsize=SMALL - 1, frameon=False)
         _label(kind, "jumps", "type (cluster)")
     else:
-        _empty(kind, "no types: `ndt analyze SWEEP taxonomy`")
+        _empty(kind, f"no types: `ndt analyze {sweep} taxonomy`")
     table = founded.loss_correlations(found)
     known = table[table["mean_loss_change"].notna()] if len(table) else table
     for name in BINS if len(known) else ():
@@ -200,7 +204,7 @@ def comprehensive(found: Jumps) -> Figure:
         coupling.legend(fontsize=SMALL - 1, frameon=False)
         _label(coupling, "mean change of the loss (nats)", "jumps of an experiment")
     else:
-        _empty(coupling, "no loss: `ndt analyze SWEEP event_windows`")
+        _empty(coupling, f"no loss: `ndt analyze {sweep} event_windows`")
     return drawn.figure
 
 

@@ -37,19 +37,19 @@ NAMES = ["experiment", "arch_name", "dataset", "trial_id", "seed"]
 Tables = Mapping[str, pd.DataFrame]
 
 
-def write(album: Album, tables: Tables, sweep: str) -> None:
+def write(album: Album, tables: Tables) -> None:
     """The five files, each where its tables are; else it is left out with the command that computes them."""
     trials = named(tables["trials"])
     made = {
-        "Convergence of layers": _convergence(album, tables, trials, sweep),
-        "Jumps": _jumps(album, tables, trials, sweep),
-        "Critical periods": _critical(album, tables, trials, sweep),
+        "Convergence of layers": _convergence(album, tables, trials),
+        "Jumps": _jumps(album, tables, trials),
+        "Critical periods": _critical(album, tables, trials),
     }
-    _plan(album, tables, trials, sweep)
+    _plan(album, tables, trials)
     if any(made.values()):
-        album.text(SECTION, SUMMARY, _summary(album, made, trials, sweep), "What the first phase found, in numbers.")
+        album.text(SECTION, SUMMARY, _summary(album, made, trials), "What the first phase found, in numbers.")
     else:
-        album.skip(SECTION, SUMMARY, _run(sweep, "convergence", "critical_periods", "jumps"))
+        album.skip(SECTION, SUMMARY, _run(album, "convergence", "critical_periods", "jumps"))
 
 
 def named(trials: pd.DataFrame) -> pd.DataFrame:
@@ -78,14 +78,14 @@ def _file(name: str, first: bool) -> str:
     return name if first else f"{stem}_corrected{dot}{suffix}"
 
 
-def _run(sweep: str, *analyses: str) -> str:
-    return f"not computed yet: `ndt analyze {sweep} {' '.join(analyses)}`"
+def _run(album: Album, *analyses: str) -> str:
+    return f"not computed yet: {album.analyze(*analyses)}"
 
 
 # -- convergence -----------------------------------------------------------------------------------------------------
 
 
-def _convergence(album: Album, tables: Tables, trials: pd.DataFrame, sweep: str) -> str:
+def _convergence(album: Album, tables: Tables, trials: pd.DataFrame) -> str:
     """Writes what each layer and run does; its part of the summary, empty where there is nothing."""
     told: list[str] = []
     for mode in MODES:
@@ -97,7 +97,7 @@ def _convergence(album: Album, tables: Tables, trials: pd.DataFrame, sweep: str)
             album.text(SECTION, _file(CONVERGENCE, not told), json.dumps(entries, indent=2) + "\n", caption)
             told.append(f"{_words(mode, orders)}:\n\n{founded.markdown(_patterns(orders))}")
     if not told:
-        album.skip(SECTION, CONVERGENCE, _run(sweep, "convergence"))
+        album.skip(SECTION, CONVERGENCE, _run(album, "convergence"))
     return "\n\n".join(told)
 
 
@@ -137,7 +137,7 @@ def _patterns(orders: pd.DataFrame) -> pd.DataFrame:
 # -- jumps -----------------------------------------------------------------------------------------------------------
 
 
-def _jumps(album: Album, tables: Tables, trials: pd.DataFrame, sweep: str) -> str:
+def _jumps(album: Album, tables: Tables, trials: pd.DataFrame) -> str:
     told: list[str] = []
     passes = [tables]
     if _has_original(tables["jumps"]):
@@ -150,7 +150,7 @@ def _jumps(album: Album, tables: Tables, trials: pd.DataFrame, sweep: str) -> st
         album.text(SECTION, _file(JUMPS, not told), rows.to_csv(index=False), f"{len(rows)} jumps: {found.words}.")
         told.append(f"{found.words[:1].upper()}{found.words[1:]}:\n\n{founded.markdown(founded.key_table(found))}")
     if not told:
-        album.skip(SECTION, JUMPS, _run(sweep, "events", "taxonomy"))
+        album.skip(SECTION, JUMPS, _run(album, "events", "taxonomy"))
     return "\n\n".join(told)
 
 
@@ -198,7 +198,7 @@ def _detailed(found: founded.Jumps, trials: pd.DataFrame) -> pd.DataFrame:
 # -- critical periods --------------------------------------------------------------------------------------------------
 
 
-def _critical(album: Album, tables: Tables, trials: pd.DataFrame, sweep: str) -> str:
+def _critical(album: Album, tables: Tables, trials: pd.DataFrame) -> str:
     told: list[str] = []
     for mode in MODES:
         rows = _of_mode(tables["coordination"], mode, trials)
@@ -208,7 +208,7 @@ def _critical(album: Album, tables: Tables, trials: pd.DataFrame, sweep: str) ->
             album.text(SECTION, _file(CRITICAL, not told), table.to_csv(index=False), caption)
             told.append(f"{_words(mode, rows)}. {_TENTH}\n\n{founded.markdown(_by_family(table, rows['family']))}")
     if not told:
-        album.skip(SECTION, CRITICAL, _run(sweep, "critical_periods"))
+        album.skip(SECTION, CRITICAL, _run(album, "critical_periods"))
     return "\n\n".join(told)
 
 
@@ -258,21 +258,21 @@ def _by_family(table: pd.DataFrame, family: pd.Series) -> pd.DataFrame:
 # -- plan and summary ------------------------------------------------------------------------------------------------
 
 
-def _plan(album: Album, tables: Tables, trials: pd.DataFrame, sweep: str) -> None:
+def _plan(album: Album, tables: Tables, trials: pd.DataFrame) -> None:
     published = _has_original(tables["jumps"])
     if published:
         if len(_clusters(tables, trials)):
             caption = "The published choice of five jumps a run; its steps are measurement indices."
             album.text(SECTION, PLAN, _json(_published_plan(tables, trials)), caption)
         else:
-            album.skip(SECTION, PLAN, _run(sweep, "taxonomy"))
+            album.skip(SECTION, PLAN, _run(album, "taxonomy"))
     made = checkpoint_plan.plan_checkpoints(tables)
     name = _file(PLAN, not published)
     if made.entries:
         caption = f"Checkpoints around representative {made.source}, in optimizer steps."
         album.text(SECTION, name, _json(made.founding()), caption)
     else:
-        album.skip(SECTION, name, "; ".join(made.notices) or _run(sweep, "events"))
+        album.skip(SECTION, name, "; ".join(made.notices) or _run(album, "events"))
 
 
 def _published_plan(tables: Tables, trials: pd.DataFrame) -> dict[str, Any]:
@@ -289,10 +289,10 @@ def _published_plan(tables: Tables, trials: pd.DataFrame) -> dict[str, Any]:
     return plan
 
 
-def _summary(album: Album, made: Mapping[str, str], trials: pd.DataFrame, sweep: str) -> str:
+def _summary(album: Album, made: Mapping[str, str], trials: pd.DataFrame) -> str:
     n = {name: trials[name].nunique() for name in ("arch_name", "dataset", "experiment")}
     counts = f"{len(trials)} runs: {n['experiment']} experiments of {n['arch_name']} architectures"
-    lines = [f"# Phase 1: {sweep}", "", f"{counts} on {n['dataset']} data sets.", ""]
+    lines = [f"# Phase 1: {album.sweep}", "", f"{counts} on {n['dataset']} data sets.", ""]
     for title, text in made.items():
         if text:
             lines += [f"## {title}", "", text.rstrip(), ""]
@@ -306,7 +306,7 @@ def _summary(album: Album, made: Mapping[str, str], trials: pd.DataFrame, sweep:
 
 def _words(mode: str, rows: pd.DataFrame) -> str:
     if mode == "original":
-        return "As published (stable rank that is 1 but for rounding, steps as measurement indices)"
+        return f"As published (on {rows['measure'].iloc[0]}, steps as measurement indices)"
     return f"By the correct rule, on {rows['measure'].iloc[0]}"
 
 

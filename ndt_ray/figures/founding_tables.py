@@ -9,7 +9,7 @@ import pandas as pd
 
 from ndt_ray.analysis.events.phases import loss_coupling_table
 from ndt_ray.analysis.events.significant import primary
-from ndt_ray.analysis.jumps import compare_with_null
+from ndt_ray.analysis.jumps import RESOLUTION, compare_with_null
 from ndt_ray.analysis.phases import BINS, phase_bin
 from ndt_ray.analysis.taxonomy.representatives import founding_steps, select
 from ndt_ray.errors import SpecError, did_you_mean
@@ -49,9 +49,18 @@ class Jumps:
         """What they are, for titles and captions."""
         return {
             "events": "significant events of the primary family (false discovery rate controlled)",
-            "original": "jumps as published: rounding noise of a constant, z > 2",
+            "original": f"jumps as published, z > 2{self._unresolved}",
             "default": f"jumps of {MEASURE}, z > 2: uncalibrated, read them beside noise",
         }[self.mode]
+
+    @property
+    def _unresolved(self) -> str:
+        """How many are too small to be told from rounding; nothing where no size is known."""
+        if "relative_magnitude" not in self.rows or self.rows["relative_magnitude"].isna().all():
+            return ""
+        sizes = self.rows["relative_magnitude"].dropna().astype(np.float64)
+        tiny = int((sizes <= RESOLUTION).sum())
+        return f"; {tiny:,} of {len(sizes):,} are within rounding ({RESOLUTION:g} of the value)"
 
 
 def read(tables: Mapping[str, pd.DataFrame], experiments: Sequence[str] = ()) -> Jumps | None:

@@ -204,8 +204,8 @@ def test_the_transformer_plan_comes_out_but_for_its_unseeded_draw(store: Tables,
 def test_the_founding_files_are_written_as_published(
     store: Tables, published: Published, data: Path, tmp_path: Path
 ) -> None:
-    album = Album(tmp_path)
-    founding_phase1.write(album, {name: store.table(name) for name in founding_phase1.TABLES}, "original")
+    album = Album(tmp_path, sweep="original")
+    founding_phase1.write(album, {name: store.table(name) for name in founding_phase1.TABLES})
     theirs = pd.read_csv(data / "ndt_phase1" / "all_jumps_detailed.upstream.csv")
     ours = pd.read_csv(tmp_path / founding_phase1.JUMPS)
     assert list(ours) == list(theirs) and len(ours) == 2991

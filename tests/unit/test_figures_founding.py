@@ -99,8 +99,8 @@ def test_events_are_preferred_and_carry_their_q() -> None:
 
 @pytest.mark.slow
 def test_all_files_of_the_plan_are_written_or_their_absence_is_explained(tmp_path: Path) -> None:
-    album = Album(tmp_path)
-    founding.write(album, tables(), "original")
+    album = Album(tmp_path, sweep="original")
+    founding.write(album, tables())
     names = {p.relative_to(tmp_path).as_posix() for p in album.files}
     assert names == {
         "phase2_week3_4/transformer_jump_overview.png", "phase2_week3_4/transformer_early_vs_late.png",
@@ -111,7 +111,9 @@ def test_all_files_of_the_plan_are_written_or_their_absence_is_explained(tmp_pat
         "phase2_week7_8/early_late_by_architecture.png", "phase2_week7_8/early_late_results.json",
         "phase2_week7_8/loss_correlations.csv", "key_table.csv", "key_table.md",
     }  # fmt: skip
-    assert [s.what for s in album.skips] == ["phase2_week3_4/transformer_coordination_detailed.csv"]
+    (skip,) = album.skips
+    assert skip.what == "phase2_week3_4/transformer_coordination_detailed.csv"
+    assert skip.reason == "no table coordination: `ndt analyze original critical_periods`"
     with open(tmp_path / "phase2_week7_8/loss_correlations.csv") as file:
         rows = {(r["experiment"], r["timing"]): r for r in csv.DictReader(file)}
     assert rows["transformer_deep/mnist", "early"]["num_jumps"] == "8"
@@ -126,6 +128,18 @@ def test_only_the_experiments_named_are_counted_and_others_are_refused(tmp_path:
     assert found is not None and set(found.rows["family"]) == {"cnn"} and list(key(found).columns) == ["cnn"]
     with pytest.raises(SpecError, match="no experiment 'cnn_deep/mnits'.*cnn_deep/mnist"):
         founded.read(tables(), ["cnn_deep/mnits"])
-    album = Album(tmp_path)
-    founding.write(album, tables(jumps=pd.DataFrame(), jump_counts=pd.DataFrame()), "s")
+    album = Album(tmp_path, sweep="s")
+    founding.write(album, tables(jumps=pd.DataFrame(), jump_counts=pd.DataFrame()))
     assert not album.files and "neither jumps nor events" in album.skips[0].reason
+    assert "`ndt analyze s jumps events " in album.skips[0].reason
+
+
+def test_published_jumps_are_called_rounding_only_as_far_as_they_are() -> None:
+    found = founded.read(tables())
+    assert found is not None and "16 of 16 are within rounding (1e-06 of the value)" in found.words
+    rows = tables()["jumps"]
+    rows.loc[:2, "relative_magnitude"] = 0.1
+    larger = founded.read(tables(jumps=rows))
+    assert larger is not None and "13 of 16 are within" in larger.words
+    unknown = founded.read(tables(jumps=rows.drop(columns="relative_magnitude")))
+    assert unknown is not None and unknown.words == "jumps as published, z > 2"

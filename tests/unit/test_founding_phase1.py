@@ -86,8 +86,8 @@ def tables(**planted_ones: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def written(folder: Path, **planted_ones: pd.DataFrame) -> Album:
-    album = Album(folder)
-    phase1.write(album, tables(**planted_ones), "s")
+    album = Album(folder, sweep="s")
+    phase1.write(album, tables(**planted_ones))
     return album
 
 
@@ -204,7 +204,7 @@ def test_nothing_computed_is_nothing_written_and_says_what_to_run(tmp_path: Path
     }  # fmt: skip
     assert "`ndt analyze s convergence`" in album.skips[0].reason
     empty: Any = {name: pd.DataFrame() for name in phase1.TABLES}
-    phase1.write(album, empty, "s")
+    phase1.write(album, empty)
     assert not album.files
 
 
