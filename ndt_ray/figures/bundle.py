@@ -24,6 +24,7 @@ from ndt_ray.figures import (
 )
 from ndt_ray.figures.album import Album, to_json
 from ndt_ray.figures.moments import Moment, chosen_trials, moments
+from ndt_ray.report.data_sets import data_sets
 from ndt_ray.store.reader import Store
 from ndt_ray.store.sweep import open_sweep
 
@@ -64,8 +65,8 @@ def write_mechanisms(store: Store, sweep: str, folder: str | Path, wanted: Wante
     """
     open_sweep(store, sweep)
     wanted = wanted or Wanted()
-    album = Album(Path(folder), wanted.format, wanted.limit, sweep)
     trials = _table(store, sweep, "trials")
+    album = Album(Path(folder), wanted.format, wanted.limit, sweep, data_sets(trials))
     if len(trials):
         _check(trials, _table(store, sweep, "measurements", ("layer",)), wanted)
     _transfer(album, store, sweep)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ndt_ray.figures import founding_tables as founded
 from ndt_ray.figures.album import Album
 from ndt_ray.figures.canvas import GREY, INK, NORMAL, SMALL, canvas, head
 from ndt_ray.figures.founding_tables import Jumps
+from ndt_ray.report.data_sets import records
 
 SECTION = "Founding plan"
 COLOUR = {"transformer": "#0072b2", "cnn": "#d55e00", "mlp": "#009e73"}
@@ -45,7 +47,7 @@ def write(album: Album, tables: Mapping[str, pd.DataFrame], experiments: Sequenc
     album.text(
         SECTION,
         "key_table.md",
-        f"# Key table: {album.sweep}: {found.words}\n\n{founded.markdown(table)}",
+        f"# Key table: {album.sweep}: {found.words}\n\n{founded.said(found.data)}{founded.markdown(table)}",
         "The same in Markdown.",
     )
 
@@ -334,7 +336,8 @@ def _families(rows: pd.DataFrame) -> list[str]:
 
 def _only(found: Jumps, families: Sequence[str]) -> Jumps:
     counts = found.counts[found.counts["family"].isin(families)] if len(found.counts) else found.counts
-    return Jumps(found.mode, found.rows[found.rows["family"].isin(families)], counts, found.null_events, found.windows)
+    rows = found.rows[found.rows["family"].isin(families)]
+    return replace(found, rows=rows, counts=counts)
 
 
 def _any(found: Jumps, family: str) -> bool:
@@ -358,6 +361,7 @@ def _results(found: Jumps, families: Sequence[str]) -> dict[str, Any]:
     shown = set(own.rows["experiment"])
     return {
         "source": found.words,
+        "data_sets": records(found.data),
         "events_expected_under_the_null": found.null_events,
         "key_table": _records(founded.key_table(own)),
         "beside_noise": _records(founded.beside_noise(own, "experiment")),

@@ -19,6 +19,7 @@ from ndt_ray.analysis.jumps import published_table
 from ndt_ray.analysis.taxonomy.representatives import founding_steps, select
 from ndt_ray.figures import founding_tables as founded
 from ndt_ray.figures.album import Album
+from ndt_ray.report.data_sets import data_sets
 
 SECTION = "Founding plan, phase 1"
 CONVERGENCE = "results/step1_1/convergence_analysis_summary.json"
@@ -53,13 +54,15 @@ def write(album: Album, tables: Tables) -> None:
 
 
 def named(trials: pd.DataFrame) -> pd.DataFrame:
-    """Trials that are no controls, with the founding study's names: experiment, arch_name, dataset; and family."""
+    """Trials that are no controls, with the founding study's names - experiment, arch_name, dataset - and family, and
+    what is known of their data."""
     if trials.empty:
-        return pd.DataFrame(columns=[*NAMES, "family"])
+        return pd.DataFrame(columns=[*NAMES, "family", "data_completeness", "n_train"])
     own = founded.named(trials)
     seeds = trials["seed"] if "seed" in trials else pd.Series(pd.NA, index=trials.index)
     own = own.assign(seed=seeds.reindex(own.index).astype("Int64"), arch_name=own["model"], dataset=own["data"])
-    return own.assign(experiment=own["arch_name"] + "_" + own["dataset"].astype(str))[[*NAMES, "family"]]
+    own = own.assign(experiment=own["arch_name"] + "_" + own["dataset"].astype(str))
+    return own.reindex(columns=[*NAMES, "family", "data_completeness", "n_train"])
 
 
 def _of_mode(rows: pd.DataFrame, mode: str, trials: pd.DataFrame) -> pd.DataFrame:
@@ -117,6 +120,7 @@ def _settling(order: Mapping[str, Any], layers: pd.DataFrame) -> dict[str, Any]:
         "experiment_name": order["experiment"],
         "arch_name": order["arch_name"],
         "dataset_name": order["dataset"],
+        "data_completeness": _plain(order["data_completeness"]),
         "num_layers": len(points),
         "trial_id": order["trial_id"],
         "seed": _plain(order["seed"]),
@@ -263,16 +267,22 @@ def _plan(album: Album, tables: Tables, trials: pd.DataFrame) -> None:
     if published:
         if len(_clusters(tables, trials)):
             caption = "The published choice of five jumps a run; its steps are measurement indices."
-            album.text(SECTION, PLAN, _json(_published_plan(tables, trials)), caption)
+            album.text(SECTION, PLAN, _json(_flagged(_published_plan(tables, trials), trials)), caption)
         else:
             album.skip(SECTION, PLAN, _run(album, "taxonomy"))
     made = checkpoint_plan.plan_checkpoints(tables)
     name = _file(PLAN, not published)
     if made.entries:
         caption = f"Checkpoints around representative {made.source}, in optimizer steps."
-        album.text(SECTION, name, _json(made.founding()), caption)
+        album.text(SECTION, name, _json(_flagged(made.founding(), trials)), caption)
     else:
         album.skip(SECTION, name, "; ".join(made.notices) or _run(album, "events"))
+
+
+def _flagged(plan: Mapping[str, Any], trials: pd.DataFrame) -> dict[str, Any]:
+    """A plan that says of each experiment whether its data set is complete."""
+    flags = trials.drop_duplicates("experiment").set_index("experiment")["data_completeness"]
+    return {name: {**entry, "data_completeness": _plain(flags.get(name))} for name, entry in plan.items()}
 
 
 def _published_plan(tables: Tables, trials: pd.DataFrame) -> dict[str, Any]:
@@ -292,7 +302,8 @@ def _published_plan(tables: Tables, trials: pd.DataFrame) -> dict[str, Any]:
 def _summary(album: Album, made: Mapping[str, str], trials: pd.DataFrame) -> str:
     n = {name: trials[name].nunique() for name in ("arch_name", "dataset", "experiment")}
     counts = f"{len(trials)} runs: {n['experiment']} experiments of {n['arch_name']} architectures"
-    lines = [f"# Phase 1: {album.sweep}", "", f"{counts} on {n['dataset']} data sets.", ""]
+    data = founded.said(data_sets(trials.rename(columns={"dataset": "data"}))).rstrip()
+    lines = [f"# Phase 1: {album.sweep}", "", f"{counts} on {n['dataset']} data sets.", "", data, ""]
     for title, text in made.items():
         if text:
             lines += [f"## {title}", "", text.rstrip(), ""]

@@ -13,6 +13,7 @@ from ndt_ray.analysis.jumps import RESOLUTION, compare_with_null
 from ndt_ray.analysis.phases import BINS, phase_bin
 from ndt_ray.analysis.taxonomy.representatives import founding_steps, select
 from ndt_ray.errors import SpecError, did_you_mean
+from ndt_ray.report.data_sets import DataSet, data_sets, sentences
 
 TABLES = (
     "trials", "events", "event_families", "event_types", "event_windows", "jumps", "jump_counts", "coordination",
@@ -35,7 +36,8 @@ DETAILED = (
 class Jumps:
     """What counts as a jump in a sweep: `rows` with names, phases, sizes and the loss; `counts` beside noise.
 
-    `mode`: events (calibrated), original (as published) or default (the published rule on correct measures).
+    `mode`: events (calibrated), original (as published) or default (the published rule on correct measures). `data`:
+    what the trials learned from.
     """
 
     mode: str
@@ -43,6 +45,7 @@ class Jumps:
     counts: pd.DataFrame
     null_events: float | None
     windows: pd.DataFrame
+    data: Sequence[DataSet] = ()
 
     @property
     def words(self) -> str:
@@ -93,7 +96,8 @@ def named(trials: pd.DataFrame) -> pd.DataFrame:
     kept = trials[trials["control"].astype(str) == "none"] if "control" in trials else trials
     family = kept["model"].astype(str).str.split("_").str[0]
     names = kept.assign(experiment=kept["cell"].astype(str), family=family)
-    return names[["trial_id", "experiment", "family", "model", "data", "steps"]]
+    known = [c for c in ("data_completeness", "n_train") if c in names]
+    return names[["trial_id", "experiment", "family", "model", "data", "steps", *known]]
 
 
 def _published(rows: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
@@ -151,7 +155,7 @@ def _with(
         if len(windows)
         else windows
     )
-    return Jumps(mode, rows, counts, null, own if mode != "default" else own.iloc[:0])
+    return Jumps(mode, rows, counts, null, own if mode != "default" else own.iloc[:0], data_sets(trials))
 
 
 def _representatives(own: pd.DataFrame, mode: str) -> pd.DataFrame:
@@ -249,6 +253,11 @@ def _checkpoints(found: Jumps, chosen: pd.DataFrame) -> int:
             for s in (a, m, b)
         }
     )
+
+
+def said(data: Sequence[DataSet]) -> str:
+    """What is known of the data sets, as paragraphs of Markdown; those that end claims are bold."""
+    return "".join(f"**{text}**\n\n" if limits else f"{text}\n\n" for text, limits in sentences(data))
 
 
 def markdown(table: pd.DataFrame) -> str:

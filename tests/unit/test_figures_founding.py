@@ -118,6 +118,8 @@ def test_all_files_of_the_plan_are_written_or_their_absence_is_explained(tmp_pat
         rows = {(r["experiment"], r["timing"]): r for r in csv.DictReader(file)}
     assert rows["transformer_deep/mnist", "early"]["num_jumps"] == "8"
     said = json.loads((tmp_path / "phase2_week5_6/cnn_mlp_comparison_results.json").read_text())
+    assert said["data_sets"] == [{"data": "mnist", "completeness": None, "n_train": []}]
+    assert "Data: mnist is of unknown completeness." in (tmp_path / "key_table.md").read_text()
     assert {r["experiment"]: r["verdict_white"] for r in said["beside_noise"]} == {
         "cnn_deep/mnist": "within", "mlp_narrow/mnist": "below",
     }  # fmt: skip
@@ -132,6 +134,18 @@ def test_only_the_experiments_named_are_counted_and_others_are_refused(tmp_path:
     founding.write(album, tables(jumps=pd.DataFrame(), jump_counts=pd.DataFrame()))
     assert not album.files and "neither jumps nor events" in album.skips[0].reason
     assert "`ndt analyze s jumps events " in album.skips[0].reason
+
+
+def test_what_is_known_of_the_data_stands_beside_the_numbers(tmp_path: Path) -> None:
+    trials = tables()["trials"].assign(data_completeness=["surrogate", "complete", "complete"], n_train=60000)
+    found = founded.read(tables(trials=trials), ["transformer_deep/mnist"])
+    assert found is not None and [(d.data, d.completeness) for d in found.data] == [("mnist", "surrogate")]
+    assert founded.said(found.data) == (
+        "**Data: mnist (60,000 training samples) is surrogates: other inputs stand in for the published ones; no claim "
+        "extends to the whole of it.**\n\n"
+    )
+    unknown = founded.read(tables())
+    assert unknown is not None and founded.said(unknown.data) == "Data: mnist is of unknown completeness.\n\n"
 
 
 def test_published_jumps_are_called_rounding_only_as_far_as_they_are() -> None:
