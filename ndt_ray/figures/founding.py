@@ -72,6 +72,17 @@ def _weeks_3_4(album: Album, found: Jumps, tables: Mapping[str, pd.DataFrame]) -
     else:
         why = f"no table coordination: {album.analyze('critical_periods')}"
         album.skip(SECTION, f"{folder}/transformer_coordination_detailed.csv", why)
+    kinds = _only(found, ["transformer"]).kinds
+    name = f"{folder}/transformer_layer_kinds.csv"
+    if len(kinds):
+        caption = (
+            "Jumps by kind of layer, beside what is expected where there is nothing; the attention's output apart."
+        )
+        album.text(SECTION, name, _csv(kinds), caption)
+    elif found.mode == "default":
+        album.skip(SECTION, name, "uncalibrated jumps are not counted by kind of layer")
+    else:
+        album.skip(SECTION, name, f"no table event_kinds: {album.analyze('event_layers')}")
     _json(album, f"{folder}/transformer_analysis_results.json", _results(found, ["transformer"]))
     if len(rows):
         one = _only(found, ["transformer"])
@@ -337,7 +348,8 @@ def _families(rows: pd.DataFrame) -> list[str]:
 def _only(found: Jumps, families: Sequence[str]) -> Jumps:
     counts = found.counts[found.counts["family"].isin(families)] if len(found.counts) else found.counts
     rows = found.rows[found.rows["family"].isin(families)]
-    return replace(found, rows=rows, counts=counts)
+    kinds = found.kinds[found.kinds["family"].isin(families)] if len(found.kinds) else found.kinds
+    return replace(found, rows=rows, counts=counts, kinds=kinds)
 
 
 def _any(found: Jumps, family: str) -> bool:
@@ -368,6 +380,7 @@ def _results(found: Jumps, families: Sequence[str]) -> dict[str, Any]:
         "by_layer": _records(own.rows.groupby(["experiment", "layer"]).size().rename("jumps").reset_index())
         if len(own.rows)
         else [],
+        "by_kind_of_layer": _records(own.kinds),
         "loss": _records(loss[loss["experiment"].isin(shown)]) if len(loss) else [],
     }
 

@@ -1,7 +1,7 @@
 """The founding plan's tables of jumps by architecture, from a store's own: every count beside what noise gives."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from ndt_ray.report.data_sets import DataSet, data_sets, sentences
 
 TABLES = (
     "trials", "events", "event_families", "event_types", "event_windows", "jumps", "jump_counts", "coordination",
-    "event_phases", "phase_verdicts", "checkpoints",
+    "event_phases", "event_kinds", "phase_verdicts", "checkpoints",
 )  # fmt: skip
 """What is read; any may be empty."""
 FAMILIES = ("transformer", "cnn", "mlp")
@@ -37,7 +37,7 @@ class Jumps:
     """What counts as a jump in a sweep: `rows` with names, phases, sizes and the loss; `counts` beside noise.
 
     `mode`: events (calibrated), original (as published) or default (the published rule on correct measures). `data`:
-    what the trials learned from.
+    what the trials learned from; `kinds`: events by kind of layer, where these were counted.
     """
 
     mode: str
@@ -46,6 +46,7 @@ class Jumps:
     null_events: float | None
     windows: pd.DataFrame
     data: Sequence[DataSet] = ()
+    kinds: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def words(self) -> str:
@@ -155,7 +156,17 @@ def _with(
         if len(windows)
         else windows
     )
-    return Jumps(mode, rows, counts, null, own if mode != "default" else own.iloc[:0], data_sets(trials))
+    near = own if mode != "default" else own.iloc[:0]
+    return Jumps(mode, rows, counts, null, near, data_sets(trials), _kinds(tables["event_kinds"], trials, mode))
+
+
+def _kinds(kinds: pd.DataFrame, trials: pd.DataFrame, mode: str) -> pd.DataFrame:
+    """Rows of `event_kinds` of these trials' cells; uncalibrated jumps were not counted so."""
+    if kinds.empty or mode == "default":
+        return kinds.iloc[:0]
+    own = kinds[kinds["mode"] == ("original" if mode == "original" else "default")]
+    own = own.rename(columns={"cell": "experiment"}).drop(columns=["mode", "model", "data", "sweep"], errors="ignore")
+    return own.merge(trials.drop_duplicates("experiment")[["experiment", "family"]], on="experiment")
 
 
 def _representatives(own: pd.DataFrame, mode: str) -> pd.DataFrame:

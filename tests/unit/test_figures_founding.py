@@ -111,9 +111,10 @@ def test_all_files_of_the_plan_are_written_or_their_absence_is_explained(tmp_pat
         "phase2_week7_8/early_late_by_architecture.png", "phase2_week7_8/early_late_results.json",
         "phase2_week7_8/loss_correlations.csv", "key_table.csv", "key_table.md",
     }  # fmt: skip
-    (skip,) = album.skips
-    assert skip.what == "phase2_week3_4/transformer_coordination_detailed.csv"
-    assert skip.reason == "no table coordination: `ndt analyze original critical_periods`"
+    assert {s.what.rpartition("/")[2]: s.reason for s in album.skips} == {
+        "transformer_coordination_detailed.csv": "no table coordination: `ndt analyze original critical_periods`",
+        "transformer_layer_kinds.csv": "no table event_kinds: `ndt analyze original event_layers`",
+    }
     with open(tmp_path / "phase2_week7_8/loss_correlations.csv") as file:
         rows = {(r["experiment"], r["timing"]): r for r in csv.DictReader(file)}
     assert rows["transformer_deep/mnist", "early"]["num_jumps"] == "8"
@@ -134,6 +135,20 @@ def test_only_the_experiments_named_are_counted_and_others_are_refused(tmp_path:
     founding.write(album, tables(jumps=pd.DataFrame(), jump_counts=pd.DataFrame()))
     assert not album.files and "neither jumps nor events" in album.skips[0].reason
     assert "`ndt analyze s jumps events " in album.skips[0].reason
+
+
+def test_jumps_by_kind_of_layer_stand_beside_their_null(tmp_path: Path) -> None:
+    row = {"mode": "original", "layer_kind": "linear2", "n": 8, "null_n": 4.5, "to_linear1": 4.0}
+    rows = [row | {"cell": f"{m}/mnist", "model": m, "data": "mnist"} for m in MODELS.values()]
+    kinds = pd.DataFrame([*rows, rows[0] | {"mode": "default", "n": 1}])
+    album = Album(tmp_path, limit=1)
+    founding.write(album, tables(event_kinds=kinds), ["transformer_deep/mnist"])
+    table = pd.read_csv(tmp_path / "phase2_week3_4/transformer_layer_kinds.csv")
+    assert table[["experiment", "n", "null_n", "to_linear1"]].to_numpy().tolist() == [
+        ["transformer_deep/mnist", 8, 4.5, 4.0]
+    ]
+    said = json.loads((tmp_path / "phase2_week3_4/transformer_analysis_results.json").read_text())
+    assert [(r["layer_kind"], r["n"], r["null_n"]) for r in said["by_kind_of_layer"]] == [("linear2", 8, 4.5)]
 
 
 def test_what_is_known_of_the_data_stands_beside_the_numbers(tmp_path: Path) -> None:

@@ -387,6 +387,26 @@ def test_the_completeness_of_the_data_is_said(tmp_path: Path, completeness: str,
     assert f"digits ({completeness})" in set(sheet(found, "Accuracy by cell")["data"])
 
 
+def test_events_by_kind_of_layer_stand_beside_their_null(tmp_path: Path) -> None:
+    store = planted.planted(tmp_path)
+    put_events(store, [event("mlp", 0, 1, 100)])
+    missing = ("Events were not counted by layer", "ndt analyze planted event_layers")
+    assert missing in section(collect(store, SWEEP), "events").missing
+    row = {"mode": "default", "cell": "mlp/digits", "model": "mlp", "data": "digits", "n_series": 4}
+    kinds = [
+        row | {"layer_kind": kind, "n": n, "null_n": 0.25, "to_linear1": n / 2}
+        for kind, n in (("linear1", 2), ("linear2", 5), ("out_proj", 1), ("fc", 0))
+    ]
+    put(store, "event_layers", {"event_kinds": [*kinds, kinds[0] | {"mode": "original", "n": 90}]})
+    found = collect(store, SWEEP)
+    assert (
+        "linear2 (out of it) 5 beside 0.25 in 4 series, linear1 (into the feed-forward block) 2 beside 0.25 in 4 "
+        "series and out_proj (out of attention) 1 beside 0.25 in 4 series; none in fc. linear2 to linear1: 2.5."
+    ) in said(found, "described")
+    assert sheet(found, "Events by kind of layer").query("mode == 'default'")["n"].sum() == 8
+    assert missing not in section(found, "events").missing
+
+
 def test_what_was_not_computed_is_said_with_the_command_that_would(tmp_path: Path) -> None:
     found = collect(planted.planted(tmp_path), SWEEP)
     commands = [command for part in found.sections for _, command in part.missing]
