@@ -9,7 +9,7 @@ from scipy.stats import t as student
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.detection import Floats
-from ndt_ray.analysis.events.significant import primary, primary_family, replicates, with_names
+from ndt_ray.analysis.events.significant import primary, primary_family, replicates, tests_of, with_names
 from ndt_ray.store.schema import Column, Table
 
 _CELL = (
@@ -115,8 +115,7 @@ def _cases(data: AnalysisInput, trials: pd.DataFrame) -> Iterator[tuple[str, pd.
     chosen = primary_family(families)
     if len(tests) and chosen is not None:
         events = primary(data.frame("events"), families)
-        for column in ("measure", "detector", "null"):
-            tests = tests[tests[column] == chosen[column]] if column in chosen else tests
+        tests = tests_of(tests, chosen)
         null = float(chosen.get("alpha", 0.05)) * len(events) / max(len(tests), 1)
         columns = ["trial_id", "layer", "layer_index", "phase", "relative_size"]
         rows = pd.DataFrame(columns=columns) if events.empty else events[columns]

@@ -208,7 +208,7 @@ def test_a_family_that_nobody_declared_is_a_caution(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("q", "attainable", "kind", "words"),
     [
-        (0.01, 0.002, "finding", "6 coincidences beside 1.2 by chance, 4 of 4 seeds, q = 0.01"),
+        (0.01, 0.002, "finding", "beside 1.2 by chance, 4 of 4 seeds, where false events give 0.2, q = 0.01"),
         (0.4, 0.002, "nothing", "It is not shown that seeds agree"),
         (0.4, 0.2, "caution", "Seeds cannot be shown to agree"),
         (None, None, "nothing", "could not be tested: events of one seed only"),
@@ -216,7 +216,7 @@ def test_a_family_that_nobody_declared_is_a_caution(tmp_path: Path) -> None:
 )
 def test_concordance_turns_with_its_q(tmp_path: Path, q: Any, attainable: Any, kind: str, words: str) -> None:
     store = planted.planted(tmp_path)
-    row = concordance(q, attainable) | ({"reason": "events of one seed only"} if q is None else {})
+    row = concordance(q, attainable, null_seeds_with=0.2) | ({"reason": "events of one seed only"} if q is None else {})
     put(store, "concordance", {"concordance": [row], "replicated_events": []})
     found = section(collect(store, SWEEP), "across")
     assert [c.kind for c in found.claims] == [kind] and words in found.claims[0].text
@@ -235,9 +235,11 @@ def test_a_comparison_turns_with_its_p(
     tmp_path: Path, p: float, significant: bool, reach: float, kind: str, words: str
 ) -> None:
     store = planted.planted(tmp_path)
-    put(store, "compare", {"comparisons": [comparison(p, significant, reach)], "cell_status": []})
+    row = comparison(p, significant, reach, null_mean=0.02)
+    put(store, "compare", {"comparisons": [row], "cell_status": []})
     found = [c for c in section(collect(store, SWEEP), "across").claims if "vents per series" in c.text]
     assert [c.kind for c in found] == [kind] and words in found[0].text
+    assert ("3 comparisons, where false events give 0.02." in found[0].text) is significant
 
 
 def settling(q: float, rho: float) -> dict[str, list[dict[str, Any]]]:
