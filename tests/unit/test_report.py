@@ -242,6 +242,38 @@ def test_a_comparison_turns_with_its_p(
     assert ("3 comparisons, where false events give 0.02." in found[0].text) is significant
 
 
+def test_critical_periods_are_drawn_on_the_map_of_their_measure_beside_their_number_by_chance(tmp_path: Path) -> None:
+    store = planted.planted(tmp_path)
+    planted.put_periods(store, [(0, 20, 40), (1, 30, 60), (2, 100, 120)])
+    maps = section(collect(store, SWEEP), "maps")
+    key = (
+        "period",
+        "critical period of a seed: it moves faster than its slow-down explains (3 in all, 5 on surrogates)",
+    )
+    assert key in maps.plates[0].keys and "period" not in dict(maps.plates[1].keys)
+    (mlp,) = [figure for figure in maps.plates[0].figures if figure.title == "mlp"]
+    spans = csv(mlp.spec["layer"][2])
+    assert spans[["row", "from", "to"]].to_numpy().tolist() == [[1, 20, 60], [1, 100, 120]]
+    assert spans["text"].tolist()[0].endswith("between steps 20 and 60 in 2 of 4 seeds")
+    assert "2 spans of critical periods" in mlp.alt
+    (cnn,) = [figure for figure in maps.plates[0].figures if figure.title == "cnn"]
+    assert len(cnn.spec["layer"]) == 2 and "critical" not in cnn.alt
+
+
+def test_the_trials_with_the_best_defined_critical_periods_are_named_with_how_many_were_tried(tmp_path: Path) -> None:
+    store = planted.planted(tmp_path)
+    planted.put_periods(store, [(1, 30, 60)])
+    row = {"measure": "participation_ratio", "rank": 1, "trial_id": planted.trial_id("mlp", 1), "cell": "mlp/digits"}
+    row |= {"n_layers": 2, "n_significant": 1, "smallest_p": 0.004, "n_tried": 8}
+    put(store, "coordination_tests", {"critical_ranking": [row], "coordination_cells": []})
+    found = collect(store, SWEEP)
+    assert (
+        "Best defined critical periods, picked from 8 trials after looking at all: mlp seed 1 (1 of 2 layers with "
+        "q < 0.05, smallest p 0.004)."
+    ) in said(found, "described")
+    assert sheet(found, "Trials with the best defined critical periods")["n tried"].tolist() == [8]
+
+
 def settling(q: float, rho: float) -> dict[str, list[dict[str, Any]]]:
     row = {"cell": "cnn/digits", "model": "cnn", "data": "digits", "measure": "participation_ratio", "mode": "default"}
     row |= {"n_trials": 4, "n_without": 0, "n_layers": 3.0, "mean_rho": rho, "p": q, "q": q, "bottom_up": 1.0}
