@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.events.significant import primary
-from ndt_ray.analysis.inference.sample import trained
+from ndt_ray.analysis.events.significant import primary, primary_family, tests_of
+from ndt_ray.analysis.inference.sample import false_per_series, trained
 from ndt_ray.analysis.series import clock
 from ndt_ray.analysis.taxonomy.representatives import select
 from ndt_ray.store.schema import Column, Table
@@ -61,6 +61,7 @@ INVESTIGATIONS = Table(
         Column("trained", "bool", "held-out accuracy (mean over classes) above chance; null without evaluations"),
         Column("accuracy", "float64", "last held-out accuracy"),
         Column("n_events", "int32", "events of the trial"),
+        Column("null_events", "float64", "of these, expected to be false; original: points flagged on white noise"),
         Column("n_layers", "int32", "layers that have one"),
         Column("early_share", "float64", "share of events in the first tenth of the run"),
         Column("mean_gap", "float64", "mean distance of neighbouring onsets", "steps"),
@@ -109,6 +110,7 @@ INVESTIGATION_STEPS = Table(
         "growth",
         "growth_models",
         "jumps",
+        "jump_counts",
     ),
     writes=(INVESTIGATIONS, INVESTIGATION_STEPS),
     per="trial",
@@ -133,8 +135,9 @@ def investigation(data: AnalysisInput, *, most: int = 5) -> dict[str, pd.DataFra
     )
     tests = data.frame("series_tests")
     if len(tests):
-        events = _typed(primary(data.frame("events"), data.frame("event_families")), data.frame("event_types"))
-        known = base | _described(events, trial.steps) | _curve(models, "default")
+        families = data.frame("event_families")
+        events = _typed(primary(data.frame("events"), families), data.frame("event_types"))
+        known = base | _described(events, trial.steps) | _curve(models, "default") | _false(families, tests)
         known |= _phenomenon(
             known, int(tests["calibrated"].astype(bool).sum()) if "calibrated" in tests else len(tests)
         )
@@ -142,7 +145,8 @@ def investigation(data: AnalysisInput, *, most: int = 5) -> dict[str, pd.DataFra
         rows.append(known | {"mode": "default"} | _strategy(known) | _value(plan, events, steps))
     jumps = data.frame("jumps")
     if len(jumps) and len(data.frame("growth")) and (data.frame("growth")["mode"] == "original").any():
-        rows.append(base | {"mode": "original"} | _published(jumps, models, trial.steps, kind))
+        told = _published(jumps, data.frame("jump_counts"), models, trial.steps, kind)
+        rows.append(base | {"mode": "original"} | told)
     columns = [c.name for c in INVESTIGATIONS.columns]
     return {
         "investigations": pd.DataFrame(rows).reindex(columns=columns) if rows else pd.DataFrame(),
@@ -187,6 +191,14 @@ def _described(events: pd.DataFrame, steps: int) -> dict[str, Any]:
         "densest": best,
         "layers_densest": layers,
     }
+
+
+def _false(families: pd.DataFrame, tests: pd.DataFrame) -> dict[str, Any]:
+    """How many of the trial's events are expected to be false, by its testable series; null where no family says."""
+    family = primary_family(families)
+    if family is None or "calibrated" not in tests:
+        return {"null_events": None}
+    return {"null_events": false_per_series(family) * int(tests_of(tests, family)["calibrated"].astype(bool).sum())}
 
 
 def _curve(models: pd.DataFrame, mode: str) -> dict[str, Any]:
@@ -288,10 +300,16 @@ def bracketed(events: pd.DataFrame, planned: Any) -> float | None:
     return float(np.mean(hits))
 
 
-def _published(jumps: pd.DataFrame, models: pd.DataFrame, steps: int, kind: str) -> dict[str, Any]:
+def _published(
+    jumps: pd.DataFrame, counts: pd.DataFrame, models: pd.DataFrame, steps: int, kind: str
+) -> dict[str, Any]:
     """The published story of a run, from the points its aggregate rule flagged."""
     own = jumps[(jumps["mode"] == "original") & (jumps["detector"] == "smoothed_gradient")]
     n = len(own)
+    judged = (
+        counts[(counts["mode"] == "original") & (counts["detector"] == "smoothed_gradient")] if len(counts) else counts
+    )
+    noise = float(judged["null_white_mean"].sum()) if len(judged) else None
     words = {True: "cascade", False: "discrete" if n else "smooth"}
     phenomenon = words[n >= PUBLISHED_CASCADE]
     onset = np.sort(own["step_before"].to_numpy(np.float64))
@@ -299,6 +317,7 @@ def _published(jumps: pd.DataFrame, models: pd.DataFrame, steps: int, kind: str)
     return (
         known
         | {"why": f"{n} points flagged by the published rule", "n_events": n, "n_layers": 0, "densest": 0}
+        | {"null_events": noise}
         | {"early_share": float((onset < CASCADE_WINDOW * steps).mean()) if n else None}
         | {"mean_gap": float(np.diff(onset).mean()) if n > 1 else None}
         | _curve(models, "original")

@@ -9,7 +9,7 @@ from scipy.stats import t as student
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.detection import Floats
-from ndt_ray.analysis.events.significant import primary, primary_family, replicates, with_names
+from ndt_ray.analysis.events.significant import primary, primary_family, replicates, tests_of, with_names
 from ndt_ray.store.schema import Column, Table
 
 _CELL = (
@@ -34,6 +34,23 @@ EVENT_LAYERS = Table(
         Column("n_trials", "int32", "trials in which the layer was judged"),
     ),
     ("mode", "cell", "layer_index", "layer"),
+)
+
+EVENT_KINDS = Table(
+    "event_kinds",
+    "Events by kind of layer of a cell: linear2 against linear1, the attention's output (out_proj) apart.",
+    (
+        *_CELL,
+        Column("layer_kind", "string", "as in event_layers"),
+        Column("n", "int32", "events of the layers of this kind, all trials"),
+        Column("null_n", "float64", "events expected of them where there is nothing"),
+        Column("percent", "float64", "of the cell's events"),
+        Column("n_layers", "int32", "layers of this kind"),
+        Column("n_series", "int32", "layer-series of them that were judged"),
+        Column("per_series", "float64", "events a layer-series"),
+        Column("to_linear1", "float64", "events for each event of a linear1 of the cell; null where these have none"),
+    ),
+    ("mode", "cell", "layer_kind"),
 )
 
 EVENT_SUMMARY = Table(
@@ -71,11 +88,11 @@ EVENT_SUMMARY = Table(
         "jumps",
         "jump_counts",
     ),
-    writes=(EVENT_LAYERS, EVENT_SUMMARY),
+    writes=(EVENT_LAYERS, EVENT_KINDS, EVENT_SUMMARY),
     per="sweep",
 )
 def event_layers(data: AnalysisInput) -> dict[str, pd.DataFrame]:
-    """Events by layer and cell, beside what is expected where there is nothing; layers without any are listed too."""
+    """Events by layer, kind of layer and cell, beside what is expected where there is nothing; none are listed too."""
     trials = replicates(data)
     layers: list[dict[str, Any]] = []
     summary: list[dict[str, Any]] = []
@@ -88,7 +105,8 @@ def event_layers(data: AnalysisInput) -> dict[str, pd.DataFrame]:
             layers += [names | row for row in _by_layer(own, series)]
             own_loss = loss[loss["trial_id"].isin(series["trial_id"])] if len(loss) else loss
             summary.append(names | _summary(own, series, own_loss))
-    return {"event_layers": pd.DataFrame(layers), "event_summary": pd.DataFrame(summary)}
+    by_layer = pd.DataFrame(layers)
+    return {"event_layers": by_layer, "event_kinds": kinds(by_layer), "event_summary": pd.DataFrame(summary)}
 
 
 def _cases(data: AnalysisInput, trials: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]:
@@ -97,8 +115,7 @@ def _cases(data: AnalysisInput, trials: pd.DataFrame) -> Iterator[tuple[str, pd.
     chosen = primary_family(families)
     if len(tests) and chosen is not None:
         events = primary(data.frame("events"), families)
-        for column in ("measure", "detector", "null"):
-            tests = tests[tests[column] == chosen[column]] if column in chosen else tests
+        tests = tests_of(tests, chosen)
         null = float(chosen.get("alpha", 0.05)) * len(events) / max(len(tests), 1)
         columns = ["trial_id", "layer", "layer_index", "phase", "relative_size"]
         rows = pd.DataFrame(columns=columns) if events.empty else events[columns]
@@ -165,7 +182,18 @@ def _half_width(values: Floats) -> float:
 
 
 def kinds(layers: pd.DataFrame) -> pd.DataFrame:
-    """Events by kind of layer (the founding "linear2 against linear1"): columns mode, cell, layer_kind, n, percent."""
-    table = layers.groupby(["mode", "cell", "layer_kind"], sort=True)["n"].sum().reset_index()
-    total = table.groupby(["mode", "cell"])["n"].transform("sum")
-    return table.assign(percent=100 * table["n"] / total.where(total > 0))
+    """Rows of `event_kinds` from those of `event_layers` (the founding "linear2 against linear1")."""
+    if layers.empty:
+        return pd.DataFrame()
+    rows = layers.assign(_null=layers["null_per_trial"] * layers["n_trials"])
+    by = rows.groupby(["mode", "cell", "model", "data", "layer_kind"], sort=True)
+    sums = {"n": ("n", "sum"), "null_n": ("_null", "sum"), "n_layers": ("layer", "nunique")}
+    table = by.agg(**sums, n_series=("n_trials", "sum")).reset_index()
+    cell = [table["mode"], table["cell"]]
+    total = table["n"].groupby(cell).transform("sum")
+    first = table["n"].where(table["layer_kind"] == "linear1").groupby(cell).transform("sum")
+    return table.assign(
+        percent=100 * table["n"] / total.where(total > 0),
+        per_series=table["n"] / table["n_series"],
+        to_linear1=table["n"] / first.where(first > 0),
+    )

@@ -13,7 +13,7 @@ from scipy.stats import t as student
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.detection import Floats
-from ndt_ray.analysis.events.significant import primary, primary_family, replicates, with_names
+from ndt_ray.analysis.events.significant import primary, primary_family, replicates, tests_of, with_names
 from ndt_ray.analysis.phases import BINS, EDGES, phase_bin, published_phase_bin
 from ndt_ray.store.schema import Column, Table
 
@@ -140,10 +140,7 @@ def _primary_tests(tests: pd.DataFrame, families: pd.DataFrame, events: pd.DataF
     """The series among which the primary family's events were sought."""
     first = primary_family(families)
     if first is not None:
-        own = tests
-        for column in ("detector", "null", "measure"):
-            own = own[own[column] == first[column]] if column in first else own
-        return own[own["view"] == first["view"]] if first.get("view", "*") != "*" else own
+        return tests_of(tests, first)
     own = tests[tests["measure"].isin(events["measure"])] if len(events) else tests
     return own.drop_duplicates(["trial_id", "layer", "view", "measure"])
 

@@ -1,6 +1,7 @@
 """The events of a sweep as all that follows reads them: significant ones of the primary family, with their trial."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,6 +59,14 @@ def primary_family(families: pd.DataFrame) -> pd.Series | None:
         return named.iloc[0]
     size = "n_series" if "n_series" in families else "family"
     return families.sort_values([size, "family"], ascending=[False, True], kind="stable").iloc[0]
+
+
+def tests_of(tests: pd.DataFrame, family: Mapping[str, Any] | pd.Series) -> pd.DataFrame:
+    """Rows of `series_tests` among which a family's events were sought; `family`: its row of `event_families`."""
+    own = tests
+    for column in ("measure", "detector", "null"):
+        own = own[own[column] == family[column]] if column in family else own
+    return own[own["view"] == family["view"]] if family.get("view", "*") != "*" else own
 
 
 def with_names(rows: pd.DataFrame, trials: pd.DataFrame, extra: Sequence[str] = ()) -> pd.DataFrame:

@@ -112,7 +112,8 @@ def _estimates(made: sample.Design, outcomes: Sequence[Outcome], excluded: set[s
     rows = []
     for outcome in outcomes:
         for cell, units in sample.by_unit(made, outcome.values).items():
-            row = {"family": outcome.family, "cell": cell, "outcome": outcome.name, **estimate(list(units.values()))}
+            row: dict[str, Any] = {"family": outcome.family, "cell": cell, "outcome": outcome.name}
+            row |= {"null_mean": outcome.null} | estimate(list(units.values()))
             if cell in excluded and outcome.name not in ABOUT_LEARNING:
                 row["reason"] = "; ".join(filter(None, ["cell never trained", row["reason"]]))
             rows.append(row)

@@ -59,18 +59,19 @@ def concordance(
 
 def _cases(
     series: pd.DataFrame, events: pd.DataFrame, tolerance: float
-) -> Iterator[tuple[dict[str, Any], pd.DataFrame, pd.DataFrame, float]]:
-    """What is tested: identity, its trials (with steps), its events (trial_id, time, direction), tolerance in steps."""
+) -> Iterator[tuple[dict[str, Any], pd.DataFrame, pd.DataFrame, float, int]]:
+    """What is tested: identity, its trials (with steps), its events (trial_id, time, direction), tolerance in steps,
+    number of series."""
     key = ["trial_id", *_SERIES]
     for cell, own in series.groupby("cell", sort=True):
         mine = events.merge(own[key], on=key, validate="many_to_one") if len(events) else events
         for name, group in own.groupby(_SERIES, sort=True):
             identity = {"cell": cell, **dict(zip(_SERIES, name, strict=True))}
             here = mine[(mine[_SERIES] == list(name)).all(axis=1)] if len(mine) else mine
-            yield identity, group, here, _tolerance(group, here, tolerance)
+            yield identity, group, here, _tolerance(group, here, tolerance), len(group)
         whole = _whole(*(str(own[c].iloc[0]) for c in ("measure", "detector", "null")))
         steps = _tolerance(own, mine, tolerance)
-        yield {"cell": cell, **whole}, own.drop_duplicates("trial_id"), _merged(mine, steps), steps
+        yield {"cell": cell, **whole}, own.drop_duplicates("trial_id"), _merged(mine, steps), steps, len(own)
 
 
 def _tolerance(series: pd.DataFrame, events: pd.DataFrame, tolerance: float) -> float:
@@ -95,11 +96,15 @@ def _judged(
     series: pd.DataFrame,
     events: pd.DataFrame,
     tolerance: float,
+    n_series: int,
     n_surrogates: int,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """One row of `concordance`, and the rows of `replicated_events` that go with it."""
     n_seeds, seeds_with = series["trial_id"].nunique(), events["trial_id"].nunique()
     row: dict[str, Any] = {"family": family.name, **identity, "n_seeds": n_seeds, "seeds_with": seeds_with}
+    false = family.false_per_series * n_series
+    # False events as a Poisson process: a seed has one with this probability.
+    row |= {"null_events": false, "null_seeds_with": n_seeds * -np.expm1(-false / max(n_seeds, 1))}
     row |= {"n_events": len(events), "tolerance": tolerance, "window": WINDOW * tolerance}
     row |= dict.fromkeys(("coincidences", "expected_jitter", "expected_redraw", "p_jitter", "p_redraw", "p"))
     row |= dict.fromkeys(("q", "q_attainable", "n_surrogates", "largest", "p_largest", "reason"))

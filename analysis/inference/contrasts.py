@@ -81,6 +81,7 @@ def compared(pair: Pair, outcome: Outcome, excluded: set[str], rules: Rules, com
     row: dict[str, Any] = {column.name: None for column in COMPARISONS.columns}
     row |= {"family": outcome.family, "axis": pair.axis, "stratum": pair.stratum, "level_a": pair.level_a}
     row |= {"level_b": pair.level_b, "outcome": outcome.name, "unit": rules.unit, "effect": rules.effect}
+    row["null_mean"] = outcome.null
     a, b = (_units(rows, outcome, excluded) for rows in (pair.a, pair.b))
     row |= {"n_a": len(a), "n_b": len(b)}
     shared = _share_batches(pair)

@@ -19,12 +19,14 @@ READS = ("trials", "outcomes", "sweeps", "events", "event_families", "series_tes
 
 @dataclass(frozen=True)
 class Outcome:
-    """Values by trial_id, where known; `family` names the events' family, `primary` whether it is the declared one."""
+    """Values by trial_id, where known; `family` names the events' family, `primary` whether it is the declared one;
+    `null`: the value expected where there is nothing."""
 
     name: str
     values: Mapping[str, float]
     family: str | None = None
     primary: bool = True
+    null: float | None = None
 
 
 def all_outcomes(
@@ -35,7 +37,8 @@ def all_outcomes(
     tests, events = data.frame("series_tests"), data.frame("events")
     for family in sample.families(data.frame("event_families"), data.frame("trials")):
         counts = sample.per_series_counts(family, tests, events).set_index("trial_id")["events_per_series"]
-        found.append(Outcome("events_per_series", known(counts), family.name, family.primary))
+        null = number(family.false_per_series)
+        found.append(Outcome("events_per_series", known(counts), family.name, family.primary, null))
         own = sample.events_of(family, events)
         phase = own.assign(phase=own["phase"].astype(float)).groupby("trial_id")["phase"].median()
         found.append(Outcome("event_phase", known(phase), family.name, family.primary))

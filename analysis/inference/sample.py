@@ -30,6 +30,8 @@ class Family:
     view: str
     detector: str
     null: str
+    false_per_series: float = math.nan
+    """Events of a testable series that are expected to be false."""
 
     def has(self, rows: pd.DataFrame) -> "pd.Series[bool]":
         """Which rows of `series_tests` belong to it."""
@@ -42,11 +44,22 @@ def families(event_families: pd.DataFrame, trials: pd.DataFrame, primary_only: b
     if event_families.empty:
         return []
     rows = event_families.drop_duplicates(["family", "detector", "null"]).sort_values(["family", "detector", "null"])
-    columns = ["family", "primary", "measure", "view", "detector", "null"]
-    found = [Family(*row) for row in rows[columns].itertuples(index=False, name=None)]
+    columns = ["primary", "measure", "view", "detector", "null"]
+    found = [
+        Family(row["family"], **{c: row[c] for c in columns}, false_per_series=false_per_series(row))
+        for row in rows.to_dict("records")
+    ]
     controls = tuple(f"{name}: " for name in (set(trials["control"].dropna()) if len(trials) else ()))
     real = [family for family in found if not controls or not family.name.startswith(controls)]
     return [family for family in real if family.primary] if primary_only else real
+
+
+def false_per_series(family: Mapping[Any, Any] | pd.Series) -> float:
+    """False events expected of a testable series: the family's, spread evenly over these; NaN where it does not say."""
+    events, series = family.get("null_events"), family.get("n_calibrated")
+    if events is None or series is None or pd.isna(events) or pd.isna(series) or not series:
+        return math.nan
+    return float(events) / int(series)
 
 
 def usable(trials: pd.DataFrame, outcomes: pd.DataFrame) -> pd.DataFrame:

@@ -12,6 +12,7 @@ _SERIES = (
     Column("detector", "string", "name of the detector"),
     Column("null", "string", "what the surrogates of the events are"),
 )
+_NULL_MEAN = Column("null_mean", "float64", "of events_per_series: those expected to be false; null for other outcomes")
 _REASON = Column("reason", "string", "why there is no number; null where there is one")
 
 CONCORDANCE = Table(
@@ -23,7 +24,9 @@ CONCORDANCE = Table(
         *_SERIES,
         Column("n_seeds", "int32", "trials whose series could be tested"),
         Column("seeds_with", "int32", "of these, trials with an event"),
+        Column("null_seeds_with", "float64", "trials expected to have a false event"),
         Column("n_events", "int32", "significant events of all of them", "events"),
+        Column("null_events", "float64", "of these, expected to be false (of all layers: before merging)", "events"),
         Column("tolerance", "float64", "two events this close coincide", "steps"),
         Column("window", "float64", "half width of the jitter at the start of the run", "steps"),
         Column("coincidences", "int32", "pairs of events of two seeds that coincide", "pairs"),
@@ -94,6 +97,7 @@ CELL_ESTIMATES = Table(
         Column("outcome", "string", "what was averaged: events_per_series, event_phase, final_accuracy, MEASURE@PHASE"),
         Column("n", "int32", "units (seeds) with a value"),
         Column("mean", "float64", "over them"),
+        _NULL_MEAN,
         Column("sd", "float64", "between them"),
         Column("iqm", "float64", "interquartile mean"),
         Column("interval", "string", "method of lo and hi: t, or its hull with the studentised bootstrap"),
@@ -138,6 +142,7 @@ COMPARISONS = Table(
         Column("n_b", "int32", "of the second"),
         Column("mean_a", "float64", "over units"),
         Column("mean_b", "float64", "over units"),
+        _NULL_MEAN,
         Column("difference", "float64", "mean_a - mean_b"),
         Column("interval", "string", "method of lo and hi"),
         Column("lo", "float64", "95 % interval of the difference, resampling seeds only"),

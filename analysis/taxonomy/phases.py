@@ -14,9 +14,9 @@ import pandas as pd
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.blocks import between_groups, codes, permuted
 from ndt_ray.analysis.detection import Floats, Ints
-from ndt_ray.analysis.events.significant import replicates
+from ndt_ray.analysis.events.significant import primary_family, replicates
 from ndt_ray.analysis.nulls import generator
-from ndt_ray.analysis.phases import BINS
+from ndt_ray.analysis.phases import BINS, EDGES
 from ndt_ray.store.schema import Column, Table
 
 _MODE = Column("mode", "string", "default: significant events; original: published jumps")
@@ -30,6 +30,7 @@ TYPE_PHASES = Table(
         Column("label", "string", "its name; null where it has none"),
         Column("phase_bin", "string", "early, mid, late, all, or dropped (original, phase 0)"),
         Column("n", "int32", "events"),
+        Column("null_n", "float64", "of all types, expected where there is nothing; a type's own cannot be told: null"),
         Column("percent_of_type", "float64", "of the type's events"),
         Column("percent_of_phase", "float64", "of the phase's events: how the founding study gave its clusters"),
         Column("n_loss", "int32", "events with a change of the loss"),
@@ -61,7 +62,15 @@ _KEY = ["trial_id", "layer", "view", "measure", "step_before"]
 
 @analysis(
     name="taxonomy_phases",
-    reads=("trials", "outcomes", "evaluations", "event_types", "event_windows"),
+    reads=(
+        "trials",
+        "outcomes",
+        "evaluations",
+        "event_types",
+        "event_windows",
+        "event_families",
+        "jump_counts",
+    ),
     writes=(TYPE_PHASES, TYPE_TESTS),
     per="sweep",
 )
@@ -76,13 +85,29 @@ def taxonomy_phases(data: AnalysisInput, *, permutations: int = 1999, alpha: flo
     counted: list[dict[str, Any]] = []
     tested: list[dict[str, Any]] = []
     for mode, own in rows.groupby("mode", sort=True):
-        counted += [{"mode": mode} | row for row in crossed(own)]
+        counted += [{"mode": mode} | row for row in crossed(own, _expected(str(mode), own, data))]
         tested += [{"mode": mode} | row for row in tests(own, permutations, alpha, data.sweep, str(mode))]
     return {TYPE_PHASES.name: pd.DataFrame(counted), TYPE_TESTS.name: pd.DataFrame(tested)}
 
 
-def crossed(events: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Rows of `taxonomy_phases` but the mode: every type × phase, the margins included, empty cells too."""
+def _expected(mode: str, events: pd.DataFrame, data: AnalysisInput) -> float:
+    """Events of all types expected where there is nothing: false ones at the family's rate, or jumps of white noise."""
+    if mode == "default":
+        family = primary_family(data.frame("event_families"))
+        return float("nan") if family is None else float(family.get("alpha", np.nan)) * len(events)
+    counts = data.frame("jump_counts")
+    if counts.empty:
+        return float("nan")
+    own = counts[(counts["mode"] == mode) & (counts["detector"] == "difference_z")]
+    return float(own.loc[own["trial_id"].isin(events["trial_id"]), "null_white_mean"].sum())
+
+
+def crossed(events: pd.DataFrame, null: float) -> Iterator[dict[str, Any]]:
+    """Rows of `taxonomy_phases` but the mode: every type × phase, the margins included, empty cells too.
+
+    `null`: events of all types expected where there is nothing, evenly over the run.
+    """
+    share = dict(zip(BINS, np.diff([0.0, *EDGES, 1.0]), strict=True)) | {"all": 1.0}
     bins = events["phase_bin"].astype(object).where(events["phase_bin"].notna(), "dropped")
     names = [*BINS, *(["dropped"] if (bins == "dropped").any() else []), "all"]
     labels = events.drop_duplicates("type").set_index("type")["label"]
@@ -98,6 +123,7 @@ def crossed(events: pd.DataFrame) -> Iterator[dict[str, Any]]:
                 "label": labels.get(kind),
                 "phase_bin": name,
                 "n": len(own),
+                "null_n": null * share[name] if not kind and name in share else np.nan,
                 "percent_of_type": 100 * len(own) / int(of_type.sum()) if of_type.any() else np.nan,
                 "percent_of_phase": 100 * len(own) / int(of_bin.sum()) if of_bin.any() else np.nan,
                 "n_loss": int(known.sum()),

@@ -3,7 +3,7 @@
 `founding` repeats the published choice, five a run: the two largest of type 5, the two largest of type 4, one of type
 3, with its fallbacks where a run lacks a type. Its type 3 was drawn without a seed, so that draw cannot be repeated:
 here the eligible event nearest to the median phase stands in (the rule of its own fallback). `balanced` is ours: types
-(or phases, where there are no types) in turn, largest effect first, none within the reach of another.
+(or phases, where there are no types) in turn, largest effect first, none within the reach of another of its trial.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,11 +21,11 @@ FOUNDING_REACH = 10
 
 
 def select(events: pd.DataFrame, n: int = 5, rule: str = "balanced") -> pd.DataFrame:
-    """At most `n` rows of one run's events, in order of time; fewer where there are fewer.
+    """At most `n` rows of the events of one run or of several, in order of time; fewer where there are fewer.
 
     `founding` needs columns cluster, magnitude, phase, index; `balanced` needs step_before, step_after and phase_bin,
-    and uses type, confirm_relative, relative_size, width and q where there. SpecError for an unknown rule, a missing
-    column or a negative n.
+    and uses trial_id (without it all are of one run), type, confirm_relative, relative_size, width and q where there.
+    SpecError for an unknown rule, a missing column or a negative n.
     """
     if rule not in _RULES:
         raise SpecError(f"unknown selection rule '{rule}'{did_you_mean(rule, _RULES)}")
@@ -86,13 +86,18 @@ def _balanced(events: pd.DataFrame, n: int) -> pd.DataFrame:
 
 
 def _apart(queue: list[object], chosen: Sequence[object], events: pd.DataFrame) -> object | None:
-    """The next of a queue whose span overlaps none of those chosen; the queue loses what was looked at."""
+    """The next of a queue whose span overlaps none of those chosen of its trial; the queue loses what was looked at."""
     while queue:
         candidate = queue.pop(0)
         low, high = _span(events, candidate)
-        if all(high < a or b < low for a, b in (_span(events, c) for c in chosen)):
+        near = (_span(events, c) for c in chosen if _trial(events, c) == _trial(events, candidate))
+        if all(high < a or b < low for a, b in near):
             return candidate
     return None
+
+
+def _trial(events: pd.DataFrame, row: object) -> object:
+    return events.at[row, "trial_id"] if "trial_id" in events else None
 
 
 def _span(events: pd.DataFrame, row: object) -> tuple[float, float]:

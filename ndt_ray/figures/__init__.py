@@ -6,6 +6,7 @@ seeds get a panel, a bar or a line of their own.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from ndt_ray.analysis.events.significant import primary
 from ndt_ray.analysis.jumps import compare_with_null
 from ndt_ray.errors import SpecError, did_you_mean
 from ndt_ray.figures.canvas import (
@@ -37,6 +39,7 @@ from ndt_ray.figures.canvas import (
     words,
 )
 from ndt_ray.figures.heatmap import MAX_PANELS, layer_step_heatmap
+from ndt_ray.plan import Lane
 from ndt_ray.store.reader import Store
 from ndt_ray.store.schema import TABLES
 from ndt_ray.summary import RULE, in_plan_order, planned_lanes
@@ -196,9 +199,10 @@ def sweep_figure(
 ) -> Figure:
     """A figure of one sweep: `heatmap`, `jumps` or `accuracy`, of one data set if given; `options` as its function's.
 
-    Cells stand in the order of the plan; controls are left out unless asked for. The heatmap takes `marks`: the rule
-    whose jumps are marked (by default difference_z, where it was run), or None. SpecError for an unknown kind, data
-    set or measure, StoreError for an unknown sweep.
+    Cells stand in the order of the plan; controls are left out unless asked for. The heatmap takes `marks`: events
+    (significant ones of the primary family, on its measure), a rule whose uncalibrated jumps are marked, or None; by
+    default the events where there are any, else the jumps of difference_z. SpecError for an unknown kind, data set or
+    measure, StoreError for an unknown sweep.
     """
     if kind not in _KINDS:
         raise SpecError(f"unknown figure '{kind}'{did_you_mean(kind, _KINDS)}")
@@ -208,19 +212,14 @@ def sweep_figure(
         if data not in known:
             raise SpecError(f"sweep {sweep}: no trial of data set '{data}'{did_you_mean(data, known)}")
 
-    def read(columns: str, table: str) -> pd.DataFrame:
-        query = f"SELECT x.trial_id, {columns}, {_OF_TRIAL} FROM {table} x JOIN trials t USING (sweep, trial_id)"
-        chosen = "x.sweep = $sweep AND ($controls OR t.control = 'none') AND ($data IS NULL OR t.data = $data)"
-        found = store.sql(f"{query} WHERE {chosen} ORDER BY ALL", {"sweep": sweep, "controls": controls, "data": data})
-        return in_plan_order(found, lanes)
-
-    return _KINDS[kind](read, **options)
+    return _KINDS[kind](_Reader(store, sweep, lanes, data, controls), **options)
 
 
 def demo_figure(store: Store, sweep: str, path: str | Path) -> Path:
-    """The heatmap of a sweep, with its jumps marked, written to a file; errors of `sweep_figure` and `save`.
+    """The heatmap of a sweep, written to a file; errors of `sweep_figure` and `save`.
 
-    Of a sweep with more cells than one figure has room for: its first data set (the title says which).
+    Its events are marked, or its jumps where there are none. Of a sweep with more cells than one figure has room for:
+    its first data set (the title says which).
     """
     cells = store.sql(
         "SELECT DISTINCT cell, data FROM trials WHERE sweep = ? AND control = 'none' ORDER BY ALL", [sweep]
@@ -230,32 +229,63 @@ def demo_figure(store: Store, sweep: str, path: str | Path) -> Path:
     return save(sweep_figure(store, sweep, data=first), path)
 
 
+@dataclass(frozen=True)
+class _Reader:
+    """Rows of one sweep, those of each trial with its columns, in the order of the plan."""
+
+    store: Store
+    sweep: str
+    lanes: list[Lane]
+    data: str | None
+    controls: bool
+
+    def __call__(self, columns: str, table: str) -> pd.DataFrame:
+        query = f"SELECT x.trial_id, {columns}, {_OF_TRIAL} FROM {table} x JOIN trials t USING (sweep, trial_id)"
+        chosen = "x.sweep = $sweep AND ($controls OR t.control = 'none') AND ($data IS NULL OR t.data = $data)"
+        values = {"sweep": self.sweep, "controls": self.controls, "data": self.data}
+        return in_plan_order(self.store.sql(f"{query} WHERE {chosen} ORDER BY ALL", values), self.lanes)
+
+    def events(self, measure: str) -> pd.DataFrame:
+        """Significant events of the primary family, if they are of this measure; none where none were sought."""
+        if not {"events", "event_families"} <= set(self.store.names()):
+            return pd.DataFrame()
+        columns = "x.layer, x.layer_index, x.view, x.step_before, x.step_after, x.direction, x.measure, x.family, "
+        rows = self(columns + 'x.detector, x."null", x.significant', "events")
+        own = primary(rows, self.store.table("event_families", self.sweep))
+        return own[own["measure"] == measure]
+
+
 _OF_TRIAL = "t.cell, t.data, t.control, t.seed, t.steps, t.probe_size, t.data_completeness"
-_Read = Callable[[str, str], pd.DataFrame]
 
 
-def _heatmap(read: _Read, measure: str = "participation_ratio", *, marks: str | None = RULE, **options: Any) -> Figure:
+def _heatmap(
+    read: _Reader, measure: str = "participation_ratio", *, marks: str | None = "auto", **options: Any
+) -> Figure:
     known = _numbers("velocity", "measurements")
     if measure not in known:
         raise SpecError(f"no measure '{measure}'{did_you_mean(measure, known)}")
     table = known[measure]
     view = "x.view" if table == "measurements" else "'*' AS view"  # velocity is of the layer, whatever its view
     rows = read(f'x.step, x.layer, x.layer_index, {view}, x."{measure}"', table)
-    events = None
-    if marks is not None:
-        columns = "x.layer, x.view, x.step_before, x.step_after, x.direction, x.counted, x.measure, x.mode, x.detector"
-        events = read(columns, "jumps")
-        events = events[(events["mode"] == "default") & (events["detector"] == marks)]
-    return layer_step_heatmap(rows, measure, events=events, **options)
+    events = read.events(measure) if marks in ("auto", "events") else None
+    if events is not None and (len(events) or marks == "events"):
+        own = events if table == "measurements" else events.assign(view="*")
+        return layer_step_heatmap(rows, measure, events=own if len(own) else None, calibrated=True, **options)
+    if marks is None:
+        return layer_step_heatmap(rows, measure, **options)
+    columns = "x.layer, x.view, x.step_before, x.step_after, x.direction, x.counted, x.measure, x.mode, x.detector"
+    jumps = read(columns, "jumps")
+    jumps = jumps[(jumps["mode"] == "default") & (jumps["detector"] == (RULE if marks == "auto" else marks))]
+    return layer_step_heatmap(rows, measure, events=jumps, **options)
 
 
-def _jumps(read: _Read, **options: Any) -> Figure:
+def _jumps(read: _Reader, **options: Any) -> Figure:
     nulls = ", ".join(f"x.null_{family}_{c}" for family in ("white", "ar1") for c in ("mean", "sd"))
     rows = read(f"x.layer_index, x.view, x.mode, x.measure, x.detector, x.observed, x.merged, {nulls}", "jump_counts")
     return counts_against_null(rows, **options)
 
 
-def _accuracy(read: _Read, value: str = "accuracy", **options: Any) -> Figure:
+def _accuracy(read: _Reader, value: str = "accuracy", **options: Any) -> Figure:
     known = _numbers("scalars", "evaluations")
     if value not in known:
         raise SpecError(f"no column '{value}' in evaluations or scalars{did_you_mean(value, known)}")

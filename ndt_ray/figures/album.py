@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from ndt_ray.errors import SpecError, did_you_mean
 from ndt_ray.figures.canvas import FORMATS, save
+from ndt_ray.report.data_sets import DataSet, records, sentences
 from ndt_ray.store.filesystem import Location
 
 INDEX = "index.html"
@@ -37,11 +38,16 @@ class Skip:
 
 @dataclass
 class Album:
-    """Files below `folder`, figures in `format`, at most `limit` figures a section; the rest is listed as left out."""
+    """Files below `folder`, figures in `format`, at most `limit` figures a section; the rest is listed as left out.
+
+    `sweep`: what the commands name that would compute what is not there; `data`: what its trials learned from.
+    """
 
     folder: Path
     format: str = "png"
     limit: int | None = None
+    sweep: str = "SWEEP"
+    data: Sequence[DataSet] = ()
     entries: list[Entry] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     _beyond: dict[str, int] = field(default_factory=dict)
@@ -88,6 +94,10 @@ class Album:
         if found not in self.skips:
             self.skips.append(found)
 
+    def analyze(self, *analyses: str) -> str:
+        """The command that would compute what is not there."""
+        return f"`ndt analyze {self.sweep} {' '.join(analyses)}`"
+
     def index(self, title: str) -> Path:
         """`index.html`: all files by section with captions, and all that was left out; links are relative."""
         for section, count in sorted(self._beyond.items()):
@@ -106,6 +116,7 @@ h2{border-bottom:1px solid #ddd;padding-bottom:.2em;margin-top:2em}
 figure{margin:0;max-width:560px;border:1px solid #e5e5e5;padding:8px;border-radius:4px}
 figure img{max-width:100%;max-height:420px;display:block}
 figcaption{font-size:13px;margin-top:6px}.s{color:#666;font-size:12px}
+.d{font-weight:600}
 table{border-collapse:collapse;font-size:13px}td,th{border:1px solid #ddd;padding:3px 8px;text-align:left}
 nav a{margin-right:1em}
 """
@@ -118,7 +129,9 @@ def _page(title: str, album: Album) -> str:
     told = f"{len(album.entries)} files; {len(album.skips)} things left out, each with its reason below its section."
     parts = [
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{say(title)}</title>',
-        f"<style>{_STYLE}</style></head><body><h1>{say(title)}</h1><p>{say(told)}</p><nav>{links}</nav>",
+        f"<style>{_STYLE}</style></head><body><h1>{say(title)}</h1><p>{say(told)}</p>",
+        *(f"<p{' class=d' if limits else ''}>{say(text)}</p>" for text, limits in sentences(album.data)),
+        f"<nav>{links}</nav>",
     ]
     for i, name in enumerate(sections):
         parts.append(f'<h2 id="s{i}">{say(name)}</h2><div class="g">')
@@ -142,10 +155,11 @@ def _entry(entry: Entry, folder: Path) -> str:
 
 
 def to_json(album: Album) -> str:
-    """The same as JSON: files (path, section, caption, shows) and skips (section, what, reason)."""
+    """The same as JSON: data sets, files (path, section, caption, shows) and skips (section, what, reason)."""
     files = [
         {"path": e.path.relative_to(album.folder).as_posix(), "section": e.section, "caption": e.caption}
         | {"shows": e.shows}
         for e in album.entries
     ]
-    return json.dumps({"files": files, "skipped": [s.__dict__ for s in album.skips]}, indent=2) + "\n"
+    found = {"data_sets": records(album.data), "files": files, "skipped": [s.__dict__ for s in album.skips]}
+    return json.dumps(found, indent=2) + "\n"

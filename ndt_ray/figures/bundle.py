@@ -24,6 +24,7 @@ from ndt_ray.figures import (
 )
 from ndt_ray.figures.album import Album, to_json
 from ndt_ray.figures.moments import Moment, chosen_trials, moments
+from ndt_ray.report.data_sets import data_sets
 from ndt_ray.store.reader import Store
 from ndt_ray.store.sweep import open_sweep
 
@@ -64,15 +65,15 @@ def write_mechanisms(store: Store, sweep: str, folder: str | Path, wanted: Wante
     """
     open_sweep(store, sweep)
     wanted = wanted or Wanted()
-    album = Album(Path(folder), wanted.format, wanted.limit)
     trials = _table(store, sweep, "trials")
+    album = Album(Path(folder), wanted.format, wanted.limit, sweep, data_sets(trials))
     if len(trials):
         _check(trials, _table(store, sweep, "measurements", ("layer",)), wanted)
     _transfer(album, store, sweep)
     _grokking(album, store, sweep, wanted)
     if wanted.founding:
         tables = {name: _table(store, sweep, name) for name in founding_tables.TABLES}
-        founding.write(album, tables, sweep, wanted.experiments)
+        founding.write(album, tables, wanted.experiments)
         _phase1(album, store, sweep)
     if wanted.networks and len(trials):
         _networks(album, store, sweep, wanted)
@@ -87,13 +88,13 @@ def write_mechanisms(store: Store, sweep: str, folder: str | Path, wanted: Wante
 def write_phase1(store: Store, sweep: str, folder: str | Path) -> Album:
     """The founding study's first phase under its file names; StoreError for an unknown sweep."""
     open_sweep(store, sweep)
-    album = Album(Path(folder))
+    album = Album(Path(folder), sweep=sweep)
     _phase1(album, store, sweep)
     return album
 
 
 def _phase1(album: Album, store: Store, sweep: str) -> None:
-    founding_phase1.write(album, {name: _table(store, sweep, name) for name in founding_phase1.TABLES}, sweep)
+    founding_phase1.write(album, {name: _table(store, sweep, name) for name in founding_phase1.TABLES})
 
 
 def _table(store: Store, sweep: str, name: str, columns: Sequence[str] = ()) -> pd.DataFrame:

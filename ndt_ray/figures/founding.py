@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ndt_ray.figures import founding_tables as founded
 from ndt_ray.figures.album import Album
 from ndt_ray.figures.canvas import GREY, INK, NORMAL, SMALL, canvas, head
 from ndt_ray.figures.founding_tables import Jumps
+from ndt_ray.report.data_sets import records
 
 SECTION = "Founding plan"
 COLOUR = {"transformer": "#0072b2", "cnn": "#d55e00", "mlp": "#009e73"}
@@ -26,12 +28,13 @@ MOST = 14
 """Experiments with a bar of their own; of more, those with most jumps."""
 
 
-def write(album: Album, tables: Mapping[str, pd.DataFrame], sweep: str, experiments: Sequence[str] = ()) -> None:
+def write(album: Album, tables: Mapping[str, pd.DataFrame], experiments: Sequence[str] = ()) -> None:
     """The files of all three folders and the key table; what a sweep has no networks or tables for is left out, with
     the reason. SpecError for an experiment that there is not."""
     found = founded.read(tables, experiments)
     if found is None:
-        why = f"neither jumps nor events were sought: `ndt analyze {sweep} jumps events event_windows event_phases`"
+        analyses = ("jumps", "events", "event_windows", "event_phases")
+        why = f"neither jumps nor events were sought: {album.analyze(*analyses)}"
         album.skip(SECTION, "phase2_week3_4, phase2_week5_6, phase2_week7_8", why)
         return
     if not len(found.rows):
@@ -44,7 +47,7 @@ def write(album: Album, tables: Mapping[str, pd.DataFrame], sweep: str, experime
     album.text(
         SECTION,
         "key_table.md",
-        f"# Key table: {sweep}: {found.words}\n\n{founded.markdown(table)}",
+        f"# Key table: {album.sweep}: {found.words}\n\n{founded.said(found.data)}{founded.markdown(table)}",
         "The same in Markdown.",
     )
 
@@ -67,8 +70,19 @@ def _weeks_3_4(album: Album, found: Jumps, tables: Mapping[str, pd.DataFrame]) -
         caption = "Whether layers move together, by trial, beside what shifted layers give."
         album.text(SECTION, f"{folder}/transformer_coordination_detailed.csv", text, caption)
     else:
-        why = "no table coordination: `ndt analyze SWEEP critical_periods`"
+        why = f"no table coordination: {album.analyze('critical_periods')}"
         album.skip(SECTION, f"{folder}/transformer_coordination_detailed.csv", why)
+    kinds = _only(found, ["transformer"]).kinds
+    name = f"{folder}/transformer_layer_kinds.csv"
+    if len(kinds):
+        caption = (
+            "Jumps by kind of layer, beside what is expected where there is nothing; the attention's output apart."
+        )
+        album.text(SECTION, name, _csv(kinds), caption)
+    elif found.mode == "default":
+        album.skip(SECTION, name, "uncalibrated jumps are not counted by kind of layer")
+    else:
+        album.skip(SECTION, name, f"no table event_kinds: {album.analyze('event_layers')}")
     _json(album, f"{folder}/transformer_analysis_results.json", _results(found, ["transformer"]))
     if len(rows):
         one = _only(found, ["transformer"])
@@ -99,15 +113,15 @@ def _weeks_7_8(album: Album, found: Jumps, tables: Mapping[str, pd.DataFrame]) -
         caption = "Loss over the jumps by experiment and timing, beside windows of the same length nearby."
         album.text(SECTION, f"{folder}/loss_correlations.csv", _csv(table), caption)
     else:
-        album.skip(
-            SECTION, f"{folder}/loss_correlations.csv", "no table event_windows: `ndt analyze SWEEP event_windows`"
-        )
+        why = f"no table event_windows: {album.analyze('event_windows')}"
+        album.skip(SECTION, f"{folder}/loss_correlations.csv", why)
     results = _results(found, list(founded.FAMILIES))
     verdicts = tables["phase_verdicts"]
     results["verdicts"] = _records(verdicts[verdicts["grouping"].isin(["all", "family"])]) if len(verdicts) else []
     _json(album, f"{folder}/early_late_results.json", results)
     if len(found.rows):
-        _drawn(album, f"{folder}/early_late_comprehensive", comprehensive(found), f"Early and late: {found.words}.")
+        drawn = comprehensive(found, album.sweep)
+        _drawn(album, f"{folder}/early_late_comprehensive", drawn, f"Early and late: {found.words}.")
         _drawn(album, f"{folder}/early_late_by_architecture", by_architecture(found), "Timing by architecture.")
 
 
@@ -168,8 +182,11 @@ def by_layer(found: Jumps) -> Figure:
     return drawn.figure
 
 
-def comprehensive(found: Jumps) -> Figure:
-    """The founding plan's 3 × 3 panels: timing, experiments, phases; size, speed, loss; depth, type, loss by count."""
+def comprehensive(found: Jumps, sweep: str) -> Figure:
+    """The founding plan's 3 × 3 panels: timing, experiments, phases; size, speed, loss; depth, type, loss by count.
+
+    `sweep`: its name, for the commands that would fill a panel that is empty.
+    """
     rows = found.rows
     drawn = canvas((11.0, 8.6), (3, 3), 9, ("Early and late jumps", found.words))
     own = {name: rows[rows["phase_bin"] == name] for name in BINS}
@@ -189,7 +206,7 @@ def comprehensive(found: Jumps) -> Figure:
         kind.legend(fontsize=SMALL - 1, frameon=False)
         _label(kind, "jumps", "type (cluster)")
     else:
-        _empty(kind, "no types: `ndt analyze SWEEP taxonomy`")
+        _empty(kind, f"no types: `ndt analyze {sweep} taxonomy`")
     table = founded.loss_correlations(found)
     known = table[table["mean_loss_change"].notna()] if len(table) else table
     for name in BINS if len(known) else ():
@@ -200,7 +217,7 @@ def comprehensive(found: Jumps) -> Figure:
         coupling.legend(fontsize=SMALL - 1, frameon=False)
         _label(coupling, "mean change of the loss (nats)", "jumps of an experiment")
     else:
-        _empty(coupling, "no loss: `ndt analyze SWEEP event_windows`")
+        _empty(coupling, f"no loss: `ndt analyze {sweep} event_windows`")
     return drawn.figure
 
 
@@ -330,7 +347,9 @@ def _families(rows: pd.DataFrame) -> list[str]:
 
 def _only(found: Jumps, families: Sequence[str]) -> Jumps:
     counts = found.counts[found.counts["family"].isin(families)] if len(found.counts) else found.counts
-    return Jumps(found.mode, found.rows[found.rows["family"].isin(families)], counts, found.null_events, found.windows)
+    rows = found.rows[found.rows["family"].isin(families)]
+    kinds = found.kinds[found.kinds["family"].isin(families)] if len(found.kinds) else found.kinds
+    return replace(found, rows=rows, counts=counts, kinds=kinds)
 
 
 def _any(found: Jumps, family: str) -> bool:
@@ -354,12 +373,14 @@ def _results(found: Jumps, families: Sequence[str]) -> dict[str, Any]:
     shown = set(own.rows["experiment"])
     return {
         "source": found.words,
+        "data_sets": records(found.data),
         "events_expected_under_the_null": found.null_events,
         "key_table": _records(founded.key_table(own)),
         "beside_noise": _records(founded.beside_noise(own, "experiment")),
         "by_layer": _records(own.rows.groupby(["experiment", "layer"]).size().rename("jumps").reset_index())
         if len(own.rows)
         else [],
+        "by_kind_of_layer": _records(own.kinds),
         "loss": _records(loss[loss["experiment"].isin(shown)]) if len(loss) else [],
     }
 

@@ -19,6 +19,7 @@ from ndt_ray.analysis.jumps import published_table
 from ndt_ray.analysis.taxonomy.representatives import founding_steps, select
 from ndt_ray.figures import founding_tables as founded
 from ndt_ray.figures.album import Album
+from ndt_ray.report.data_sets import data_sets
 
 SECTION = "Founding plan, phase 1"
 CONVERGENCE = "results/step1_1/convergence_analysis_summary.json"
@@ -37,29 +38,31 @@ NAMES = ["experiment", "arch_name", "dataset", "trial_id", "seed"]
 Tables = Mapping[str, pd.DataFrame]
 
 
-def write(album: Album, tables: Tables, sweep: str) -> None:
+def write(album: Album, tables: Tables) -> None:
     """The five files, each where its tables are; else it is left out with the command that computes them."""
     trials = named(tables["trials"])
     made = {
-        "Convergence of layers": _convergence(album, tables, trials, sweep),
-        "Jumps": _jumps(album, tables, trials, sweep),
-        "Critical periods": _critical(album, tables, trials, sweep),
+        "Convergence of layers": _convergence(album, tables, trials),
+        "Jumps": _jumps(album, tables, trials),
+        "Critical periods": _critical(album, tables, trials),
     }
-    _plan(album, tables, trials, sweep)
+    _plan(album, tables, trials)
     if any(made.values()):
-        album.text(SECTION, SUMMARY, _summary(album, made, trials, sweep), "What the first phase found, in numbers.")
+        album.text(SECTION, SUMMARY, _summary(album, made, trials), "What the first phase found, in numbers.")
     else:
-        album.skip(SECTION, SUMMARY, _run(sweep, "convergence", "critical_periods", "jumps"))
+        album.skip(SECTION, SUMMARY, _run(album, "convergence", "critical_periods", "jumps"))
 
 
 def named(trials: pd.DataFrame) -> pd.DataFrame:
-    """Trials that are no controls, with the founding study's names: experiment, arch_name, dataset; and family."""
+    """Trials that are no controls, with the founding study's names - experiment, arch_name, dataset - and family, and
+    what is known of their data."""
     if trials.empty:
-        return pd.DataFrame(columns=[*NAMES, "family"])
+        return pd.DataFrame(columns=[*NAMES, "family", "data_completeness", "n_train"])
     own = founded.named(trials)
     seeds = trials["seed"] if "seed" in trials else pd.Series(pd.NA, index=trials.index)
     own = own.assign(seed=seeds.reindex(own.index).astype("Int64"), arch_name=own["model"], dataset=own["data"])
-    return own.assign(experiment=own["arch_name"] + "_" + own["dataset"].astype(str))[[*NAMES, "family"]]
+    own = own.assign(experiment=own["arch_name"] + "_" + own["dataset"].astype(str))
+    return own.reindex(columns=[*NAMES, "family", "data_completeness", "n_train"])
 
 
 def _of_mode(rows: pd.DataFrame, mode: str, trials: pd.DataFrame) -> pd.DataFrame:
@@ -78,14 +81,14 @@ def _file(name: str, first: bool) -> str:
     return name if first else f"{stem}_corrected{dot}{suffix}"
 
 
-def _run(sweep: str, *analyses: str) -> str:
-    return f"not computed yet: `ndt analyze {sweep} {' '.join(analyses)}`"
+def _run(album: Album, *analyses: str) -> str:
+    return f"not computed yet: {album.analyze(*analyses)}"
 
 
 # -- convergence -----------------------------------------------------------------------------------------------------
 
 
-def _convergence(album: Album, tables: Tables, trials: pd.DataFrame, sweep: str) -> str:
+def _convergence(album: Album, tables: Tables, trials: pd.DataFrame) -> str:
     """Writes what each layer and run does; its part of the summary, empty where there is nothing."""
     told: list[str] = []
     for mode in MODES:
@@ -97,7 +100,7 @@ def _convergence(album: Album, tables: Tables, trials: pd.DataFrame, sweep: str)
             album.text(SECTION, _file(CONVERGENCE, not told), json.dumps(entries, indent=2) + "\n", caption)
             told.append(f"{_words(mode, orders)}:\n\n{founded.markdown(_patterns(orders))}")
     if not told:
-        album.skip(SECTION, CONVERGENCE, _run(sweep, "convergence"))
+        album.skip(SECTION, CONVERGENCE, _run(album, "convergence"))
     return "\n\n".join(told)
 
 
@@ -117,6 +120,7 @@ def _settling(order: Mapping[str, Any], layers: pd.DataFrame) -> dict[str, Any]:
         "experiment_name": order["experiment"],
         "arch_name": order["arch_name"],
         "dataset_name": order["dataset"],
+        "data_completeness": _plain(order["data_completeness"]),
         "num_layers": len(points),
         "trial_id": order["trial_id"],
         "seed": _plain(order["seed"]),
@@ -137,7 +141,7 @@ def _patterns(orders: pd.DataFrame) -> pd.DataFrame:
 # -- jumps -----------------------------------------------------------------------------------------------------------
 
 
-def _jumps(album: Album, tables: Tables, trials: pd.DataFrame, sweep: str) -> str:
+def _jumps(album: Album, tables: Tables, trials: pd.DataFrame) -> str:
     told: list[str] = []
     passes = [tables]
     if _has_original(tables["jumps"]):
@@ -150,7 +154,7 @@ def _jumps(album: Album, tables: Tables, trials: pd.DataFrame, sweep: str) -> st
         album.text(SECTION, _file(JUMPS, not told), rows.to_csv(index=False), f"{len(rows)} jumps: {found.words}.")
         told.append(f"{found.words[:1].upper()}{found.words[1:]}:\n\n{founded.markdown(founded.key_table(found))}")
     if not told:
-        album.skip(SECTION, JUMPS, _run(sweep, "events", "taxonomy"))
+        album.skip(SECTION, JUMPS, _run(album, "events", "taxonomy"))
     return "\n\n".join(told)
 
 
@@ -198,7 +202,7 @@ def _detailed(found: founded.Jumps, trials: pd.DataFrame) -> pd.DataFrame:
 # -- critical periods --------------------------------------------------------------------------------------------------
 
 
-def _critical(album: Album, tables: Tables, trials: pd.DataFrame, sweep: str) -> str:
+def _critical(album: Album, tables: Tables, trials: pd.DataFrame) -> str:
     told: list[str] = []
     for mode in MODES:
         rows = _of_mode(tables["coordination"], mode, trials)
@@ -208,7 +212,7 @@ def _critical(album: Album, tables: Tables, trials: pd.DataFrame, sweep: str) ->
             album.text(SECTION, _file(CRITICAL, not told), table.to_csv(index=False), caption)
             told.append(f"{_words(mode, rows)}. {_TENTH}\n\n{founded.markdown(_by_family(table, rows['family']))}")
     if not told:
-        album.skip(SECTION, CRITICAL, _run(sweep, "critical_periods"))
+        album.skip(SECTION, CRITICAL, _run(album, "critical_periods"))
     return "\n\n".join(told)
 
 
@@ -258,21 +262,27 @@ def _by_family(table: pd.DataFrame, family: pd.Series) -> pd.DataFrame:
 # -- plan and summary ------------------------------------------------------------------------------------------------
 
 
-def _plan(album: Album, tables: Tables, trials: pd.DataFrame, sweep: str) -> None:
+def _plan(album: Album, tables: Tables, trials: pd.DataFrame) -> None:
     published = _has_original(tables["jumps"])
     if published:
         if len(_clusters(tables, trials)):
             caption = "The published choice of five jumps a run; its steps are measurement indices."
-            album.text(SECTION, PLAN, _json(_published_plan(tables, trials)), caption)
+            album.text(SECTION, PLAN, _json(_flagged(_published_plan(tables, trials), trials)), caption)
         else:
-            album.skip(SECTION, PLAN, _run(sweep, "taxonomy"))
+            album.skip(SECTION, PLAN, _run(album, "taxonomy"))
     made = checkpoint_plan.plan_checkpoints(tables)
     name = _file(PLAN, not published)
     if made.entries:
         caption = f"Checkpoints around representative {made.source}, in optimizer steps."
-        album.text(SECTION, name, _json(made.founding()), caption)
+        album.text(SECTION, name, _json(_flagged(made.founding(), trials)), caption)
     else:
-        album.skip(SECTION, name, "; ".join(made.notices) or _run(sweep, "events"))
+        album.skip(SECTION, name, "; ".join(made.notices) or _run(album, "events"))
+
+
+def _flagged(plan: Mapping[str, Any], trials: pd.DataFrame) -> dict[str, Any]:
+    """A plan that says of each experiment whether its data set is complete."""
+    flags = trials.drop_duplicates("experiment").set_index("experiment")["data_completeness"]
+    return {name: {**entry, "data_completeness": _plain(flags.get(name))} for name, entry in plan.items()}
 
 
 def _published_plan(tables: Tables, trials: pd.DataFrame) -> dict[str, Any]:
@@ -289,10 +299,11 @@ def _published_plan(tables: Tables, trials: pd.DataFrame) -> dict[str, Any]:
     return plan
 
 
-def _summary(album: Album, made: Mapping[str, str], trials: pd.DataFrame, sweep: str) -> str:
+def _summary(album: Album, made: Mapping[str, str], trials: pd.DataFrame) -> str:
     n = {name: trials[name].nunique() for name in ("arch_name", "dataset", "experiment")}
     counts = f"{len(trials)} runs: {n['experiment']} experiments of {n['arch_name']} architectures"
-    lines = [f"# Phase 1: {sweep}", "", f"{counts} on {n['dataset']} data sets.", ""]
+    data = founded.said(data_sets(trials.rename(columns={"dataset": "data"}))).rstrip()
+    lines = [f"# Phase 1: {album.sweep}", "", f"{counts} on {n['dataset']} data sets.", "", data, ""]
     for title, text in made.items():
         if text:
             lines += [f"## {title}", "", text.rstrip(), ""]
@@ -306,7 +317,7 @@ def _summary(album: Album, made: Mapping[str, str], trials: pd.DataFrame, sweep:
 
 def _words(mode: str, rows: pd.DataFrame) -> str:
     if mode == "original":
-        return "As published (stable rank that is 1 but for rounding, steps as measurement indices)"
+        return f"As published (on {rows['measure'].iloc[0]}, steps as measurement indices)"
     return f"By the correct rule, on {rows['measure'].iloc[0]}"
 
 

@@ -1,7 +1,7 @@
 """The founding plan's tables of jumps by architecture, from a store's own: every count beside what noise gives."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,14 +9,15 @@ import pandas as pd
 
 from ndt_ray.analysis.events.phases import loss_coupling_table
 from ndt_ray.analysis.events.significant import primary
-from ndt_ray.analysis.jumps import compare_with_null
+from ndt_ray.analysis.jumps import RESOLUTION, compare_with_null
 from ndt_ray.analysis.phases import BINS, phase_bin
 from ndt_ray.analysis.taxonomy.representatives import founding_steps, select
 from ndt_ray.errors import SpecError, did_you_mean
+from ndt_ray.report.data_sets import DataSet, data_sets, sentences
 
 TABLES = (
     "trials", "events", "event_families", "event_types", "event_windows", "jumps", "jump_counts", "coordination",
-    "event_phases", "phase_verdicts", "checkpoints",
+    "event_phases", "event_kinds", "phase_verdicts", "checkpoints",
 )  # fmt: skip
 """What is read; any may be empty."""
 FAMILIES = ("transformer", "cnn", "mlp")
@@ -35,7 +36,8 @@ DETAILED = (
 class Jumps:
     """What counts as a jump in a sweep: `rows` with names, phases, sizes and the loss; `counts` beside noise.
 
-    `mode`: events (calibrated), original (as published) or default (the published rule on correct measures).
+    `mode`: events (calibrated), original (as published) or default (the published rule on correct measures). `data`:
+    what the trials learned from; `kinds`: events by kind of layer, where these were counted.
     """
 
     mode: str
@@ -43,15 +45,26 @@ class Jumps:
     counts: pd.DataFrame
     null_events: float | None
     windows: pd.DataFrame
+    data: Sequence[DataSet] = ()
+    kinds: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def words(self) -> str:
         """What they are, for titles and captions."""
         return {
             "events": "significant events of the primary family (false discovery rate controlled)",
-            "original": "jumps as published: rounding noise of a constant, z > 2",
+            "original": f"jumps as published, z > 2{self._unresolved}",
             "default": f"jumps of {MEASURE}, z > 2: uncalibrated, read them beside noise",
         }[self.mode]
+
+    @property
+    def _unresolved(self) -> str:
+        """How many are too small to be told from rounding; nothing where no size is known."""
+        if "relative_magnitude" not in self.rows or self.rows["relative_magnitude"].isna().all():
+            return ""
+        sizes = self.rows["relative_magnitude"].dropna().astype(np.float64)
+        tiny = int((sizes <= RESOLUTION).sum())
+        return f"; {tiny:,} of {len(sizes):,} are within rounding ({RESOLUTION:g} of the value)"
 
 
 def read(tables: Mapping[str, pd.DataFrame], experiments: Sequence[str] = ()) -> Jumps | None:
@@ -84,7 +97,8 @@ def named(trials: pd.DataFrame) -> pd.DataFrame:
     kept = trials[trials["control"].astype(str) == "none"] if "control" in trials else trials
     family = kept["model"].astype(str).str.split("_").str[0]
     names = kept.assign(experiment=kept["cell"].astype(str), family=family)
-    return names[["trial_id", "experiment", "family", "model", "data", "steps"]]
+    known = [c for c in ("data_completeness", "n_train") if c in names]
+    return names[["trial_id", "experiment", "family", "model", "data", "steps", *known]]
 
 
 def _published(rows: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
@@ -115,7 +129,9 @@ def _with(
     types, windows = tables["event_types"], tables["event_windows"]
     if len(types) and len(rows) and mode != "default":
         rows = rows.merge(types.loc[types["mode"] == told, [*key, "type"]], on=key, how="left")
-    names = ["loss_change", "loss_expected", "n_layers", "n_coordinated", "coordinated_expected"]
+    names = [
+        "loss_change", "loss_expected", "loss_fell_expected", "n_layers", "n_coordinated", "coordinated_expected",
+    ]  # fmt: skip
     if len(windows) and len(rows) and mode != "default":
         rows = rows.merge(windows.loc[windows["mode"] == told, [*key, *names]], on=key, how="left")
     deepest = rows.groupby("trial_id")["layer_index"].transform("max") if len(rows) else pd.Series(dtype=float)
@@ -140,7 +156,17 @@ def _with(
         if len(windows)
         else windows
     )
-    return Jumps(mode, rows, counts, null, own if mode != "default" else own.iloc[:0])
+    near = own if mode != "default" else own.iloc[:0]
+    return Jumps(mode, rows, counts, null, near, data_sets(trials), _kinds(tables["event_kinds"], trials, mode))
+
+
+def _kinds(kinds: pd.DataFrame, trials: pd.DataFrame, mode: str) -> pd.DataFrame:
+    """Rows of `event_kinds` of these trials' cells; uncalibrated jumps were not counted so."""
+    if kinds.empty or mode == "default":
+        return kinds.iloc[:0]
+    own = kinds[kinds["mode"] == ("original" if mode == "original" else "default")]
+    own = own.rename(columns={"cell": "experiment"}).drop(columns=["mode", "model", "data", "sweep"], errors="ignore")
+    return own.merge(trials.drop_duplicates("experiment")[["experiment", "family"]], on="experiment")
 
 
 def _representatives(own: pd.DataFrame, mode: str) -> pd.DataFrame:
@@ -217,17 +243,18 @@ def _column(found: Jumps, rows: pd.DataFrame, noise: pd.DataFrame) -> dict[str, 
     cell["checkpoints around them"] = _checkpoints(found, chosen)
     cell["mean jump phase"] = round(float(rows["phase"].mean()), 3) if n else None
     early = rows[rows["phase_bin"] == "early"]
-    for name, column in (("loss improvement (early) %", "loss_change"), ("expected nearby %", "loss_expected")):
-        values = early[column].dropna().astype(np.float64)
-        cell[name] = round(100 * float((values < 0).mean()), 1) if len(values) else None
+    fell = early["loss_change"].dropna().astype(np.float64) < 0
+    for name, shares in (("loss improvement (early) %", fell), ("expected nearby %", early["loss_fell_expected"])):
+        known = shares.dropna().astype(np.float64)
+        cell[name] = round(100 * float(known.mean()), 1) if len(known) else None
     cell["early jumps with a loss"] = int(early["loss_change"].notna().sum())
     return cell
 
 
 def _checkpoints(found: Jumps, chosen: pd.DataFrame) -> int:
-    """Before, during and after each representative, each once an experiment (the published plan counted in indices)."""
+    """Before, during and after each representative, each once a trial (the published plan counted in indices)."""
     if found.mode == "original":
-        return sum(len(founding_steps(own)) for _, own in chosen.groupby("experiment"))
+        return sum(len(founding_steps(own)) for _, own in chosen.groupby("trial_id"))
     ends = chosen[["step_before", "step_after"]].astype(float)
     middles = ends.mean(axis=1).round()
     return len(
@@ -237,6 +264,11 @@ def _checkpoints(found: Jumps, chosen: pd.DataFrame) -> int:
             for s in (a, m, b)
         }
     )
+
+
+def said(data: Sequence[DataSet]) -> str:
+    """What is known of the data sets, as paragraphs of Markdown; those that end claims are bold."""
+    return "".join(f"**{text}**\n\n" if limits else f"{text}\n\n" for text, limits in sentences(data))
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -82,6 +82,7 @@ def layer_step_heatmap(
     *,
     relative: bool = True,
     events: pd.DataFrame | None = None,
+    calibrated: bool = False,
     scale: Scale = "linear",
     limit: float | None = None,
 ) -> Figure:
@@ -90,8 +91,9 @@ def layer_step_heatmap(
     `rows`: measurements with their trial's columns (trial_id, cell, data, layer, layer_index, view, step, the measure;
     control, steps, seed, probe_size and data_completeness where known). Relative: log2 of the ratio to the same series
     at step 0, colours symmetric about no change, up to the largest change or `limit` (log2 units). `events`: rows of
-    `jumps` by one rule; a change at the same step in half of the seeds is marked. Hatched: no value; dotted: some seeds
-    have none. SpecError for rows that are empty, too many, or without a column that is needed.
+    `jumps` by one rule, of which a change at the same step in half of the seeds is marked; or, `calibrated`,
+    significant rows of `events`, each of which is. Hatched: no value; dotted: some seeds have none. SpecError for rows
+    that are empty, too many, or without a column that is needed.
     """
     require(rows, ("trial_id", "cell", "data", "layer", "layer_index", "view", "step"), "measurements")
     require_number(rows, measure, "measurements")
@@ -101,8 +103,9 @@ def layer_step_heatmap(
     made = panels(rows, measure, relative)
     if len(made) > MAX_PANELS:
         raise SpecError(f"{len(made)} cells are too many panels for one figure ({MAX_PANELS=}) - choose one data set")
-    marks = {} if events is None else {panel.cell: concordant(panel, events, measure) for panel in made}
-    drawn = _canvas(made, _title(rows, measure, relative), _legend(made, marks, events))
+    need = 1 if calibrated else None
+    marks = {} if events is None else {panel.cell: concordant(panel, events, measure, need) for panel in made}
+    drawn = _canvas(made, _title(rows, measure, relative), _legend(made, marks, events, calibrated))
     norm, names = _norm(made, relative, limit), labels(rows)
     alike = len({panel.horizon for panel in made}) == 1
     pitch = (drawn.figure.get_size_inches()[0] - 0.8) / _columns(made)
@@ -143,10 +146,11 @@ def edges(steps: NDArray[np.int64]) -> Floats:
     return np.concatenate([[steps[0] - half[0]], steps[:-1] + half, [steps[-1] + half[-1]]])
 
 
-def concordant(panel: Panel, events: pd.DataFrame, measure: str) -> pd.DataFrame:
+def concordant(panel: Panel, events: pd.DataFrame, measure: str, need: int | None = None) -> pd.DataFrame:
     """Changes that a quorum of a panel's trials show in one layer, one direction, between the same measurements.
 
-    Columns layer, step_before, step_after, direction, (view,) trials. SpecError for events of several rules.
+    `need`: so many trials, instead of the panel's quorum. Columns layer, step_before, step_after, direction, (view,)
+    trials. SpecError for events of several rules.
     """
     columns = ["layer", "step_before", "step_after", "direction"]
     require(events, ("trial_id", *columns), "events", empty=True)
@@ -161,7 +165,7 @@ def concordant(panel: Panel, events: pd.DataFrame, measure: str) -> pd.DataFrame
             raise SpecError(f"events are of more than one {column} ({several}) - give those of one")
     columns += ["view"] if "view" in events else []
     counted = found.groupby(columns, sort=True)["trial_id"].nunique().rename("trials").reset_index()
-    return counted[counted["trials"] >= panel.quorum].reset_index(drop=True)
+    return counted[counted["trials"] >= (panel.quorum if need is None else need)].reset_index(drop=True)
 
 
 def layer_names(layers: Sequence[tuple[str, str]]) -> list[str]:
@@ -302,13 +306,16 @@ def octaves(top: float) -> list[float]:
     return [i * step for i in range(-count, count + 1)]
 
 
-def _legend(made: Sequence[Panel], marks: Marks, events: pd.DataFrame | None) -> list[Any]:
+def _legend(made: Sequence[Panel], marks: Marks, events: pd.DataFrame | None, calibrated: bool) -> list[Any]:
     handles: list[Any] = []
     if events is not None and any(len(found) for found in marks.values()):
         rule = f" by {events['detector'].iloc[0]}" if "detector" in events else ""
         of = {(p.quorum, len(p.trials)) for p in made}
         share = "half of the" if len(of) > 1 else "≥ {} of {}".format(*of.pop())
-        for shape, text in (("^", "rise"), ("v", f"fall, flagged{rule} at the same step in {share} seeds")):
+        what = f"flagged{rule} (uncalibrated) at the same step in {share} seeds"
+        if calibrated:
+            what = "event of a seed that survives its null"
+        for shape, text in (("^", "rise"), ("v", f"fall, {what}")):
             handles.append(Line2D([], [], marker=shape, color="black", linestyle="", markersize=3.8, label=text))
     if any(not np.isfinite(p.values).all() for p in made):
         handles.append(Patch(**_ABSENT, label="no value"))

@@ -142,13 +142,13 @@ def draw(
         album.figure(SECTION, f"{folder}/clusters_step_{last}", made, caption, shows)
     if not len(clusters):
         album.skip(
-            SECTION, f"clusters of trial {moment.trial[:12]}", "`ndt analyze SWEEP grokking_timeline` finds them"
+            SECTION, f"clusters of trial {moment.trial[:12]}", f"{album.analyze('grokking_timeline')} finds them"
         )
     for to in ("a", "b"):
         rows = now[now["kind"] == f"head_to_{to}"] if len(now) else now
         if not len(rows):
             album.skip(
-                SECTION, f"head cards of trial {moment.trial[:12]}", "`ndt analyze SWEEP grokking` has their scales"
+                SECTION, f"head cards of trial {moment.trial[:12]}", f"{album.analyze('grokking')} has their scales"
             )
         elif album.room(SECTION):
             made = head_cards(full[f"attn_to_{to}"], rows)
@@ -165,7 +165,7 @@ def pages(album: Album, folder: str, maps: Maps, now: pd.DataFrame, view: View, 
         neurons = now[now["kind"] == "neuron"]
         badges = dict(zip(neurons["unit"].astype(int), neurons["structure"].astype(str), strict=True))
     elif view.where is not None:
-        album.skip(SECTION, f"neurons with {view.where}", "`ndt analyze SWEEP grokking` has their scales")
+        album.skip(SECTION, f"neurons with {view.where}", f"{album.analyze('grokking')} has their scales")
         return
     units = units if view.most is None else units[: view.most]
     per_page = view.grid[0] * view.grid[1]

@@ -245,7 +245,7 @@ def _entropy(album: Album, seen: Drawn, metrics: pd.DataFrame, events: pd.DataFr
         else:
             where = [lk.step for lk in seen.looks.values()]
             values = np.stack([lk.entropy[path] for lk in seen.looks.values()])
-            source = f"{len(where)} checkpoints only; `ndt analyze SWEEP attention` gives all"
+            source = f"{len(where)} checkpoints only; {album.analyze('attention')} gives all"
         made = looking.entropy_evolution(where, values, steps, f"Attention entropy: {path}")
         words = "events" if len(at) else "the candidate" if steps else "no events"
         caption = f"Entropy of each head of {path} over training (nats; {source}). Red dashed: {words}."

@@ -34,7 +34,7 @@ def write(tables: Mapping[str, pd.DataFrame], album: Album, spectra: pd.DataFram
     """The figures of all trials of a sweep together, from the tables of the grokking analyses (any may be empty)."""
     onsets, trials = tables["grokking_onsets"], tables["trials"]
     if not len(onsets):
-        album.skip(SECTION, "comparisons of seeds and moduli", "`ndt analyze SWEEP grokking_timeline` has the onsets")
+        album.skip(SECTION, "comparisons of seeds and moduli", f"{album.analyze('grokking_timeline')} has the onsets")
         return
     named = trials.set_index("trial_id")
     shows = f"{len(onsets)} trials: {', '.join(str(t)[:6] for t in onsets['trial_id'])}"
@@ -55,7 +55,7 @@ def write(tables: Mapping[str, pd.DataFrame], album: Album, spectra: pd.DataFram
             album.figure(SECTION, f"side_by_side_{page}", made, caption, ", ".join(t[:12] for t in own))
     rows = tables.get("grokking_comparison", pd.DataFrame())
     if not len(rows):
-        album.skip(SECTION, "comparison of moduli", "`ndt analyze SWEEP grokking_comparison` makes its table")
+        album.skip(SECTION, "comparison of moduli", f"{album.analyze('grokking_comparison')} makes its table")
         return
     album.text(SECTION, "grokking_comparison.csv", rows.to_csv(index=False), "Every quantity by cell and modulus.")
     album.text(SECTION, "grokking_comparison.md", sentences(rows), "What is consistent, and what the seed decides.")

@@ -90,7 +90,7 @@ def _concordant(source: Source, rows: pd.DataFrame, sql: str) -> Iterator[Claim]
         said = [
             f"{layer(source, r)} ({count(r.coincidences, 'coincidence')} beside "
             f"{number(max(r.expected_jitter, r.expected_redraw), 2)} by chance, {r.seeds_with} of "
-            f"{count(r.n_seeds, 'seed')}, q {level(r.q)})"
+            f"{count(r.n_seeds, 'seed')}{_false(r, 'null_seeds_with')}, q {level(r.q)})"
             for r in clear.itertuples()
         ]
         text = f"Seeds agree on when events happen, beyond their common rate, in {listed(said, 5)}; {of}."
@@ -103,6 +103,12 @@ def _concordant(source: Source, rows: pd.DataFrame, sql: str) -> Iterator[Claim]
         text = "It is not shown that seeds agree on when events happen, beyond their common rate: smallest q "
         text += f"{level(best['q'])} ({of})."
         yield Claim(text, "nothing", sql, headline=True)
+
+
+def _false(row: Any, column: str) -> str:
+    """What false events alone are expected to give; nothing where the table does not say."""
+    expected = getattr(row, column, math.nan)
+    return "" if expected is None or math.isnan(expected) else f", where false events give {number(expected, 2)}"
 
 
 # -- comparisons ---------------------------------------------------------------------------------------------------
@@ -186,7 +192,9 @@ def _compared(rows: pd.DataFrame, sql: str) -> Iterator[Claim]:
             how = " and ".join(sorted(set(clear["design"])))
             family = families[str(clear["adjustment"].iloc[0])]
             text = f"{what} differs: {listed(said, 4)}; {how} permutation of seeds, {family} over "
-            yield Claim(f"{text}{count(clear['n_comparisons'].iloc[0], 'comparison')}.", "finding", sql, headline=top)
+            text += count(clear["n_comparisons"].iloc[0], "comparison")
+            text += _false(clear.iloc[0], "null_mean")
+            yield Claim(f"{text}.", "finding", sql, headline=top)
         rest = group[~group["significant"].astype(bool)]
         if rest.empty:
             continue

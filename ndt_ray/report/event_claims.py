@@ -141,6 +141,41 @@ def where(family: Row, own: pd.DataFrame, cells: pd.DataFrame, sql: str) -> Iter
     yield Claim(f"{text}there: {listed(said)}; together {len(own):,}.", "described", sql, headline=True)
 
 
+FEED_FORWARD = {
+    "linear1": "linear1 (into the feed-forward block)",
+    "linear2": "linear2 (out of it)",
+    "out_proj": "out_proj (out of attention)",
+}
+"""Parts of a transformer's block, whose names do not say what they do."""
+
+
+def by_kind(source: Source, mode: str) -> Iterator[Claim]:
+    """Events by kind of layer beside what is expected there, with linear2 against linear1; `mode`: of `event_kinds`."""
+    if not source.has("event_kinds", "layer_kind", "n", "null_n", "mode"):
+        return
+    answer = source.ask(
+        "SELECT layer_kind, sum(n) AS n, sum(null_n) AS null_n, sum(n_series) AS n_series FROM event_kinds WHERE "
+        f"sweep = $sweep AND mode = {quoted(mode)} GROUP BY 1 ORDER BY 2 DESC, 1"
+    )
+    rows = answer.rows
+    if not len(rows) or not rows["n"].sum():
+        return
+    some = rows[rows["n"] > 0]
+    said = [
+        f"{FEED_FORWARD.get(r.layer_kind, r.layer_kind)} {int(r.n):,} beside {number(r.null_n, 2)} in "
+        f"{int(r.n_series):,} series"
+        for r in some.itertuples()
+    ]
+    what = "Events" if mode == "default" else "Published jumps"
+    text = f"{what} by kind of layer, beside what is expected there where there is nothing: {listed(said)}"
+    none = [FEED_FORWARD.get(k, k) for k in rows.loc[rows["n"] == 0, "layer_kind"]]
+    text += f"; none in {listed(none)}" if none else ""
+    n = dict(zip(rows["layer_kind"], rows["n"].astype(int), strict=True))
+    if n.get("linear1") and "linear2" in n:
+        text += f". linear2 to linear1: {number(n['linear2'] / n['linear1'])}"
+    yield Claim(f"{text}.", "described", answer.sql)
+
+
 def untested(tests: Answer) -> Iterator[Claim]:
     """Series that got no p - the detector does not hold its level on them, or the null has too little - by kind."""
     left = tests.rows[~tests.rows["calibrated"].astype(bool)]

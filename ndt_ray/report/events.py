@@ -43,6 +43,7 @@ def events(source: Source) -> tuple[Section, Marks | None]:
     own = found.rows[found.rows["significant"].astype(bool)]
     cells = by_cell(source, family, found.rows, tests.rows)
     section.claims += [*claims.verdict(family, found.rows, families.sql), *claims.where(family, own, cells, found.sql)]
+    section.claims += claims.by_kind(source, "default")
     section.claims += [*claims.untested(tests), *claims.confirmed(own, found.sql), *claims.beside(own, found.sql)]
     section.claims += [*claims.controls(families, family), *claims.others(families)]
     section.plates += list(_plates(source, family, own, cells, tests))
@@ -51,6 +52,9 @@ def events(source: Source) -> tuple[Section, Marks | None]:
         _event_sheet(source, own, found),
         _family_sheet(source, families),
     ]
+    if len(own) and not source.ran("event_layers"):
+        section.missing.append(("Events were not counted by layer", f"ndt analyze {source.sweep} event_layers"))
+    section.sheets += list(_kind_sheet(source))
     words = f"significant events (family {family['family']}, false discovery rate {number(family['alpha'])})"
     rows = own.rename(columns={"step_before": "from", "step_after": "to"})
     return section, Marks(rows, words, str(family["measure"]))
@@ -200,6 +204,15 @@ def _cell_sheet(source: Source, cells: pd.DataFrame, tests: Answer) -> Sheet:
     }
     table = cells[list(columns)].rename(columns=columns) if len(cells) else pd.DataFrame(columns=list(columns.values()))
     return Sheet("Events and candidates by cell", table, docs, tests.sql)
+
+
+def _kind_sheet(source: Source) -> Iterator[Sheet]:
+    """Events (and published jumps) by kind of layer, beside what is expected of it where there is nothing."""
+    if source.has("event_kinds", "layer_kind", "null_n", "to_linear1"):
+        answer = source.ask("SELECT * EXCLUDE (sweep, model, data) FROM event_kinds WHERE sweep = $sweep ORDER BY ALL")
+        rows = answer.rows.assign(cell=[source.label(cell) for cell in answer.rows["cell"]]).rename(columns=readable)
+        docs = {readable(c): text for c, text in source.columns("event_kinds").items()}
+        yield Sheet("Events by kind of layer", rows, docs, answer.sql, table="event_kinds", folded=True)
 
 
 def _event_sheet(source: Source, own: pd.DataFrame, found: Answer) -> Sheet:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ndt_ray.analysis.inference.seeds import interval, recommended
 from ndt_ray.figures.charts import curves
+from ndt_ray.report.data_sets import data_sets, sentences
 from ndt_ray.report.parts import Claim, Figure, Plate, Section, Sheet
 from ndt_ray.report.source import MINIMUM, NAME, Answer, Source
 from ndt_ray.report.words import count, fixed, listed, number, span
@@ -15,11 +16,6 @@ from ndt_ray.report.words import interval as ends
 
 MOST_POINTS = 60
 """Evaluations of a curve that are drawn; more are thinned evenly."""
-LIMITED = {
-    "subset": "only a subset of what was published",
-    "surrogate": "surrogates: other inputs stand in for the published ones",
-}
-"""What a completeness flag means for a claim about the data set."""
 
 
 def learning(source: Source) -> Section:
@@ -153,20 +149,11 @@ def _completeness(source: Source) -> Iterator[Claim]:
 
 def _data(source: Source) -> Iterator[Claim]:
     answer = source.ask(
-        "SELECT data, data_completeness, min(n_train) AS fewest, max(n_train) AS most, count(*) AS trials FROM trials "
-        "WHERE sweep = $sweep GROUP BY 1, 2 ORDER BY 1, 2"
+        "SELECT data, data_completeness, n_train, count(*) AS trials FROM trials WHERE sweep = $sweep GROUP BY ALL "
+        "ORDER BY ALL"
     )
-    rows = answer.rows.assign(flag=answer.rows["data_completeness"].fillna("of unknown completeness"))
-    for flag, group in rows.groupby("flag", sort=False):
-        said = []
-        for row in group.to_dict("records"):
-            size = span([row["fewest"], row["most"]])
-            said.append(f"{row['data']}" + ("" if size == "–" else f" ({size} training samples)"))
-        text = f"Data: {listed(said)} {'is' if len(group) == 1 else 'are'} {LIMITED.get(str(flag), flag)}"
-        if flag in LIMITED:
-            yield Claim(f"{text}; no claim extends to the whole of it.", "caution", answer.sql, headline=True)
-        else:
-            yield Claim(f"{text}.", "described", answer.sql)
+    for text, limits in sentences(data_sets(answer.rows)):
+        yield Claim(text, "caution" if limits else "described", answer.sql, headline=limits)
 
 
 def _accuracy(source: Source, cells: pd.DataFrame) -> Iterator[Claim]:

@@ -10,7 +10,7 @@ from ndt_ray.figures.charts import layer_map
 from ndt_ray.figures.charts.maps import Scale, limits, logarithmic
 from ndt_ray.figures.heatmap import layer_names
 from ndt_ray.report.parts import Figure, Plate, Ramp, Section, Sign
-from ndt_ray.report.source import NAME, Source
+from ndt_ray.report.source import NAME, Source, quoted
 from ndt_ray.report.words import count, listed, number, readable
 from ndt_ray.store.schema import TABLES
 
@@ -29,6 +29,14 @@ class Marks:
     rows: pd.DataFrame
     words: str
     measure: str
+
+
+@dataclass(frozen=True)
+class Periods:
+    """Calibrated critical periods of a measure (name, layer, view, from, to, trial_id), and their number by chance."""
+
+    rows: pd.DataFrame
+    by_chance: float
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,24 @@ def layer_maps(
     """Layer by step maps of all cells, one measure, on one scale of colours; at most `budget` coloured cells."""
     if measure == "velocity":
         return _plate(source, _velocity(source), measure, "value", budget, marks, settled)
-    return _plate(source, _dimensions(source, measure), measure, "ratio", budget, marks, settled)
+    rows = _dimensions(source, measure)
+    return _plate(source, rows, measure, "ratio", budget, marks, settled, critical(source, measure))
+
+
+def critical(source: Source, measure: str) -> Periods | None:
+    """Stretches in which a layer moves faster than its slow-down explains; None where none were sought or found."""
+    if not source.has("critical_periods", "step_first", "step_last", "measure", "view"):
+        return None
+    rows = source.ask(
+        f'SELECT {NAME} AS name, c.trial_id, c.layer, c.view, c.step_first AS "from", c.step_last AS "to" '
+        "FROM critical_periods c JOIN trials t USING (sweep, trial_id) WHERE sweep = $sweep "
+        f"AND c.measure = {quoted(measure)} ORDER BY 1, c.layer_index, c.step_first, c.trial_id"
+    ).rows
+    chance = source.ask(
+        "SELECT sum(null_periods) AS n FROM critical_series WHERE sweep = $sweep AND mode = 'default' "
+        f"AND measure = {quoted(measure)}"
+    ).rows["n"]
+    return Periods(rows, float(chance.iloc[0])) if len(rows) else None
 
 
 def _any(source: Source, table: str, column: str) -> bool:
@@ -136,6 +161,7 @@ def _plate(
     budget: int,
     marks: Marks | None,
     settled: pd.DataFrame | None,
+    periods: Periods | None = None,
 ) -> Plate:
     made = grids(source, rows)
     most = max(24, min(200, budget // (sum(len(g.layers) for g in made) or 1)))
@@ -149,6 +175,7 @@ def _plate(
         trials = len(source.seeds(grid.name))
         of_grid = None if marks is None else marked(grid, marks.rows, horizon, trials, most)
         where = None if settled is None else _settled(grid, settled)
+        spans = None if periods is None else _spans(grid, periods.rows, trials)
         values = grid.rows[["row", "step", "value", "n"]]
         spec = layer_map(
             values,
@@ -159,11 +186,12 @@ def _plate(
             title=title,
             events=of_grid,
             settled=where,
+            periods=spans,
             trials=trials,
             most=most,
         )
         label = source.label(grid.name)
-        figures.append(Figure(label, spec, _alt(grid, label, measure, scale, of_grid)))
+        figures.append(Figure(label, spec, _alt(grid, label, measure, scale, of_grid, spans)))
     heading = f"{readable(measure).capitalize()} relative to {first}" if scale == "ratio" else "Representation velocity"
     note = "Mean over seeds" + (
         " of the log ratio." if scale == "ratio" else " of 1 - debiased CKA to the measurement before."
@@ -173,7 +201,7 @@ def _plate(
         tuple(figures),
         note,
         _ramp(title, scale, domain),
-        _keys(marks, settled, any(_gaps(source, grid) for grid in made)),
+        _keys(marks, settled, periods, any(_gaps(source, grid) for grid in made)),
     )
 
 
@@ -195,6 +223,20 @@ def marked(grid: Grid, events: pd.DataFrame, horizon: int, trials: int, most: in
         at = float(group["middle"].mean())
         found.append({"row": row, "at": at, "direction": direction, "seeds": seeds, "text": text})
     return pd.DataFrame(found)
+
+
+def _spans(grid: Grid, periods: pd.DataFrame, trials: int) -> pd.DataFrame | None:
+    """Periods of one map: those of several seeds that overlap in a layer are one span."""
+    own = periods[periods["name"] == grid.name].merge(grid.rows[["layer", "view"]].drop_duplicates())
+    found = []
+    for layer, group in own.groupby("layer", sort=False):
+        ordered, row = group.sort_values("from"), grid.layers.index(str(layer))
+        apart = ordered["from"] > ordered["to"].cummax().shift(fill_value=-1)
+        for _, span in ordered.groupby(apart.cumsum()):
+            first, last, seeds = int(span["from"].min()), int(span["to"].max()), span["trial_id"].nunique()
+            text = f"{grid.titles[row]}: faster than its slow-down explains between steps {first:,} and {last:,} in "
+            found.append({"row": row, "from": first, "to": last, "text": f"{text}{seeds} of {trials} seeds"})
+    return pd.DataFrame(found) if found else None
 
 
 def _settled(grid: Grid, settled: pd.DataFrame) -> pd.DataFrame | None:
@@ -231,18 +273,25 @@ def _gaps(source: Source, grid: Grid) -> bool:
     return not whole or int(grid.rows["step"].max()) < source.horizon(grid.name)
 
 
-def _keys(marks: Marks | None, settled: pd.DataFrame | None, gaps: bool) -> tuple[tuple[Sign, str], ...]:
+def _keys(
+    marks: Marks | None, settled: pd.DataFrame | None, periods: Periods | None, gaps: bool
+) -> tuple[tuple[Sign, str], ...]:
     found: list[tuple[Sign, str]] = []
     if marks is not None and len(marks.rows):
         found.append(("event", f"rise or fall: {marks.words}; larger where more seeds have it"))
     if settled is not None and len(settled):
         found.append(("settled", "where the layer settled (median over seeds)"))
+    if periods is not None:
+        text = f"critical period of a seed: it moves faster than its slow-down explains ({len(periods.rows):,} in all, "
+        found.append(("period", f"{text}{number(periods.by_chance)} on surrogates)"))
     if gaps:
         found.append(("absent", "no value, or none yet"))
     return tuple(found)
 
 
-def _alt(grid: Grid, label: str, measure: str, scale: Scale, events: pd.DataFrame | None) -> str:
+def _alt(
+    grid: Grid, label: str, measure: str, scale: Scale, events: pd.DataFrame | None, spans: pd.DataFrame | None
+) -> str:
     if scale == "ratio":
         ends = grid.rows[grid.rows["step"] == grid.rows["step"].max()].sort_values("row")
         found = zip(ends["row"], ends["value"], strict=True)
@@ -252,4 +301,5 @@ def _alt(grid: Grid, label: str, measure: str, scale: Scale, events: pd.DataFram
         top = grid.rows.loc[grid.rows["value"].idxmax()]
         where = f"{grid.titles[int(top['row'])]} at step {int(top['step']):,}"
         text = f"{label}: representation velocity by layer and step, fastest in {where}."
-    return text + ("" if events is None else f" {count(len(events), 'mark')} of events.")
+    text += "" if events is None else f" {count(len(events), 'mark')} of events."
+    return text + ("" if spans is None else f" {count(len(spans), 'span')} of critical periods.")

@@ -8,6 +8,7 @@ import pandas as pd
 from ndt_ray.analysis.jumps import compare_with_null, within_events
 from ndt_ray.analysis.phases import jump_phases
 from ndt_ray.figures.charts import beside_null
+from ndt_ray.report.event_claims import by_kind
 from ndt_ray.report.maps import Marks
 from ndt_ray.report.parts import Claim, Figure, Plate, Section, Sheet, Sign
 from ndt_ray.report.source import NAME, Answer, Source, quoted
@@ -40,7 +41,7 @@ def noise(source: Source) -> Section:
     section.claims += list(_verdicts(source, default, answer))
     phases = _phases(source)
     section.claims += list(_modes(counts, phases, answer))
-    section.claims += list(_standing(source, counts))
+    section.claims += [*by_kind(source, "original"), *_standing(source, counts)]
     figures = list(_bars(source, default))
     if figures:
         note = "Whiskers: 95 % interval of the count under that noise, its series taken as independent."

@@ -195,13 +195,34 @@ def _critical(source: Source, section: Section) -> None:
         text += f"{count(int(rows['tested'].sum()), 'series')} have q ≤ {ALPHA} (over the layers of one trial: across "
         text += "trials this is not corrected)."
         section.claims.append(Claim(text, "described", answer.sql))
-    section.claims += list(_together(source, measure))
+    section.claims += [*_clearest(source, measure), *_together(source, measure)]
     section.plates += list(_coordination(source, measure))
     for table, title in (
         ("coordination_cells", "Do layers move together, and with the loss? By cell"),
         ("critical_periods", "Critical periods"),
+        ("critical_ranking", "Trials with the best defined critical periods"),
     ):
         section.sheets += list(sheet(source, table, title))
+
+
+def _clearest(source: Source, measure: str) -> Iterator[Claim]:
+    """The trials that the ranking puts first, of how many, and what stands behind each."""
+    if not source.has("critical_ranking", "rank", "n_significant", "smallest_p", "n_tried", "measure"):
+        return
+    answer = source.ask(
+        "SELECT r.*, t.seed FROM critical_ranking r JOIN trials t USING (sweep, trial_id) WHERE sweep = $sweep "
+        f"AND r.measure = {quoted(measure)} ORDER BY r.rank"
+    )
+    if answer.rows.empty:
+        return
+    said = []
+    for r in answer.rows.itertuples():
+        seed = f"trial {str(r.trial_id)[:6]}" if pd.isna(r.seed) else f"seed {int(r.seed)}"
+        layers = f"{int(r.n_significant)} of {count(int(r.n_layers), 'layer')}"
+        said.append(f"{source.label(r.cell)} {seed} ({layers} with q < {ALPHA}, smallest p {number(r.smallest_p, 2)})")
+    tried = count(int(answer.rows["n_tried"].max()), "trial")
+    text = f"Best defined critical periods, picked from {tried} after looking at all: {listed(said)}."
+    yield Claim(text, "described", answer.sql)
 
 
 def _coordination(source: Source, measure: str) -> Iterator[Plate]:

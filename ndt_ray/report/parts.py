@@ -12,7 +12,7 @@ from ndt_ray.figures.charts import Spec
 Kind = Literal["finding", "nothing", "described", "caution"]
 """What a sentence claims: a test that it names stands behind it; a test found nothing; no test; a limit."""
 
-Sign = Literal["event", "settled", "rise_fall", "bars", "absent"]
+Sign = Literal["event", "settled", "rise_fall", "bars", "absent", "period"]
 """Marks of charts that a key explains; drawn by the page."""
 
 MOST_ROWS = 300

@@ -12,7 +12,6 @@ from ndt_ray import registry
 from ndt_ray.analysis.api import AnalysisInput, Partition
 from ndt_ray.analysis.convergence import label, published_order, published_settled
 from ndt_ray.analysis.events.investigation import agreement
-from ndt_ray.analysis.events.layers import kinds
 from ndt_ray.analysis.events.phases import loss_coupling_table
 from ndt_ray.analysis.events.windows import published_loss_change
 from ndt_ray.analysis.taxonomy.representatives import TYPE_3, eligible_type_3, founding_steps, select
@@ -204,8 +203,8 @@ def test_the_transformer_plan_comes_out_but_for_its_unseeded_draw(store: Tables,
 def test_the_founding_files_are_written_as_published(
     store: Tables, published: Published, data: Path, tmp_path: Path
 ) -> None:
-    album = Album(tmp_path)
-    founding_phase1.write(album, {name: store.table(name) for name in founding_phase1.TABLES}, "original")
+    album = Album(tmp_path, sweep="original")
+    founding_phase1.write(album, {name: store.table(name) for name in founding_phase1.TABLES})
     theirs = pd.read_csv(data / "ndt_phase1" / "all_jumps_detailed.upstream.csv")
     ours = pd.read_csv(tmp_path / founding_phase1.JUMPS)
     assert list(ours) == list(theirs) and len(ours) == 2991
@@ -320,10 +319,11 @@ def test_jumps_by_layer_are_the_published_ones(store: Tables) -> None:
     }  # fmt: skip
     mlp = layers["mlp_narrow"]
     assert (mlp["network.8"], mlp["network.6"], mlp[["network.0", "network.2", "network.4"]].sum()) == (5, 4, 9)
-    of_kind = kinds(store.table("event_layers").query("mode == 'original' and cell == 'transformer_deep/mnist'"))
-    assert of_kind.set_index("layer_kind")["n"].to_dict() == {"linear2": 130, "input_proj": 22, "linear1": 19, "fc": 3}
-    everywhere = kinds(store.table("event_layers").query("mode == 'original' and model.str.startswith('transformer')"))
-    total = everywhere.groupby("layer_kind")["n"].sum().to_dict()
+    kinds = store.table("event_kinds").query("mode == 'original'")
+    of_kind = kinds.query("cell == 'transformer_deep/mnist'").set_index("layer_kind")
+    assert of_kind["n"].to_dict() == {"linear2": 130, "input_proj": 22, "linear1": 19, "fc": 3}
+    assert of_kind.loc["linear2", "to_linear1"] == pytest.approx(130 / 19)
+    total = kinds[kinds["model"].str.startswith("transformer")].groupby("layer_kind")["n"].sum().to_dict()
     assert total == {"linear2": 1054, "linear1": 237, "input_proj": 217, "fc": 90}
 
 

@@ -11,7 +11,8 @@ from store_rows import local
 
 from ndt_ray.analysis.convergence import CONVERGENCE
 from ndt_ray.analysis.convergence_tests import CONVERGENCE_ARCHITECTURES, CONVERGENCE_CELLS
-from ndt_ray.analysis.critical.tables import COORDINATION_CELLS, CRITICAL_SERIES
+from ndt_ray.analysis.critical.tables import COORDINATION_CELLS, CRITICAL_PERIODS, CRITICAL_RANKING, CRITICAL_SERIES
+from ndt_ray.analysis.events.layers import EVENT_KINDS
 from ndt_ray.analysis.events.tables import EVENT_FAMILIES, EVENTS, SERIES_TESTS, TRANSIENTS
 from ndt_ray.analysis.events.timing import TIMING_MODELS
 from ndt_ray.analysis.hypotheses.verdicts import HYPOTHESES, PATTERNS
@@ -45,7 +46,8 @@ TABLES = (
     CELL_STATUS, COMPARISONS, CONCORDANCE, CONVERGENCE, CONVERGENCE_ARCHITECTURES, CONVERGENCE_CELLS, EVENT_FAMILIES,
     EVENTS, HYPOTHESES, REPLICATED_EVENTS, ROBUSTNESS, SERIES_TESTS, SPECIFICATION_CURVE, TIMING_MODELS, TRANSIENTS,
     COORDINATION_CELLS, CRITICAL_SERIES, TAXONOMY_FITS, TAXONOMY_TYPES, CHANGES, TESTS, PATTERNS, SAE, TRANSFER,
-    RECOVERY, CONTRASTS, ONSETS, MEASURES, QUESTIONS, LAGS, COMPARISON,
+    RECOVERY, CONTRASTS, ONSETS, MEASURES, QUESTIONS, LAGS, COMPARISON, EVENT_KINDS,
+    CRITICAL_PERIODS, CRITICAL_RANKING,
 )  # fmt: skip
 
 
@@ -213,6 +215,21 @@ def _filler(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 for k in range(2 - have.count((trial_id(model, seed), layer))):
                     found.append(event(model, seed, i, 170 + 10 * k, q=0.5, significant=False))
     return found
+
+
+def put_periods(store: Store, spans: Sequence[tuple[int, int, int]]) -> None:
+    """Critical periods of the second layer of the MLP, (seed, first, last), of 20 series with 0.25 each by chance."""
+    series, periods = [], []
+    for model, layers in LAYERS.items():
+        for seed in range(SEEDS):
+            for i, layer in enumerate(layers):
+                row = {"trial_id": trial_id(model, seed), "layer": layer, "layer_index": i, "view": "units"}
+                row |= {"measure": "participation_ratio"}
+                own = [(a, b) for s, a, b in spans if (model, i, s) == ("mlp", 1, seed)]
+                periods += [row | {"step_first": a, "step_last": b, "p": 0.01} for a, b in own]
+                tested = {"mode": "default", "p": 0.5, "q": 0.5, "n_periods": len(own), "null_periods": 0.25}
+                series.append(row | tested)
+    put(store, "critical_periods", {"critical_series": series, "critical_periods": periods})
 
 
 def concordance(q: float, attainable: float = 0.002, **more: Any) -> dict[str, Any]:

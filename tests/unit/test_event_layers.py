@@ -49,8 +49,27 @@ def test_one_seed_no_events_and_nothing_are_survived() -> None:
 def test_kinds_of_layers_are_told_by_their_last_word() -> None:
     names = ("transformer.layers.0.linear2", "conv_layers.3", "fc", "7")
     assert [layer_kind(n) for n in names] == ["linear2", "conv_layers", "fc", "7"]
-    rows = pd.DataFrame({"mode": "m", "cell": "c", "layer_kind": ["a", "a", "b"], "n": [1, 2, 1]})
-    assert kinds(rows)["percent"].tolist() == [75, 25]
+    of_cell = {"mode": "m", "cell": "c", "model": "c", "data": "d", "n_trials": 2, "null_per_trial": 0.25}
+    rows = pd.DataFrame({"layer": ["0.a", "1.a", "0.b"], "layer_kind": ["a", "a", "b"], "n": [1, 2, 1], **of_cell})
+    assert kinds(rows)["percent"].tolist() == [75, 25] and kinds(rows)["to_linear1"].isna().all()
+    assert kinds(rows)["null_n"].tolist() == [1, 0.5] and kinds(rows)["n_layers"].tolist() == [2, 1]
+
+
+def test_feed_forward_layers_are_set_against_each_other_and_attention_apart() -> None:
+    tables = sweep([])
+    block = ("self_attn.out_proj", "linear1", "linear2")
+    names = {f"l{i}": f"transformer.layers.0.{part}" for i, part in enumerate(block)}
+    at = [(2, 0.1), (2, 0.2), (2, 0.3), (2, 0.4), (2, 0.5), (1, 0.1), (1, 0.2), (0, 0.1)]
+    events = pd.DataFrame([event("mlp_a/digits/0", phase, 0.3, layer, 10.0) for layer, phase in at])
+    for name, rows in {"events": events, "series_tests": tables["series_tests"]}.items():
+        tables[name] = rows.assign(layer=rows["layer"].map(names))
+    found = run(tables)["event_kinds"].set_index(["model", "layer_kind"])
+    own = found.loc["mlp_a"]
+    assert own["n"].to_dict() == {"linear1": 2, "linear2": 5, "out_proj": 1}
+    assert own["to_linear1"].to_dict() == {"linear1": 1.0, "linear2": 2.5, "out_proj": 0.5}
+    assert own["percent"].to_dict() == {"linear1": 25.0, "linear2": 62.5, "out_proj": 12.5}
+    assert own["n_series"].tolist() == [2, 2, 2] and found["null_n"].sum() == pytest.approx(0.05 * 8)
+    assert found.loc["cnn_b", "n"].tolist() == [0, 0, 0] and found.loc["cnn_b", "to_linear1"].isna().all()
 
 
 def test_a_class_is_learned_where_it_stays_learned() -> None:

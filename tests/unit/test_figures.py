@@ -16,6 +16,7 @@ from matplotlib.collections import PathCollection, QuadMesh
 from matplotlib.figure import Figure
 from store_rows import local
 
+from ndt_ray.analysis.events.tables import EVENT_FAMILIES, EVENTS
 from ndt_ray.analysis.tables import JUMP_COUNTS, JUMPS
 from ndt_ray.errors import NdtError, SpecError, StoreError
 from ndt_ray.figures import (
@@ -262,10 +263,17 @@ def test_a_change_that_half_of_the_seeds_show_is_marked_between_its_measurements
     table = rows({"mlp": MLP}, seeds=4)
     figure = layer_step_heatmap(table, events=events([0, 1]))
     assert markers(figure) == [(15.0, 1.0)]
-    assert "flagged by difference_z at the same step in ≥ 2 of 4 seeds" in texts(figure)
+    assert "flagged by difference_z (uncalibrated) at the same step in ≥ 2 of 4 seeds" in texts(figure)
     assert markers(layer_step_heatmap(table, events=events([0]))) == []
     assert markers(layer_step_heatmap(table, events=events([0, 0, 0]))) == []
     assert markers(layer_step_heatmap(rows({"mlp": MLP}, seeds=1), events=events([0]))) == [(15.0, 1.0)]
+
+
+def test_events_that_survive_are_each_marked_and_called_so() -> None:
+    table = rows({"mlp": MLP}, seeds=4)
+    figure = layer_step_heatmap(table, events=events([0]), calibrated=True)
+    assert markers(figure) == [(15.0, 1.0)]
+    assert "event of a seed that survives its null" in texts(figure) and "flagged" not in texts(figure)
 
 
 def test_seeds_that_disagree_on_place_or_direction_are_not_added_up() -> None:
@@ -467,6 +475,8 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monk
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """Two cells of one layer, two seeds and a control each; jumps counted in one of them."""
+    register_table(EVENTS)
+    register_table(EVENT_FAMILIES)
     register_table(JUMPS)
     register_table(JUMP_COUNTS)
     made = local(tmp_path)
@@ -526,9 +536,29 @@ def test_jumps_of_a_stored_sweep_are_drawn_and_marked(store: Store) -> None:
         jump = {c.name: None for c in JUMPS.columns} | row | event
         write_output(store, "planted", "jumps", trial, {"jump_counts": count, "jumps": jump}, cache_key="1")
     assert markers(sweep_figure(store, "planted")) == [(15.0, 0.0)]
+    assert "uncalibrated" in texts(sweep_figure(store, "planted"))
     assert markers(sweep_figure(store, "planted", marks=None)) == []
     (axes,) = sweep_figure(store, "planted", "jumps").axes
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([3.0, 1.0, 1.0])
+
+
+def test_events_of_a_stored_sweep_are_marked_rather_than_jumps(store: Store) -> None:
+    where = {"layer": "network.0", "layer_index": 0, "view": "units", "direction": "increase"}
+    of = {"measure": "participation_ratio", "detector": "profile", "null": "ar_sieve", "family": "primary"}
+    found = [
+        where | of | {"trial_id": "digits0", "step_before": step, "step_after": step + 10, "significant": real}
+        for step, real in ((0, True), (10, False))
+    ]
+    family = of | {"primary": True, "view": "*", "alpha": 0.05, "n_series": 2, "n_events": 1}
+    named = {
+        table.name: {c.name: [row.get(c.name) for row in made] for c in table.columns}
+        for table, made in ((EVENTS, found), (EVENT_FAMILIES, [family]))
+    }
+    write_output(store, "planted", "events", "sweep", named, cache_key="1")
+    figure = sweep_figure(store, "planted")
+    assert markers(figure) == [(5.0, 0.0)] and "survives its null" in texts(figure)
+    assert markers(sweep_figure(store, "planted", measure="from_init", relative=False)) == []
+    assert markers(sweep_figure(store, "planted", data="mnist", marks="events")) == []
 
 
 def test_a_stored_sweep_that_cannot_be_drawn_is_refused(store: Store) -> None:

@@ -66,6 +66,15 @@ def test_the_key_table_is_computed_and_stands_beside_noise() -> None:
     assert made.loc["loss improvement (early) %", "transformer"] == round(100 * (changes < 0).mean(), 1)
 
 
+def test_what_is_expected_nearby_is_the_share_of_nearby_windows_not_of_events() -> None:
+    # On average the loss falls nearby, at every event, but in 55 % of the windows there.
+    windows = tables()["event_windows"].assign(loss_expected=-0.2, loss_fell_expected=0.55)
+    windows.loc[0, ["loss_expected", "loss_fell_expected"]] = np.nan  # nothing nearby to compare the first with
+    made = key(founded.read(tables(event_windows=windows)))
+    assert made.loc["expected nearby %"].to_dict() == {"transformer": 55.0, "cnn": 55.0, "mlp": 55.0}
+    assert key(founded.read(tables())).loc["expected nearby %"].isna().all()
+
+
 def test_one_planted_late_jump_changes_what_is_said() -> None:
     rows = tables()["jumps"]
     late = rows.iloc[[0]].assign(phase=0.9, phase_bin="late", step_before=1800, index=360)
@@ -90,8 +99,8 @@ def test_events_are_preferred_and_carry_their_q() -> None:
 
 @pytest.mark.slow
 def test_all_files_of_the_plan_are_written_or_their_absence_is_explained(tmp_path: Path) -> None:
-    album = Album(tmp_path)
-    founding.write(album, tables(), "original")
+    album = Album(tmp_path, sweep="original")
+    founding.write(album, tables())
     names = {p.relative_to(tmp_path).as_posix() for p in album.files}
     assert names == {
         "phase2_week3_4/transformer_jump_overview.png", "phase2_week3_4/transformer_early_vs_late.png",
@@ -102,11 +111,16 @@ def test_all_files_of_the_plan_are_written_or_their_absence_is_explained(tmp_pat
         "phase2_week7_8/early_late_by_architecture.png", "phase2_week7_8/early_late_results.json",
         "phase2_week7_8/loss_correlations.csv", "key_table.csv", "key_table.md",
     }  # fmt: skip
-    assert [s.what for s in album.skips] == ["phase2_week3_4/transformer_coordination_detailed.csv"]
+    assert {s.what.rpartition("/")[2]: s.reason for s in album.skips} == {
+        "transformer_coordination_detailed.csv": "no table coordination: `ndt analyze original critical_periods`",
+        "transformer_layer_kinds.csv": "no table event_kinds: `ndt analyze original event_layers`",
+    }
     with open(tmp_path / "phase2_week7_8/loss_correlations.csv") as file:
         rows = {(r["experiment"], r["timing"]): r for r in csv.DictReader(file)}
     assert rows["transformer_deep/mnist", "early"]["num_jumps"] == "8"
     said = json.loads((tmp_path / "phase2_week5_6/cnn_mlp_comparison_results.json").read_text())
+    assert said["data_sets"] == [{"data": "mnist", "completeness": None, "n_train": []}]
+    assert "Data: mnist is of unknown completeness." in (tmp_path / "key_table.md").read_text()
     assert {r["experiment"]: r["verdict_white"] for r in said["beside_noise"]} == {
         "cnn_deep/mnist": "within", "mlp_narrow/mnist": "below",
     }  # fmt: skip
@@ -117,6 +131,44 @@ def test_only_the_experiments_named_are_counted_and_others_are_refused(tmp_path:
     assert found is not None and set(found.rows["family"]) == {"cnn"} and list(key(found).columns) == ["cnn"]
     with pytest.raises(SpecError, match="no experiment 'cnn_deep/mnits'.*cnn_deep/mnist"):
         founded.read(tables(), ["cnn_deep/mnits"])
-    album = Album(tmp_path)
-    founding.write(album, tables(jumps=pd.DataFrame(), jump_counts=pd.DataFrame()), "s")
+    album = Album(tmp_path, sweep="s")
+    founding.write(album, tables(jumps=pd.DataFrame(), jump_counts=pd.DataFrame()))
     assert not album.files and "neither jumps nor events" in album.skips[0].reason
+    assert "`ndt analyze s jumps events " in album.skips[0].reason
+
+
+def test_jumps_by_kind_of_layer_stand_beside_their_null(tmp_path: Path) -> None:
+    row = {"mode": "original", "layer_kind": "linear2", "n": 8, "null_n": 4.5, "to_linear1": 4.0}
+    rows = [row | {"cell": f"{m}/mnist", "model": m, "data": "mnist"} for m in MODELS.values()]
+    kinds = pd.DataFrame([*rows, rows[0] | {"mode": "default", "n": 1}])
+    album = Album(tmp_path, limit=1)
+    founding.write(album, tables(event_kinds=kinds), ["transformer_deep/mnist"])
+    table = pd.read_csv(tmp_path / "phase2_week3_4/transformer_layer_kinds.csv")
+    assert table[["experiment", "n", "null_n", "to_linear1"]].to_numpy().tolist() == [
+        ["transformer_deep/mnist", 8, 4.5, 4.0]
+    ]
+    said = json.loads((tmp_path / "phase2_week3_4/transformer_analysis_results.json").read_text())
+    assert [(r["layer_kind"], r["n"], r["null_n"]) for r in said["by_kind_of_layer"]] == [("linear2", 8, 4.5)]
+
+
+def test_what_is_known_of_the_data_stands_beside_the_numbers(tmp_path: Path) -> None:
+    trials = tables()["trials"].assign(data_completeness=["surrogate", "complete", "complete"], n_train=60000)
+    found = founded.read(tables(trials=trials), ["transformer_deep/mnist"])
+    assert found is not None and [(d.data, d.completeness) for d in found.data] == [("mnist", "surrogate")]
+    assert founded.said(found.data) == (
+        "**Data: mnist (60,000 training samples) is surrogates: other inputs stand in for the published ones; no claim "
+        "extends to the whole of it.**\n\n"
+    )
+    unknown = founded.read(tables())
+    assert unknown is not None and founded.said(unknown.data) == "Data: mnist is of unknown completeness.\n\n"
+
+
+def test_published_jumps_are_called_rounding_only_as_far_as_they_are() -> None:
+    found = founded.read(tables())
+    assert found is not None and "16 of 16 are within rounding (1e-06 of the value)" in found.words
+    rows = tables()["jumps"]
+    rows.loc[:2, "relative_magnitude"] = 0.1
+    larger = founded.read(tables(jumps=rows))
+    assert larger is not None and "13 of 16 are within" in larger.words
+    unknown = founded.read(tables(jumps=rows.drop(columns="relative_magnitude")))
+    assert unknown is not None and unknown.words == "jumps as published, z > 2"

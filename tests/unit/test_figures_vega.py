@@ -65,7 +65,7 @@ SPECIFICATIONS = pd.DataFrame(
 
 SPECS: dict[str, Callable[[], charts.Spec]] = {
     "map": lambda: charts.layer_map(
-        cells(), LAYERS, 30, events=EVENTS, settled=EVENTS, trials=4, title="t", legend=True
+        cells(), LAYERS, 30, events=EVENTS, settled=EVENTS, periods=RASTER, trials=4, title="t", legend=True
     ),
     "speed": lambda: charts.layer_map(
         cells().assign(value=lambda r: 10.0 ** -(r["row"] + 1)), LAYERS, 30, scale="value"
@@ -162,6 +162,13 @@ def test_the_map_carries_its_cells_its_events_and_where_layers_settled() -> None
     np.testing.assert_allclose(values["value"], cells().sort_values(["row", "step"])["value"], rtol=1e-4)
     assert settled["at"].tolist() == marks["at"].tolist() == [5.0, 25.0]
     assert marks["seeds"].tolist() == [4, 1] and marks["direction"].tolist() == ["increase", "decrease"]
+
+
+def test_critical_periods_are_lines_at_the_foot_of_their_layer() -> None:
+    spec = charts.layer_map(cells(), LAYERS, 30, periods=RASTER)
+    assert layers(spec)[2][["row", "from", "to"]].to_numpy().tolist() == [[0, 5, 10], [2, 25, 30]]
+    mark, row = spec["layer"][2]["mark"], spec["height"] / len(LAYERS)
+    assert 0 < mark["yOffset"] - mark["size"] / 2 and mark["yOffset"] + mark["size"] / 2 < row / 2
 
 
 def test_a_value_that_is_missing_stays_ground() -> None:

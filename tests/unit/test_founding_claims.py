@@ -56,6 +56,7 @@ def test_types_by_phase_sum_up_and_a_planted_payoff_of_late_events_is_found():
     found = run(type_phases.taxonomy_phases, typed_events(0.1), permutations=499)
     table = found["taxonomy_phases"].set_index(["type", "phase_bin"])
     assert table.loc[(0, "all"), "n"] == 32 and table.loc[(1, "early"), "n"] == 16 and table.loc[(1, "late"), "n"] == 0
+    assert table["null_n"].isna().all()  # nothing says at which rate
     assert table.loc[(2, "late"), "percent_of_type"] == 100 == table.loc[(2, "late"), "percent_of_phase"]
     assert table.loc[(1, "all"), "loss_change"] < table.loc[(2, "all"), "loss_change"]  # early: the loss falls anyway
     assert table.loc[(2, "all"), "loss_excess"] == pytest.approx(-0.1, abs=0.02)
@@ -64,6 +65,14 @@ def test_types_by_phase_sum_up_and_a_planted_payoff_of_late_events_is_found():
         0.1, abs=0.03
     )
     assert tests.loc["phase_by_type", "value"] == pytest.approx(1)
+
+
+def test_types_by_phase_stand_beside_false_events_spread_over_the_run():
+    families = pd.DataFrame([{"family": "f", "primary": True, "alpha": 0.05}])
+    table = run(type_phases.taxonomy_phases, typed_events(0.1) | {"event_families": families}, permutations=19)
+    rows = table["taxonomy_phases"].set_index(["type", "phase_bin"])["null_n"]
+    assert rows.loc[0].to_dict() == pytest.approx({"all": 1.6, "early": 0.16, "mid": 0.64, "late": 0.8})
+    assert rows.loc[[1, 2]].isna().all()
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ PUBLISHED = [
 def trials() -> pd.DataFrame:
     rows = [
         {"trial_id": t, "cell": f"{m}/mnist", "model": m, "data": "mnist", "seed": s, "control": "none", "steps": 2000,
-         "n_parameters": 10, "optimizer": "adam", "spec": SPEC}
+         "n_parameters": 10, "optimizer": "adam", "spec": SPEC, "data_completeness": "subset", "n_train": 14788}
         for t, m, s in RUNS
     ]  # fmt: skip
     return pd.DataFrame([*rows, {**rows[0], "trial_id": "control", "control": "lr:0"}])
@@ -86,8 +86,8 @@ def tables(**planted_ones: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def written(folder: Path, **planted_ones: pd.DataFrame) -> Album:
-    album = Album(folder)
-    phase1.write(album, tables(**planted_ones), "s")
+    album = Album(folder, sweep="s")
+    phase1.write(album, tables(**planted_ones))
     return album
 
 
@@ -106,7 +106,9 @@ def test_convergence_has_the_published_keys_a_run(tmp_path: Path) -> None:
     assert [e["convergence_pattern"] for e in found] == ["bottom-up", "unclear", "bottom-up"]
     assert (found[0]["arch_name"], found[0]["dataset_name"], found[0]["total_layers"]) == ("cnn_deep", "mnist", 3)
     assert found[2]["stabilization_points"]["l1"] is None and found[2]["num_stabilized_layers"] == 2
+    assert {e["data_completeness"] for e in found} == {"subset"}
     summary = (tmp_path / phase1.SUMMARY).read_text()
+    assert "**Data: mnist (14,788 training samples) is only a subset of what was published" in summary
     assert "| mlp | 2 | 1 | 1 | 0.25 |" in summary and "3 runs: 2 experiments of 2 architectures" in summary
 
 
@@ -163,9 +165,10 @@ def test_published_jumps_have_the_published_columns_and_the_founding_plan(tmp_pa
     plan = json.loads((tmp_path / phase1.PLAN).read_text())["cnn_deep_mnist"]
     # one of types 3, 4 and 5 each: "early" falls back on the two earliest, "late" on the two latest
     assert [j["step"] for j in plan["jumps"]] == [5, 35, 65, 125, 155]
+    assert plan["data_completeness"] == "subset"
     assert plan["jumps"][0]["checkpoints"] == [0, 5, 15] and plan["checkpoint_steps"][:4] == [0, 5, 15, 25]
     in_steps = json.loads((tmp_path / "checkpoint_plan_corrected.json").read_text())["cnn_deep_mnist"]
-    assert [j["step"] for j in in_steps["jumps"]] == [30, 180]
+    assert [j["step"] for j in in_steps["jumps"]] == [30, 180] and in_steps["data_completeness"] == "subset"
     assert "measurement indices" in next(e.caption for e in album.entries if e.path.name == phase1.PLAN)
 
 
@@ -204,7 +207,7 @@ def test_nothing_computed_is_nothing_written_and_says_what_to_run(tmp_path: Path
     }  # fmt: skip
     assert "`ndt analyze s convergence`" in album.skips[0].reason
     empty: Any = {name: pd.DataFrame() for name in phase1.TABLES}
-    phase1.write(album, empty, "s")
+    phase1.write(album, empty)
     assert not album.files
 
 

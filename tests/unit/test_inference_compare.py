@@ -67,6 +67,15 @@ def test_a_planted_difference_is_found_with_its_size_and_its_design() -> None:
     assert set(coverage.n) == {4, 6} and coverage.query("recommended and n == 6").interval.unique().tolist() == ["hull"]
 
 
+def test_events_per_series_stand_beside_the_false_ones_expected() -> None:
+    tables = sweep({"cnn": MANY, "mlp": FEW}) | {"event_families": [family_row(null_events=0.9, n_calibrated=36)]}
+    found = run(tables)
+    for name in ("cell_estimates", "comparisons"):
+        rows = found[name].groupby("outcome")["null_mean"].unique()
+        assert rows.pop("events_per_series").tolist() == [pytest.approx(0.025)]
+        assert all(np.isnan(values).all() for values in rows)
+
+
 def test_pairs_are_used_where_they_can_reach_alpha_and_say_so() -> None:
     seven = {"cnn": [*MANY, 8], "mlp": [*FEW, 1]}
     row = run(sweep(seven))["comparisons"].query("confirmatory").iloc[0]

@@ -48,6 +48,17 @@ def test_events_of_several_layers_at_once_are_one_event_of_the_seed() -> None:
     assert (whole.n_events, whole.coincidences, whole.seeds_with) == (2, 1, 2)
 
 
+def test_counts_of_events_stand_beside_what_false_ones_give() -> None:
+    tables = sweep({"m": [(s, layer, 300.0) for s in (0, 1) for layer in LAYERS], "quiet": []})
+    tables["event_families"] = [family_row(null_events=0.36, n_calibrated=36)]  # 0.01 in each of 2 x 6 x 3 series
+    rows = run(tables, n_surrogates=99)[0].set_index(["cell", "layer"])
+    one, whole = rows.loc[("quiet/digits", "a")], rows.loc[("m/digits", "*")]
+    assert one.null_events == pytest.approx(0.06) and one.null_seeds_with == pytest.approx(6 * -np.expm1(-0.01))
+    assert whole.null_events == pytest.approx(0.18) and whole.null_seeds_with == pytest.approx(6 * -np.expm1(-0.03))
+    unknown = run(sweep({"m": []}), n_surrogates=99)[0]
+    assert unknown["null_events"].isna().all() and unknown["null_seeds_with"].isna().all()
+
+
 @pytest.mark.slow
 def test_independent_sweeps_are_rarely_concordant() -> None:
     """60 cells x 3 layers whose events fall by one decaying rate: at most 10 of 180 at 0.05 (binomial: 9 + 3 SE 18)."""

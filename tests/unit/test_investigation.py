@@ -1,6 +1,7 @@
 """Planted dynamics get their word and a plan that brackets their events; runs that never trained get neither."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,7 +47,7 @@ def plan(
         ),
         "events": pd.DataFrame([e | {"trial_id": t} for e in events]),
         "event_families": FAMILIES,
-        "series_tests": series_of(names).assign(calibrated=calibrated),
+        "series_tests": series_of(names).assign(calibrated=calibrated, detector="d", null="ar_sieve"),
     }
     if curve:
         tables["growth_models"] = pd.DataFrame([{"mode": "default", "best": True, "model": curve[0], "r2": curve[1]}])
@@ -78,6 +79,13 @@ def test_the_word_follows_from_the_events(
 ) -> None:
     (row,) = plan(events, **options)[0].to_dict("records")  # type: ignore[arg-type]
     assert row["phenomenon"] == word and row["why"]
+
+
+def test_the_events_of_a_run_stand_beside_the_false_ones_expected_in_its_series(monkeypatch: Any) -> None:
+    assert plan(BURST)[0]["null_events"].isna().all()  # the family does not say
+    monkeypatch.setitem(globals(), "FAMILIES", FAMILIES.assign(null_events=0.4, n_calibrated=20))
+    assert plan(BURST)[0]["null_events"].tolist() == pytest.approx([0.4 / 20 * 5])  # of five layers
+    assert plan(BURST, calibrated=False)[0]["null_events"].tolist() == [0]
 
 
 def test_the_plan_brackets_every_chosen_event_with_few_steps() -> None:

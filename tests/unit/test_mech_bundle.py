@@ -22,6 +22,7 @@ from ndt_ray.figures.bundle import Wanted, archive, write_mechanisms
 from ndt_ray.figures.canvas import canvas
 from ndt_ray.figures.moments import Moment, moments
 from ndt_ray.figures.networks import class_means
+from ndt_ray.report.data_sets import data_sets
 from ndt_ray.store.reader import open_store
 
 TRIALS = pd.DataFrame(
@@ -41,7 +42,10 @@ def figure() -> Any:
 
 
 def test_the_index_lists_every_file_and_everything_left_out(tmp_path: Path) -> None:
-    album = Album(tmp_path, limit=1)
+    trials = pd.DataFrame(
+        {"data": ["mnist", "ag_news"], "data_completeness": ["complete", "subset"], "n_train": [60000, 14788]}
+    )
+    album = Album(tmp_path, limit=1, data=data_sets(trials))
     album.figure("One", "deep/er/a", figure(), "what <it> shows", "trial t")
     assert not album.room("One") and not album.room("One") and album.room("Two")
     album.text("Two", "b.csv", "x\n", "numbers")
@@ -52,7 +56,12 @@ def test_the_index_lists_every_file_and_everything_left_out(tmp_path: Path) -> N
         assert (tmp_path / link).is_file(), link
     assert "what &lt;it&gt; shows" in page and page.count("no &amp; data") == 1
     assert "2 more figures" in page and "--limit 1" in page
+    assert "<p>Data: mnist (60,000 training samples) is complete.</p>" in page
+    assert "<p class=d>Data: ag_news (14,788 training samples) is only a subset of what was published" in page
     said = json.loads(to_json(album))
+    assert [(d["data"], d["completeness"], d["n_train"]) for d in said["data_sets"]] == [
+        ("ag_news", "subset", [14788]), ("mnist", "complete", [60000]),
+    ]  # fmt: skip
     assert [f["path"] for f in said["files"]] == ["deep/er/a.png", "b.csv"] and len(said["skipped"]) == 2
     names = json.loads(_manifest(archive(album.files, tmp_path / "z.zip", tmp_path)))
     assert set(names) == {"deep/er/a.png", "b.csv"}
@@ -84,6 +93,13 @@ def test_a_moment_is_an_event_with_checkpoints_around_it_or_a_trial_along_traini
     assert [m.trial for m in mine] == ["aa1", "aa2"]
     with pytest.raises(SpecError, match="begins with 'cc'"):
         moments(TRIALS, SAVED, pd.DataFrame(), pd.DataFrame(), wanted=["cc"])
+
+
+def test_events_of_several_seeds_at_one_step_are_all_looked_at() -> None:
+    saved = pd.concat([SAVED, pd.DataFrame({"trial_id": ["aa2"] * 3, "step": [20, 30, 40]})])
+    both = pd.DataFrame([EVENT, {**EVENT, "trial_id": "aa2", "relative_size": 0.1}])
+    found, _ = moments(TRIALS, saved, both, FAMILIES)
+    assert [m.trial for m in found if m.cell == "x"] == ["aa1", "aa2"]
 
 
 def test_clear_stimuli_are_right_and_the_most_confident() -> None:

@@ -208,7 +208,7 @@ def test_a_family_that_nobody_declared_is_a_caution(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("q", "attainable", "kind", "words"),
     [
-        (0.01, 0.002, "finding", "6 coincidences beside 1.2 by chance, 4 of 4 seeds, q = 0.01"),
+        (0.01, 0.002, "finding", "beside 1.2 by chance, 4 of 4 seeds, where false events give 0.2, q = 0.01"),
         (0.4, 0.002, "nothing", "It is not shown that seeds agree"),
         (0.4, 0.2, "caution", "Seeds cannot be shown to agree"),
         (None, None, "nothing", "could not be tested: events of one seed only"),
@@ -216,7 +216,7 @@ def test_a_family_that_nobody_declared_is_a_caution(tmp_path: Path) -> None:
 )
 def test_concordance_turns_with_its_q(tmp_path: Path, q: Any, attainable: Any, kind: str, words: str) -> None:
     store = planted.planted(tmp_path)
-    row = concordance(q, attainable) | ({"reason": "events of one seed only"} if q is None else {})
+    row = concordance(q, attainable, null_seeds_with=0.2) | ({"reason": "events of one seed only"} if q is None else {})
     put(store, "concordance", {"concordance": [row], "replicated_events": []})
     found = section(collect(store, SWEEP), "across")
     assert [c.kind for c in found.claims] == [kind] and words in found.claims[0].text
@@ -235,9 +235,43 @@ def test_a_comparison_turns_with_its_p(
     tmp_path: Path, p: float, significant: bool, reach: float, kind: str, words: str
 ) -> None:
     store = planted.planted(tmp_path)
-    put(store, "compare", {"comparisons": [comparison(p, significant, reach)], "cell_status": []})
+    row = comparison(p, significant, reach, null_mean=0.02)
+    put(store, "compare", {"comparisons": [row], "cell_status": []})
     found = [c for c in section(collect(store, SWEEP), "across").claims if "vents per series" in c.text]
     assert [c.kind for c in found] == [kind] and words in found[0].text
+    assert ("3 comparisons, where false events give 0.02." in found[0].text) is significant
+
+
+def test_critical_periods_are_drawn_on_the_map_of_their_measure_beside_their_number_by_chance(tmp_path: Path) -> None:
+    store = planted.planted(tmp_path)
+    planted.put_periods(store, [(0, 20, 40), (1, 30, 60), (2, 100, 120)])
+    maps = section(collect(store, SWEEP), "maps")
+    key = (
+        "period",
+        "critical period of a seed: it moves faster than its slow-down explains (3 in all, 5 on surrogates)",
+    )
+    assert key in maps.plates[0].keys and "period" not in dict(maps.plates[1].keys)
+    (mlp,) = [figure for figure in maps.plates[0].figures if figure.title == "mlp"]
+    spans = csv(mlp.spec["layer"][2])
+    assert spans[["row", "from", "to"]].to_numpy().tolist() == [[1, 20, 60], [1, 100, 120]]
+    assert spans["text"].tolist()[0].endswith("between steps 20 and 60 in 2 of 4 seeds")
+    assert "2 spans of critical periods" in mlp.alt
+    (cnn,) = [figure for figure in maps.plates[0].figures if figure.title == "cnn"]
+    assert len(cnn.spec["layer"]) == 2 and "critical" not in cnn.alt
+
+
+def test_the_trials_with_the_best_defined_critical_periods_are_named_with_how_many_were_tried(tmp_path: Path) -> None:
+    store = planted.planted(tmp_path)
+    planted.put_periods(store, [(1, 30, 60)])
+    row = {"measure": "participation_ratio", "rank": 1, "trial_id": planted.trial_id("mlp", 1), "cell": "mlp/digits"}
+    row |= {"n_layers": 2, "n_significant": 1, "smallest_p": 0.004, "n_tried": 8}
+    put(store, "coordination_tests", {"critical_ranking": [row], "coordination_cells": []})
+    found = collect(store, SWEEP)
+    assert (
+        "Best defined critical periods, picked from 8 trials after looking at all: mlp seed 1 (1 of 2 layers with "
+        "q < 0.05, smallest p 0.004)."
+    ) in said(found, "described")
+    assert sheet(found, "Trials with the best defined critical periods")["n tried"].tolist() == [8]
 
 
 def settling(q: float, rho: float) -> dict[str, list[dict[str, Any]]]:
@@ -385,6 +419,26 @@ def test_the_completeness_of_the_data_is_said(tmp_path: Path, completeness: str,
     (claim,) = [c for c in found.claims if c.text.startswith("Data:")]
     assert claim.kind == kind and words in claim.text and claim.headline == (kind == "caution")
     assert f"digits ({completeness})" in set(sheet(found, "Accuracy by cell")["data"])
+
+
+def test_events_by_kind_of_layer_stand_beside_their_null(tmp_path: Path) -> None:
+    store = planted.planted(tmp_path)
+    put_events(store, [event("mlp", 0, 1, 100)])
+    missing = ("Events were not counted by layer", "ndt analyze planted event_layers")
+    assert missing in section(collect(store, SWEEP), "events").missing
+    row = {"mode": "default", "cell": "mlp/digits", "model": "mlp", "data": "digits", "n_series": 4}
+    kinds = [
+        row | {"layer_kind": kind, "n": n, "null_n": 0.25, "to_linear1": n / 2}
+        for kind, n in (("linear1", 2), ("linear2", 5), ("out_proj", 1), ("fc", 0))
+    ]
+    put(store, "event_layers", {"event_kinds": [*kinds, kinds[0] | {"mode": "original", "n": 90}]})
+    found = collect(store, SWEEP)
+    assert (
+        "linear2 (out of it) 5 beside 0.25 in 4 series, linear1 (into the feed-forward block) 2 beside 0.25 in 4 "
+        "series and out_proj (out of attention) 1 beside 0.25 in 4 series; none in fc. linear2 to linear1: 2.5."
+    ) in said(found, "described")
+    assert sheet(found, "Events by kind of layer").query("mode == 'default'")["n"].sum() == 8
+    assert missing not in section(found, "events").missing
 
 
 def test_what_was_not_computed_is_said_with_the_command_that_would(tmp_path: Path) -> None:

@@ -204,6 +204,14 @@ def test_the_balanced_choice_takes_types_in_turn_and_keeps_events_apart() -> Non
     assert select(table, n=0).empty and select(table.iloc[:0]).empty and len(select(table, n=99)) <= 5
 
 
+def test_the_balanced_choice_keeps_events_apart_within_a_trial_only() -> None:
+    rows = [event(t, 0.05, s, 0, 10.0) for t, s in (("a", 0.9), ("b", 0.8), ("a", 0.7), ("c", 0.6))]
+    table = pd.DataFrame(rows)
+    assert select(table)["trial_id"].tolist() == ["a", "b", "c"]
+    assert select(table, n=2)["relative_size"].tolist() == [0.9, 0.8]
+    assert select(table.drop(columns="trial_id"))["relative_size"].tolist() == [0.9]  # taken for one run
+
+
 def test_unknown_rules_and_missing_columns_are_refused() -> None:
     assert rules() == ["balanced", "founding"]
     with pytest.raises(SpecError, match="did you mean"):

@@ -64,6 +64,7 @@ def layer_map(
     title: str = "",
     events: pd.DataFrame | None = None,
     settled: pd.DataFrame | None = None,
+    periods: pd.DataFrame | None = None,
     trials: int = 0,
     most: int = 200,
     legend: bool = False,
@@ -72,7 +73,8 @@ def layer_map(
 
     `rows`: row, step, value, n; with `ratio` the value is log2 of the ratio to step 0, coloured symmetrically about no
     change. `events`: row, at (step), direction, seeds (of `trials`), text; a triangle, larger where more seeds have it.
-    `settled`: row, at, text; a bar where the layer settled. SpecError for no rows, or none with a value.
+    `settled`: row, at, text; a bar where the layer settled. `periods`: row, from, to, text; a line below the layer's
+    middle. SpecError for no rows, or none with a value.
     """
     require(rows, ("row", "step", "value", "n"), "layer map")
     cells = binned(rows, most)
@@ -119,11 +121,14 @@ def layer_map(
             },
         },
     ]
+    height = max(60.0, min(ROW * len(layers), 460.0))
+    if periods is not None and len(periods):
+        found.append(_spans(periods, layers, last, height / len(layers)))
     if settled is not None and len(settled):
         found.append(_bars(settled, layers, last))
     if events is not None and len(events):
         found.append(_marks(events, layers, last, trials))
-    return chart(max(60.0, min(ROW * len(layers), 460.0)), found)
+    return chart(height, found)
 
 
 def limits(values: "pd.Series[float]", scale: Scale) -> tuple[float, float]:
@@ -175,6 +180,21 @@ def _bars(settled: pd.DataFrame, layers: Sequence[str], last: int) -> Spec:
             "x": steps("at", last),
             "y": named("row", layers),
             "tooltip": [{"field": "text", "title": "settled"}],
+        },
+    }
+
+
+def _spans(periods: pd.DataFrame, layers: Sequence[str], last: int, pixels: float) -> Spec:
+    """Lines at the foot of their rows of `pixels`, so that marks of events stay to be seen."""
+    thick = min(4.0, pixels / 3)
+    return {
+        "data": data(periods[["row", "from", "to", "text"]]),
+        "mark": {"type": "bar", "style": "event", "size": thick, "yOffset": pixels / 2 - thick / 2 - 1},
+        "encoding": {
+            "x": steps("from", last),
+            "x2": {"field": "to"},
+            "y": named("row", layers),
+            "tooltip": [{"field": "text", "title": "critical period"}],
         },
     }
 
