@@ -124,6 +124,10 @@ def spec() -> str:
         "A sweep file is YAML: the fields of [Sweep](#sweep), whose `base` holds those of [Trial](#trial). Unknown",
         "keys, doubled keys and unknown names are errors that say where. Numbers are YAML 1.2's, so `3e-4` is a",
         "number; only `true` and `false` are booleans.",
+        "",
+        "An editor with a YAML language server (VS Code's YAML extension and others) completes and checks a sweep file",
+        "that begins with `# yaml-language-server: $schema=sweep.schema.json`, after `ndt show schema >",
+        "sweep.schema.json` beside it.",
     ]
     for model in found.values():
         schema = model.model_json_schema(by_alias=False)
