@@ -137,6 +137,8 @@ def spec() -> str:
         for name, field in model.model_fields.items():
             given = {k: v for k, v in own.get(name, {}).items() if k not in ("title", "description", "default")}
             body.append((f"`{name}`", schema_type(given), default(field), field.description or ""))
+        files = {name: own[name] for name in own if name not in model.model_fields}  # said in files, no part of a trial
+        body += [(f"`{name}`", schema_type(each), "", each["description"]) for name, each in files.items()]
         lines += ["", f"## {model.__name__}", ""]
         lines += [doc, ""] if doc and not doc.startswith("!!!") and doc != (BaseModel.__doc__ or "").strip() else []
         lines += rows(("field", "type", "default", "meaning"), body)
