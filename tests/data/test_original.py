@@ -159,6 +159,26 @@ def test_the_paper_s_aggregate_jumps_come_out(jumps: pd.DataFrame, published: Pu
     assert case["magnitude"].max() == pytest.approx(0.03908, abs=5e-6)
     assert case["z"].max() == pytest.approx(4.361, abs=5e-4)
     assert n["transformer_shallow_mnist"] == 9 and n["mlp_narrow_mnist"] == 0
+    # 14 early and 9 late: before and after half of the last flagged index
+    early = case["index"] < case["index"].max() / 2
+    assert (early.sum(), (~early).sum()) == (14, 9)
+    assert case["magnitude"].mean() == pytest.approx(0.0274, abs=5e-5) and round(case["z"].mean(), 2) == 2.93
+
+
+@pytest.mark.parametrize(
+    ("experiment", "accuracy", "depth", "width", "parameters"),
+    [
+        ("cnn_deep_fashion_mnist", 0.848, 5, 120, 390_410),
+        ("transformer_shallow_mnist", 0.936, 2, 128, 406_282),
+        ("mlp_narrow_mnist", 0.927, 4, 32, 28_618),
+    ],
+)
+def test_the_paper_s_cases_have_their_accuracy_and_size(
+    published: Published, experiment: str, accuracy: float, depth: int, width: int, parameters: int
+) -> None:
+    case = published.experiments.set_index("experiment").loc[experiment]
+    assert case["final_accuracy"] == pytest.approx(accuracy, abs=5e-4)
+    assert (case["depth"], case["width"], case["num_params"]) == (depth, width, parameters)
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,13 @@ def jumps_with_types(store: Tables, published: Published) -> pd.DataFrame:
     return joined.assign(cluster=joined["type"] - 1).sort_values(["experiment", "layer_index", "index"])
 
 
+def test_clusters_by_published_timing(store: Tables, published: Published) -> None:
+    jumps = jumps_with_types(store, published)
+    share = jumps.groupby("phase_bin")["cluster"].value_counts(normalize=True).mul(100).round(1)
+    assert share["early"].to_dict() == {0: 82.6, 2: 16.5, 1: 0.6, 3: 0.3}  # the founding report: 82.6 %, 16.5 %
+    assert share["mid"].to_dict() == {4: 86.5, 2: 13.5}  # which it calls similar
+
+
 def test_published_names_of_types_contradict_their_phases(store: Tables) -> None:
     types = store.table("taxonomy_types").query("mode == 'original'").set_index("type")
     assert types.loc[4, "phase"] < 0.01 < types.loc[3, "phase"] < types.loc[5, "phase"]  # "late" is the earliest

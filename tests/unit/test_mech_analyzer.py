@@ -58,6 +58,31 @@ def test_it_takes_what_activation_capture_keeps() -> None:
     assert ActivationAnalyzer({"t": np.zeros((4, 7, 3))}).matrix("t").shape == (4, 3)
 
 
+def test_capturing_leaves_no_hooks_behind() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+
+    def hooks() -> int:
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
+
+    capture = ActivationCapture()
+    capture.register_layer("first", model[0])
+    capture.register_layer("last", model[2])
+    model(torch.randn(5, 3, requires_grad=True))
+    kept = capture.activations["last"]
+    assert hooks() == 2 and not kept.requires_grad and kept.grad_fn is None
+    capture.remove_hooks()
+    assert hooks() == 0
+    model(torch.randn(5, 3))
+    assert capture.activations["last"] is kept  # what was recorded stays, and nothing new is
+    capture.register_layer("first", model[0])  # the name is free again
+    capture.remove_hooks()
+    with pytest.raises(RuntimeError, match="in the block"), ActivationCapture() as other:
+        other.register_model(model, ["0", "2"])
+        raise RuntimeError("in the block")
+    assert hooks() == 0
+
+
 def test_activations_can_be_given_to_the_analysis_instead() -> None:
     values, labels = torch.randn(30, 4, 3, 3, generator=torch.Generator().manual_seed(0)), np.repeat([0, 1, 2], 10)
     by_name, given = ActivationAnalyzer({"conv": values}, labels), ActivationAnalyzer(labels=labels)
