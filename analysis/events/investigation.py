@@ -130,7 +130,7 @@ def investigation(
     """Each run's dynamics by rule (cascade, discrete, smooth, flat), with the steps and analyses to look at next.
 
     A cascade: half of the events or more lie in the first `early` of the run, three or more of them in two or more
-    layers, and so close that their mean gap would put three into `window` of the run. `early` 1 takes one anywhere.
+    layers, and so close that three of their mean gaps fit into `window` of the run. `early` 1 takes one anywhere.
     `most`: events of a run that are looked at, chosen as `representatives.select` does. SpecError for shares outside
     (0, 1].
     """

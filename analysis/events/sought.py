@@ -7,7 +7,7 @@ import pandas as pd
 
 from ndt_ray.analysis.detection.original import DifferenceZ
 from ndt_ray.analysis.events.significant import primary
-from ndt_ray.analysis.jumps import compare_with_null
+from ndt_ray.analysis.jumps import MEASURES, compare_with_null
 from ndt_ray.errors import SpecError, did_you_mean
 
 SOURCES = ("events", "default", "original")
@@ -55,7 +55,8 @@ def sought(
     mode = source or "default"
     judged = _of_rule(counts, mode, measure)
     if judged.empty:
-        more = f"`ndt analyze {sweep} jumps --set 'measures=[{measure}]'` uncalibrated jumps"
+        said = "" if mode == "original" or measure in MEASURES else f" --set 'measures=[{measure}]'"
+        more = f"`ndt analyze {sweep} jumps{said}` uncalibrated jumps"
         return Sought(None, None, f"no {_WHAT[mode]} of {measure} were sought: {calibrated}, {more}", {})
     noise = compare_with_null(judged).iloc[0]
     judged_any = noise["constant"] < noise["series"]

@@ -169,6 +169,11 @@ def test_what_nobody_looked_for_is_not_zero_and_says_what_computes_it(flagged: P
         found = infra.get_experiment_summary(experiment)
         assert found["num_jumps"] is None and "ndt analyze looked-at series_tests events" in found["jumps_are"]
         assert infra.identify_moments(experiment) == []
+    for measure, command in (
+        ("stable_rank", f"`ndt analyze {SWEEP} jumps`"),
+        ("rankme", f"`ndt analyze {SWEEP} jumps --set 'measures=[rankme]'`"),
+    ):
+        assert command in sought(None, measure, SWEEP, *[pd.DataFrame()] * 4).words
     with pytest.raises(SpecError, match="did you mean 'events'"):
         sought("event", "stable_rank", SWEEP, *[pd.DataFrame()] * 4)
 
