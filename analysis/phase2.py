@@ -5,6 +5,7 @@ measurements say; with checkpoints it has weights too, with PyTorch attention an
 """
 
 import importlib
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,16 +14,25 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ndt_ray.analysis.events.significant import primary
+from ndt_ray.analysis.events.families import family_of
+from ndt_ray.analysis.events.significant import primary_family
+from ndt_ray.analysis.events.sought import Sought, sought
 from ndt_ray.analysis.mechanisms.tools import MeasurementTools
-from ndt_ray.analysis.running.stored import StoredSweep
+from ndt_ray.analysis.running.stored import StoredSweep, declared_parameters
 from ndt_ray.errors import CheckpointError, DataError, SpecError, did_you_mean
 from ndt_ray.store.reader import Store, open_store
+from ndt_ray.store.sweep import open_sweep
 
 if TYPE_CHECKING:
     from ndt_ray.analysis.mechanisms.context import Contexts, ProbeContext
 
+log = logging.getLogger(__name__)
+
 KINDS = ("before", "during", "after")
+TRAINED = ("loop", "stack")
+"""Engines of trials that can be replayed; imported and tracked ones have others, or none."""
+LOSSES = ("probe_loss", "batch_loss")
+"""The first that a trial has: on the fixed probe, else on the training batches, as the founding study kept it."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +52,9 @@ class CriticalMoment:
 
 @dataclass(frozen=True)
 class AnalysisResult:
-    """What differs between two moments. `measurements`: step, loss and dimensionality by layer, and where they could
-    be had weights, attention and activations; `missing`: why any of these is not there."""
+    """What differs between two moments. `measurements`: step, loss and dimensionality by layer, with the names of what
+    these are (`loss_is`, `measure`), and where they could be had weights, attention and activations; `missing`: why any
+    of these is not there."""
 
     experiment: str
     measurements: dict[str, Any]
@@ -54,8 +65,10 @@ class Phase2Infrastructure:
     """Events of experiments and what changed at them: `Phase2Infrastructure(Path("store"))`.
 
     An experiment is a cell, written `model_data` as the founding study did or `model/data`, of which the trial of
-    `seed` is looked at (by default its first one), or a trial id. `measure`: which dimensionality. StoreError where
-    there is no store, SpecError for an unknown sweep or experiment; tables that are missing give empty results.
+    `seed` is looked at (by default its first one), or a trial id. `measure`: which dimensionality; by default that of
+    the sweep's primary family of events. `jumps`: what counts as one, of `events.sought.SOURCES`; by default calibrated
+    events, and uncalibrated jumps where no events were sought. StoreError where there is no store, SpecError for an
+    unknown sweep or experiment; what was not computed gives empty results, which say so.
     """
 
     def __init__(
@@ -64,10 +77,11 @@ class Phase2Infrastructure:
         *,
         sweep: str | None = None,
         seed: int | None = None,
-        measure: str = "stable_rank",
+        measure: str | None = None,
+        jumps: str | None = None,
     ) -> None:
         self.store: Store = open_store(experiments)
-        self.seed, self.measure = seed, measure
+        self.seed, self.measure, self.jumps = seed, measure, jumps
         trials = self._table("trials")
         known = sorted(trials["sweep"].unique()) if len(trials) else []
         if sweep is not None and sweep not in known:
@@ -83,16 +97,23 @@ class Phase2Infrastructure:
 
     def get_experiment_summary(self, name: str) -> dict[str, Any]:
         """`experiment`, `num_jumps`, `jump_summary` (mean_magnitude, mean_speed: size a step, phases) and
-        `critical_periods`, a dict each. Without events the means are NaN."""
+        `critical_periods`, a dict each. Without jumps the means are NaN.
+
+        `jumps_are`: what was counted, or, where `num_jumps` is None, the command that looks for some;
+        `expected_on_noise`: how many an uncalibrated rule flags on white and AR(1) noise.
+        """
         trial = self._trial(name)
-        jumps = self._jumps(trial)
+        found = self._jumps(trial)
+        jumps = pd.DataFrame() if found.rows is None else found.rows
         length = (jumps["step_after"] - jumps["step_before"]).clip(lower=1) if len(jumps) else []
         periods = self._of_trial("critical_periods", trial)
         columns = ["layer", "measure", "step_first", "step_last", "phase", "ratio", "p"]
         return {
             "experiment": name,
             "trial_id": str(trial["trial_id"]),
-            "num_jumps": len(jumps),
+            "num_jumps": None if found.rows is None else len(jumps),
+            "jumps_are": found.words,
+            "expected_on_noise": found.expected,
             "jump_summary": {
                 "mean_magnitude": float(jumps["size"].abs().mean()) if len(jumps) else math.nan,
                 "mean_speed": float((jumps["size"].abs() / length).mean()) if len(jumps) else math.nan,
@@ -103,12 +124,18 @@ class Phase2Infrastructure:
 
     def identify_moments(self, name: str, num_jumps: int = 5) -> list[CriticalMoment]:
         """Before, during and after each of the `num_jumps` largest events, the largest first: moments 0 and 2 are
-        before and after it. SpecError for a negative number."""
+        before and after it. Whether they are calibrated is logged where they are not. SpecError for a negative number.
+        """
         if num_jumps < 0:
             raise SpecError(f"a number of events cannot be negative, but got ({num_jumps=})")
         trial = self._trial(name)
-        jumps = self._jumps(trial)
-        if jumps.empty:
+        what = self._jumps(trial)
+        if what.source != "events":
+            noise = ", ".join(f"{mean:.1f} on {kind} noise" for kind, mean in what.expected.items())
+            counted = f"{len(what.rows)} " if what.rows is not None else ""
+            log.warning("%s: %s%s%s", name, counted, what.words, f" (expected: {noise})" if noise else "")
+        jumps = what.rows
+        if jumps is None or jumps.empty:
             return []
         size = jumps["size"].abs()
         by = ["magnitude", "step_before"]
@@ -135,16 +162,22 @@ class Phase2Infrastructure:
         if m0.trial_id != m2.trial_id:
             raise SpecError(f"moments are compared within a trial, but got {m0.trial_id} and {m2.trial_id}")
         trial = self._trial(m0.trial_id)
-        loss = [self._loss(trial, m.step) for m in (m0, m2)]
+        kind, loss = self._losses(trial, (m0.step, m2.step))
         measurements: dict[str, Any] = {
             "step_before": m0.step,
             "step_after": m2.step,
+            "loss_is": kind,
             "loss_before": loss[0],
             "loss_after": loss[1],
             "loss_change": loss[1] - loss[0],
+            "measure": self._measure(trial),
             "layer_changes": self._layer_changes(trial, m0.step, m2.step),
         }
         more, missing = self._networks(trial, m0, m2)
+        if kind is None:
+            missing["loss"] = f"none of {', '.join(LOSSES)} was recorded"
+        if not measurements["layer_changes"]:
+            missing["layer_changes"] = f"nothing measured has {measurements['measure']}: say another with measure=..."
         return AnalysisResult(m0.experiment, measurements | more, missing)
 
     # -- what the tables say -----------------------------------------------------------------------------------------
@@ -175,27 +208,46 @@ class Phase2Infrastructure:
             raise SpecError(f"no experiment '{name}'{of}{did_you_mean(name, self.experiments)}")
         return own.sort_values(["seed", "sweep", "trial_id"], kind="stable").iloc[0]
 
-    def _jumps(self, trial: "pd.Series[Any]") -> pd.DataFrame:
-        """Significant events of the primary family; none where none were looked for."""
+    def _families(self, trial: "pd.Series[Any]") -> pd.DataFrame:
         families = self._table("event_families")
-        own = families[families["sweep"] == trial["sweep"]] if len(families) else families
-        events = self._of_trial("events", trial)
-        return primary(events, own) if len(events) else events
+        return families[families["sweep"] == trial["sweep"]] if len(families) else families
 
-    def _loss(self, trial: "pd.Series[Any]", step: int) -> float:
+    def _measure(self, trial: "pd.Series[Any]") -> str:
+        """The one asked for, else that of the sweep's primary family: as computed, or else as declared."""
+        if self.measure is not None:
+            return self.measure
+        family = primary_family(self._families(trial))
+        if family is not None:
+            return str(family["measure"])
+        declared = declared_parameters(open_sweep(self.store, str(trial["sweep"]))).get("events", {})
+        return family_of(declared.get("primary", {}))["measure"]
+
+    def _jumps(self, trial: "pd.Series[Any]") -> Sought:
+        events, jumps, counts = (self._of_trial(name, trial) for name in ("events", "jumps", "jump_counts"))
+        families = self._families(trial)
+        return sought(self.jumps, self._measure(trial), str(trial["sweep"]), events, families, jumps, counts)
+
+    def _losses(self, trial: "pd.Series[Any]", steps: tuple[int, int]) -> tuple[str | None, list[float]]:
+        """The first of LOSSES that was recorded, and its last values until the steps; NaN where there is none."""
         rows = self._of_trial("scalars", trial)
-        rows = rows[rows["step"] <= step].sort_values("step") if len(rows) else rows
-        return float(rows["probe_loss"].iloc[-1]) if len(rows) else math.nan
+        for kind in LOSSES:
+            if len(rows) and rows[kind].notna().any():
+                series = rows.sort_values("step").set_index("step")[kind]
+                return kind, [_at(series, step) for step in steps]
+        return None, [math.nan for _ in steps]
 
     def _layer_changes(self, trial: "pd.Series[Any]", first: int, last: int) -> dict[str, dict[str, float]]:
         rows = self._of_trial("measurements", trial)
         if rows.empty:
             return {}
-        if self.measure not in rows:
-            raise SpecError(f"no measure '{self.measure}'{did_you_mean(self.measure, rows.columns)}")
+        measure = self._measure(trial)
+        if measure not in rows:
+            raise SpecError(f"no measure '{measure}'{did_you_mean(measure, rows.columns)}")
+        if rows[measure].isna().all():
+            return {}
         found = {}
         for layer, own in rows.sort_values(["layer_index", "view", "step"]).groupby("layer", sort=False):
-            series = own[own["view"] == own["view"].iloc[0]].set_index("step")[self.measure]
+            series = own[own["view"] == own["view"].iloc[0]].set_index("step")[measure]
             before, after = (_at(series, step) for step in (first, last))
             change = after - before
             relative = change / abs(before) if before else math.nan
@@ -209,7 +261,12 @@ class Phase2Infrastructure:
     ) -> tuple[dict[str, Any], dict[str, str]]:
         parts = ("weights", "attention", "activations")
         if m0.checkpoint is None or m2.checkpoint is None:
-            return {}, dict.fromkeys(parts, "no checkpoint at or around these steps: `ndt replay` makes one")
+            replay = (
+                ": `ndt replay` makes one"
+                if trial["engine"] in TRAINED
+                else ", and what did not run here has no replay"
+            )
+            return {}, dict.fromkeys(parts, f"no checkpoint at or around these steps{replay}")
         if m0.checkpoint == m2.checkpoint:
             return {}, dict.fromkeys(parts, f"one checkpoint, of step {m0.checkpoint}, stands for both")
         steps = m0.checkpoint, m2.checkpoint

@@ -124,6 +124,10 @@ def spec() -> str:
         "A sweep file is YAML: the fields of [Sweep](#sweep), whose `base` holds those of [Trial](#trial). Unknown",
         "keys, doubled keys and unknown names are errors that say where. Numbers are YAML 1.2's, so `3e-4` is a",
         "number; only `true` and `false` are booleans.",
+        "",
+        "An editor with a YAML language server (VS Code's YAML extension and others) completes and checks a sweep file",
+        "that begins with `# yaml-language-server: $schema=sweep.schema.json`, after `ndt show schema >",
+        "sweep.schema.json` beside it.",
     ]
     for model in found.values():
         schema = model.model_json_schema(by_alias=False)
@@ -133,6 +137,8 @@ def spec() -> str:
         for name, field in model.model_fields.items():
             given = {k: v for k, v in own.get(name, {}).items() if k not in ("title", "description", "default")}
             body.append((f"`{name}`", schema_type(given), default(field), field.description or ""))
+        files = {name: own[name] for name in own if name not in model.model_fields}  # said in files, no part of a trial
+        body += [(f"`{name}`", schema_type(each), "", each["description"]) for name, each in files.items()]
         lines += ["", f"## {model.__name__}", ""]
         lines += [doc, ""] if doc and not doc.startswith("!!!") and doc != (BaseModel.__doc__ or "").strip() else []
         lines += rows(("field", "type", "default", "meaning"), body)

@@ -6,7 +6,6 @@ and the architecture only decides which analyses apply. `original` classes the p
 Dimensionality says when to look, never what changed or why: the plan names analyses that can, and they decide.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,18 +17,19 @@ from ndt_ray.analysis.events.significant import primary, primary_family, tests_o
 from ndt_ray.analysis.inference.sample import false_per_series, trained
 from ndt_ray.analysis.series import clock
 from ndt_ray.analysis.taxonomy.representatives import select
+from ndt_ray.errors import SpecError
 from ndt_ray.store.schema import Column, Table
 
-CASCADE_EVENTS, CASCADE_WINDOW = 3, 0.1
-"""A cascade is at least this many events in at least two layers within this share of the run."""
+CASCADE_EVENTS, CASCADE_SHARE = 3, 0.5
+"""A cascade is at least this many early events in at least two layers, and at least this share of all events."""
 PUBLISHED_CASCADE = 10
 """Points flagged by the published aggregate rule from which a published run counts as a cascade."""
 GOOD_CURVE = 0.5
 
 _STRATEGY: dict[str, tuple[tuple[str, ...], str]] = {
     "convolution": (
-        ("filters", "similarity", "units"),
-        "filters turn orthogonal or edge-like during the event; early layers first",
+        ("features", "feature_changes", "filters", "similarity", "units"),
+        "new kinds of features appear during the event, edges before textures before parts; early layers first",
     ),
     "attention": (
         ("attention", "head_ablation", "similarity"),
@@ -49,6 +49,13 @@ _FAMILIES = {
     "mlp": "dense",
 }
 _SMOOTH_ANALYSES = ("similarity", "linear_probes", "intrinsic_dimension")
+_LOOK_FOR = {
+    "new feature types": ("features", "feature_changes", "filters"),
+    "changed activation patterns": ("similarity", "attention"),
+    "specialised units or heads": ("units", "head_ablation"),
+    "classes that can be read out": ("linear_probes",),
+}
+"""What the founding study looks for at a step, and one thing more, by the analyses that can see it."""
 
 INVESTIGATIONS = Table(
     "investigations",
@@ -63,9 +70,13 @@ INVESTIGATIONS = Table(
         Column("n_events", "int32", "events of the trial"),
         Column("null_events", "float64", "of these, expected to be false; original: points flagged on white noise"),
         Column("n_layers", "int32", "layers that have one"),
-        Column("early_share", "float64", "share of events in the first tenth of the run"),
-        Column("mean_gap", "float64", "mean distance of neighbouring onsets", "steps"),
-        Column("densest", "int32", "most events within a tenth of the run"),
+        Column("early_share", "float64", "share of events in the first `early` (a tenth) of the run"),
+        Column("early_gap", "float64", "mean distance of neighbouring onsets there", "steps"),
+        Column("mean_gap", "float64", "the same over the run", "steps"),
+        Column("n_later", "int32", "events after that"),
+        Column("later_gap", "float64", "mean distance of neighbouring onsets after that", "steps"),
+        Column("later_scatter", "float64", "the same / that of as many evenly spread: 1 scattered, 0 all at once"),
+        Column("densest", "int32", "most events within `window` (a tenth) of the run"),
         Column("curve", "string", "growth curve with the smallest AICc"),
         Column("curve_r2", "float64", "its R²"),
         Column("kind", "string", "convolution, attention, dense or unknown: decides which analyses apply"),
@@ -90,7 +101,7 @@ INVESTIGATION_STEPS = Table(
         Column("layer", "string", "module path of the event's layer; * for all layers"),
         Column("event_step", "int32", "onset of the event; null for steps that belong to none", "steps"),
         Column("analyses", "string", "to run there, comma-separated"),
-        Column("look_for", "string", "what would be new: features, patterns, specialisation"),
+        Column("look_for", "string", "comma-separated: new feature types, changed activation patterns, ..."),
     ),
     ("trial_id", "place"),
 )
@@ -115,11 +126,19 @@ INVESTIGATION_STEPS = Table(
     writes=(INVESTIGATIONS, INVESTIGATION_STEPS),
     per="trial",
 )
-def investigation(data: AnalysisInput, *, most: int = 5) -> dict[str, pd.DataFrame]:
+def investigation(
+    data: AnalysisInput, *, most: int = 5, early: float = 0.1, window: float = 0.1
+) -> dict[str, pd.DataFrame]:
     """Each run's dynamics by rule (cascade, discrete, smooth, flat), with the steps and analyses to look at next.
 
-    `most`: events of a run that are looked at, chosen as `representatives.select` does.
+    A cascade: half of the events or more lie in the first `early` of the run, three or more of them in two or more
+    layers, and so close that three of their mean gaps fit into `window` of the run. `early` 1 takes one anywhere.
+    `most`: events of a run that are looked at, chosen as `representatives.select` does. SpecError for shares outside
+    (0, 1].
     """
+    for name, share in (("early", early), ("window", window)):
+        if not 0 < share <= 1:
+            raise SpecError(f"{name} is a share of the run, in (0, 1], but got ({name}={share})")
     trials, measured = data.frame("trials"), data.frame("measurements")
     if trials.empty:
         return {"investigations": pd.DataFrame(), "investigation_steps": pd.DataFrame()}
@@ -137,15 +156,15 @@ def investigation(data: AnalysisInput, *, most: int = 5) -> dict[str, pd.DataFra
     if len(tests):
         families = data.frame("event_families")
         events = _typed(primary(data.frame("events"), families), data.frame("event_types"))
-        known = base | _described(events, trial.steps) | _curve(models, "default") | _false(families, tests)
-        known |= _phenomenon(
-            known, int(tests["calibrated"].astype(bool).sum()) if "calibrated" in tests else len(tests)
-        )
+        known = base | _described(events, trial.steps, early, window) | _curve(models, "default")
+        known |= _false(families, tests)
+        calibrated = int(tests["calibrated"].astype(bool).sum()) if "calibrated" in tests else len(tests)
+        known |= _phenomenon(known, calibrated, window * trial.steps / CASCADE_EVENTS)
         plan = _plan(known, select(events, most), steps, trial.trial_id)
         rows.append(known | {"mode": "default"} | _strategy(known) | _value(plan, events, steps))
     jumps = data.frame("jumps")
     if len(jumps) and len(data.frame("growth")) and (data.frame("growth")["mode"] == "original").any():
-        told = _published(jumps, data.frame("jump_counts"), models, trial.steps, kind)
+        told = _published(jumps, data.frame("jump_counts"), models, trial.steps, kind, early)
         rows.append(base | {"mode": "original"} | told)
     columns = [c.name for c in INVESTIGATIONS.columns]
     return {
@@ -172,24 +191,32 @@ def _typed(events: pd.DataFrame, types: pd.DataFrame) -> pd.DataFrame:
     return events.merge(own, on=key, how="left")
 
 
-def _described(events: pd.DataFrame, steps: int) -> dict[str, Any]:
+def _described(events: pd.DataFrame, steps: int, early: float, window: float) -> dict[str, Any]:
     """Numbers of the events that the rules read."""
     if events.empty:
-        return {"n_events": 0, "n_layers": 0, "early_share": None, "mean_gap": None, "densest": 0, "layers_densest": 0}
-    onset = np.sort(events["step_before"].to_numpy(np.float64))
-    by_time = events.sort_values("step_before")
-    best, layers = 0, 0
-    for start in onset:
-        inside = by_time[by_time["step_before"].between(start, start + CASCADE_WINDOW * steps)]
-        found = (len(inside), inside["layer"].nunique())
-        best, layers = max((best, layers), found)
+        counts = dict.fromkeys(("n_events", "n_layers", "densest", "layers_early"), 0)
+        return counts | _spread(np.zeros(0), steps, early)
+    onset = events["step_before"].to_numpy(np.float64)
+    inside = (onset >= onset[:, None]) & (onset <= onset[:, None] + window * steps)
     return {
         "n_events": len(events),
         "n_layers": events["layer"].nunique(),
-        "early_share": float((events["phase_bin"] == "early").mean()),
-        "mean_gap": float(np.diff(onset).mean()) if len(onset) > 1 else None,
-        "densest": best,
-        "layers_densest": layers,
+        "densest": int(inside.sum(1).max()),
+        "layers_early": events.loc[onset < early * steps, "layer"].nunique(),
+    } | _spread(onset, steps, early)
+
+
+def _spread(onset: Any, steps: int, early: float) -> dict[str, Any]:
+    """How many onsets lie in the first `early` of the run and how many after it, and how far apart."""
+    before, after = onset[onset < early * steps], onset[onset >= early * steps]
+    later, even = _gap(after), (1 - early) * steps / (len(after) + 1)
+    return {
+        "early_share": len(before) / len(onset) if len(onset) else None,
+        "early_gap": _gap(before),
+        "mean_gap": _gap(onset),
+        "n_later": len(after),
+        "later_gap": later,
+        "later_scatter": None if later is None else later / even,
     }
 
 
@@ -201,6 +228,11 @@ def _false(families: pd.DataFrame, tests: pd.DataFrame) -> dict[str, Any]:
     return {"null_events": false_per_series(family) * int(tests_of(tests, family)["calibrated"].astype(bool).sum())}
 
 
+def _gap(onset: Any) -> float | None:
+    """Mean distance of neighbours; None with fewer than two."""
+    return float(np.diff(np.sort(onset)).mean()) if len(onset) > 1 else None
+
+
 def _curve(models: pd.DataFrame, mode: str) -> dict[str, Any]:
     """The growth curve with the smallest AICc of a mode; nulls where none was fitted."""
     best = models[(models["mode"] == mode) & models["best"].astype(bool)] if len(models) else models
@@ -209,16 +241,20 @@ def _curve(models: pd.DataFrame, mode: str) -> dict[str, Any]:
     return {"curve": str(best["model"].iloc[0]), "curve_r2": float(best["r2"].iloc[0])}
 
 
-def _phenomenon(known: dict[str, Any], calibrated: int) -> dict[str, Any]:
-    n, densest, layers, r2 = known["n_events"], known["densest"], known.pop("layers_densest"), known["curve_r2"]
+def _phenomenon(known: dict[str, Any], calibrated: int, widest: float) -> dict[str, Any]:
+    """The word and why; `widest`: mean gap of early events in steps up to which they are a cascade."""
+    n, r2, layers, gap = known["n_events"], known["curve_r2"], known.pop("layers_early"), known["early_gap"]
     if known["trained"] is False:
         return {"phenomenon": "untrained", "why": f"held-out accuracy {known['accuracy']:.3f} is at chance"}
     if calibrated == 0:
         return {"phenomenon": "unjudged", "why": "no series that the detector can judge"}
-    if densest >= CASCADE_EVENTS and layers >= 2:
-        return {"phenomenon": "cascade", "why": f"{densest} events in {layers} layers within a tenth of the run"}
+    early = n - known["n_later"]
     if n:
-        return {"phenomenon": "discrete", "why": f"{n} events, at most {densest} within a tenth of the run"}
+        why = f"{early} of {n} events early, in {layers} layers"
+        why += f", {gap:.4g} steps apart" if gap is not None else ""
+        many = early >= max(CASCADE_EVENTS, CASCADE_SHARE * n) and layers >= 2
+        word = "cascade" if many and gap is not None and gap <= widest else "discrete"
+        return {"phenomenon": word, "why": f"{why} (a cascade: at most {widest:.4g})" if many else why}
     if r2 is not None and r2 >= GOOD_CURVE and known["curve"] != "constant":
         return {"phenomenon": "smooth", "why": f"no event; a {known['curve']} curve explains {100 * r2:.0f} %"}
     return {"phenomenon": "flat", "why": "no event, and no curve explains half of what happens"}
@@ -240,7 +276,7 @@ def _recommended(known: dict[str, Any]) -> tuple[tuple[str, ...], str | None]:
 
 def _plan(known: dict[str, Any], chosen: pd.DataFrame, steps: Any, trial_id: str) -> list[dict[str, Any]]:
     """Before, during and after each chosen event with a start and an end; quarters of a smooth run."""
-    analyses, look_for = _recommended(known)
+    analyses, _ = _recommended(known)
     if not analyses or not len(steps):
         return []
     rows: list[tuple[int, str, str, int | None]] = [
@@ -260,6 +296,7 @@ def _plan(known: dict[str, Any], chosen: pd.DataFrame, steps: Any, trial_id: str
             edge = min(step, before) if role == "before" else max(step, after) if role == "after" else step
             rows.append((_at(steps, edge), role, str(event["layer"]), before))
     rows.sort(key=lambda r: (r[0], r[3] is not None, r[2]))
+    look_for = ",".join(item for item, can in _LOOK_FOR.items() if set(can) & set(analyses))
     return [
         {"trial_id": trial_id, "place": i, "step": step, "role": role, "layer": layer, "event_step": event}
         | {"analyses": ",".join(analyses), "look_for": look_for}
@@ -301,7 +338,7 @@ def bracketed(events: pd.DataFrame, planned: Any) -> float | None:
 
 
 def _published(
-    jumps: pd.DataFrame, counts: pd.DataFrame, models: pd.DataFrame, steps: int, kind: str
+    jumps: pd.DataFrame, counts: pd.DataFrame, models: pd.DataFrame, steps: int, kind: str, early: float
 ) -> dict[str, Any]:
     """The published story of a run, from the points its aggregate rule flagged."""
     own = jumps[(jumps["mode"] == "original") & (jumps["detector"] == "smoothed_gradient")]
@@ -312,41 +349,13 @@ def _published(
     noise = float(judged["null_white_mean"].sum()) if len(judged) else None
     words = {True: "cascade", False: "discrete" if n else "smooth"}
     phenomenon = words[n >= PUBLISHED_CASCADE]
-    onset = np.sort(own["step_before"].to_numpy(np.float64))
     known = {"phenomenon": phenomenon, "kind": kind}
     return (
         known
         | {"why": f"{n} points flagged by the published rule", "n_events": n, "n_layers": 0, "densest": 0}
         | {"null_events": noise}
-        | {"early_share": float((onset < CASCADE_WINDOW * steps).mean()) if n else None}
-        | {"mean_gap": float(np.diff(onset).mean()) if n > 1 else None}
+        | _spread(own["step_before"].to_numpy(np.float64), steps, early)
         | _curve(models, "original")
         | _strategy(known)
         | {"n_steps": 0}
     )
-
-
-def agreement(investigations: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
-    """Trials by architecture family and phenomenon: is each family's story true of its runs?"""
-    joined = investigations.merge(trials[["trial_id", "model"]], on="trial_id")
-    family = joined["model"].astype(str).str.split("_").str[0]
-    table: pd.DataFrame = (
-        joined.groupby([joined["mode"], family.rename("family"), "phenomenon"]).size().reset_index(name="n")
-    )
-    return table
-
-
-def as_json(investigations: pd.DataFrame, steps: pd.DataFrame) -> str:
-    """The plans as JSON, by trial: what a checkpoint planner or a person takes away."""
-    plans = {
-        str(row["trial_id"]): {
-            "phenomenon": row["phenomenon"],
-            "why": row["why"],
-            "analyses": str(row["analyses"]).split(",") if row["analyses"] else [],
-            "steps": steps[steps["trial_id"] == row["trial_id"]]
-            .sort_values("place")[["step", "role", "layer"]]
-            .to_dict("records"),
-        }
-        for row in investigations[investigations["mode"] == "default"].to_dict("records")
-    }
-    return json.dumps(plans, indent=1)

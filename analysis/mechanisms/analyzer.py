@@ -51,31 +51,42 @@ class Manifold:
 class ActivationAnalyzer:
     """Analyses of activations by layer: `ActivationAnalyzer(capture.activations, labels).pca_analysis("fc")`.
 
-    Activations are `[n, …]` arrays or tensors; positions and tokens are averaged (`[n, C, H, W]` over the last two
-    axes, `[n, T, D]` over the second), so that a row is a stimulus.
+    Or of any activations, as in the founding documents: `ActivationAnalyzer().pca_analysis(activations)`. These are
+    `[n, …]` arrays or tensors; positions and tokens are averaged (`[n, C, H, W]` over the last two axes, `[n, T, D]`
+    over the second), so that a row is a stimulus. SpecError where labels and stimuli are not equally many.
     """
 
-    def __init__(self, activations: Mapping[str, Any], labels: ArrayLike | None = None) -> None:
-        self._rows = {str(name): _rows(values, str(name)) for name, values in activations.items()}
+    def __init__(self, activations: Mapping[str, Any] | None = None, labels: ArrayLike | None = None) -> None:
         self.labels: NDArray[np.int64] | None = None if labels is None else np.asarray(labels, dtype=np.int64)
-        for name, rows in self._rows.items():
-            if self.labels is not None and len(self.labels) != len(rows):
-                raise SpecError(f"layer '{name}' has {len(rows)} stimuli, but there are {len(self.labels)} labels")
+        self._rows = {
+            str(name): self._labelled(values, f"layer '{name}'") for name, values in (activations or {}).items()
+        }
 
     @property
     def layers(self) -> list[str]:
         """Names of the layers."""
         return list(self._rows)
 
-    def matrix(self, layer: str) -> Floats:
-        """One row a stimulus, `[n, features]`; SpecError for an unknown layer."""
-        if layer not in self._rows:
-            raise SpecError(f"no activations of layer '{layer}'{did_you_mean(layer, self._rows)}")
-        return self._rows[layer]
+    def matrix(self, activations: str | ArrayLike) -> Floats:
+        """One row a stimulus, `[n, features]`, of a layer by its name or of the activations given; SpecError for an
+        unknown layer, and for activations of several."""
+        if isinstance(activations, Mapping):
+            raise SpecError(f"activations of layers belong to ActivationAnalyzer(…), but got those of {[*activations]}")
+        if not isinstance(activations, str):
+            return self._labelled(activations, "activations")
+        if activations not in self._rows:
+            raise SpecError(f"no activations of layer '{activations}'{did_you_mean(activations, self._rows)}")
+        return self._rows[activations]
 
-    def pca_analysis(self, layer: str, n_components: int | None = None) -> PCA:
-        """Principal components of a layer, the largest first; by default all that the stimuli can tell."""
-        rows = self.matrix(layer)
+    def _labelled(self, values: Any, name: str) -> Floats:
+        rows = _rows(values, name)
+        if self.labels is not None and len(self.labels) != len(rows):
+            raise SpecError(f"{name}: there are {len(rows)} stimuli, but {len(self.labels)} labels")
+        return rows
+
+    def pca_analysis(self, activations: str | ArrayLike, n_components: int | None = None) -> PCA:
+        """Principal components, the largest first; by default all that the stimuli can tell."""
+        rows = self.matrix(activations)
         centred = rows - rows.mean(0)
         left, singular, components = np.linalg.svd(centred, full_matrices=False)
         most = min(len(rows) - 1, rows.shape[1])
@@ -87,9 +98,9 @@ class ActivationAnalyzer:
         dimension = float(measures.participation_ratio(power)) if power.sum() > 0 else float("nan")
         return PCA(components[:k], left[:, :k] * singular[:k], ratio[:k], dimension)
 
-    def clustering(self, layer: str, n_clusters: int | None = None, seed: int = 0) -> Clusters:
-        """k-means of a layer's stimuli; by default as many clusters as there are different labels."""
-        rows = self.matrix(layer)
+    def clustering(self, activations: str | ArrayLike, n_clusters: int | None = None, seed: int = 0) -> Clusters:
+        """k-means of the stimuli; by default as many clusters as there are different labels."""
+        rows = self.matrix(activations)
         if n_clusters is None:
             if self.labels is None:
                 raise SpecError("without labels, say how many clusters: n_clusters=…")
@@ -102,9 +113,9 @@ class ActivationAnalyzer:
         separate = float(silhouette_score(rows, assignment))
         return Clusters(assignment, np.asarray(found.cluster_centers_), separate, float(agreement))
 
-    def manifold_analysis(self, layer: str) -> Manifold:
-        """Linear and intrinsic dimension of a layer, and how much of its shape the labels explain."""
-        rows = self.matrix(layer)
+    def manifold_analysis(self, activations: str | ArrayLike) -> Manifold:
+        """Linear and intrinsic dimension, and how much of the shape the labels explain."""
+        rows = self.matrix(activations)
         power = np.linalg.svd(rows - rows.mean(0), compute_uv=False) ** 2
         flat = not power.sum() > 0
         aligned = float("nan")
@@ -122,6 +133,6 @@ def _rows(values: Any, name: str) -> Floats:
     detached = values.detach().cpu().numpy() if hasattr(values, "detach") else values
     array = np.asarray(detached, dtype=np.float64)
     if array.ndim < 2 or len(array) < 2:
-        raise SpecError(f"layer '{name}': activations must be [n, …] with two or more stimuli, but got {array.shape}")
+        raise SpecError(f"{name} must be [n, …] with two or more stimuli, but got {array.shape}")
     axes = {2: (), 3: (1,)}.get(array.ndim, tuple(range(2, array.ndim)))
     return np.asarray(array.mean(axis=axes) if axes else array)

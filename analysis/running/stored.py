@@ -174,7 +174,7 @@ def analyze_all(
     Neighbours that look at networks share each one's loading. With executor `ray`, the same workers serve all, hired
     when the first of them has work to do.
     """
-    declared = _declared(open_sweep(store, sweep))
+    declared = declared_parameters(open_sweep(store, sweep))
     asked = {resolved(name).name for name, _ in analyses}
     ordered = []
     for name, given in in_order(analyses):
@@ -192,7 +192,7 @@ def analyze_all(
     return reports
 
 
-def _declared(sweep: Sweep) -> dict[str, dict[str, Any]]:
+def declared_parameters(sweep: Sweep) -> dict[str, dict[str, Any]]:
     """Parameters of analyses by name, as the spec declares them. A tracker's sweep may have none, an imported one has
     little more than these."""
     if not sweep.has_spec:

@@ -73,6 +73,15 @@ def table_schema(name: str, as_json: bool) -> None:
     records([{"column": c.name, "type": c.type, "unit": c.unit, "meaning": c.doc} for c in columns], as_json)
 
 
+def sweep_file_schema(name: str) -> None:
+    """The JSON schema of sweep files; there is no other."""
+    from ndt_ray.spec.sweepfile import sweep_schema
+
+    if name not in ("", "sweep"):
+        raise SpecError(f"show schema {name}: the only schema is that of sweep files: `ndt show schema`")
+    print(json.dumps(sweep_schema(), indent=2))
+
+
 def _tables() -> dict[str, "Table"]:
     """All tables: those of packs, and those that analyses and importers register when they are imported."""
     import ndt_ray.original  # noqa: F401
@@ -87,7 +96,7 @@ def factory(kind: str, name: str, as_json: bool) -> None:
     """Parameters of a registered function, with its documentation."""
     which = cast("Kind", PLURALS.get(kind, kind))
     if which not in registry.kinds():
-        raise SpecError(f"show {kind}: unknown{did_you_mean(kind, ['table', *registry.kinds()])}")
+        raise SpecError(f"show {kind}: unknown{did_you_mean(kind, ['table', 'schema', *registry.kinds()])}")
     function = registry.resolve(which, name)
     parameters = {} if which == "analysis" else _parameters(function)
     if which == "analysis":

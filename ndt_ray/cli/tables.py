@@ -101,14 +101,19 @@ def _checkpoint(store: "Store", sweep: str, trial: str, step: int, out: str, for
 
 
 def show(
-    kind: Annotated[str, typer.Argument(help="table, model, data, measure or analysis.")],
-    name: Annotated[str, typer.Argument(help="As `ndt list` has it.")],
+    kind: Annotated[str, typer.Argument(help="table, model, data, measure, analysis or schema.")],
+    name: Annotated[str, typer.Argument(help="As `ndt list` has it; of a schema, nothing.")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """What one named thing is: the columns of a table, the parameters of a model or a data set, and so on."""
+    """What one named thing is: the columns of a table, the parameters of a model or a data set, and so on.
+
+    `ndt show schema` prints the JSON schema of sweep files, with which editors complete and check them.
+    """
     from ndt_ray.cli import show as shown
 
-    if kind == "table":
+    if kind == "schema":
+        shown.sweep_file_schema(name)
+    elif kind == "table":
         shown.table_schema(name, as_json)
     else:
         shown.factory(kind, name, as_json)

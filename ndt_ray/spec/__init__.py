@@ -158,7 +158,21 @@ class OnEvent(Strict):
         return tuple(sorted(set(value)))
 
 
+PLAN: dict[str, Any] = {
+    "description": "a file of steps by experiment ({model}_{data}) as `ndt plan-checkpoints` writes it, or these steps",
+    "anyOf": [{"type": "string"}, {"type": "object"}],
+}
+"""What a sweep file may say of checkpoints beside the fields: it becomes steps of `at`, so that a trial's id depends on
+its steps and not on the file."""
+
+
+def _with_plan(schema: dict[str, Any]) -> None:
+    schema["properties"]["plan"] = PLAN
+
+
 class Checkpoint(Strict):
+    model_config = ConfigDict(json_schema_extra=_with_plan)
+
     at: tuple[Annotated[int, Field(ge=0)], ...] = ()
     fractions: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
     every: int | None = Field(default=None, gt=0)

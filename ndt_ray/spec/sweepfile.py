@@ -203,10 +203,6 @@ def sweep_schema() -> dict[str, Any]:
         own = _partial(model, definitions)
         parts[part] = {"anyOf": [own, *_short_forms(part)]} if _short_forms(part) else own
     parts["checkpoint"]["properties"]["on_event"]["anyOf"].append({"type": "boolean"})
-    parts["checkpoint"]["properties"]["plan"] = {
-        "description": "file with steps by experiment ({model}_{data}), or the steps themselves",
-        "anyOf": [{"type": "string"}, {"type": "object"}],
-    }
     schema["properties"]["base"] |= {"properties": parts, "additionalProperties": False}
     definitions["Named"] = {"anyOf": [_named(), {"type": "string"}]}
     definitions["Axis"]["oneOf"] = [{"required": [source]} for source in ("values", "range", "sample")]

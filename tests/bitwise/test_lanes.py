@@ -16,6 +16,7 @@ from ndt_ray.spec import Trial
 pytestmark = pytest.mark.bitwise
 
 IMAGE = InputSpec("image", (1, 28, 28), 10)
+NEWS = InputSpec("text", (100,), 4, vocab=5002, padding=0)
 CPU = torch.device("cpu")
 SMALL = [
     "mlp_shallow_2",
@@ -39,7 +40,8 @@ LARGE = [
 
 
 def make(trial: Trial) -> torch.nn.Module:
-    return build(registry.resolve("model", trial.model.name), IMAGE, trial.model.params, trial.seed.init)
+    inputs = NEWS if trial.data.name == "ag_news" else IMAGE
+    return build(registry.resolve("model", trial.model.name), inputs, trial.model.params, trial.seed.init)
 
 
 @functools.cache
@@ -48,16 +50,31 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(1024, 1, 28, 28, generator=g), torch.randint(0, 10, (1024,), generator=g)
 
 
+@functools.cache
+def texts() -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids, padded at the end to lengths of their own."""
+    g = torch.Generator().manual_seed(0)
+    ids, lengths = torch.randint(1, 5002, (1024, 100), generator=g), torch.randint(5, 101, (1024, 1), generator=g)
+    return ids * (torch.arange(100) < lengths), torch.randint(0, 4, (1024,), generator=g)
+
+
 def trial(
-    model: str, engine: str, seed: int, steps: int, batch: int = 64, control: str = "none", **train: object
+    model: str,
+    engine: str,
+    seed: int,
+    steps: int,
+    batch: int = 64,
+    control: str = "none",
+    data: str = "mnist",
+    **train: object,
 ) -> Trial:
     schedule = {"name": "cosine", "warmup": 5}
     spec = {"steps": steps, "batch": batch, "schedule": schedule, **train}
-    return Trial(model=model, data="mnist", train=spec, seed=seed, control=control, engine=engine)  # type: ignore[arg-type]
+    return Trial(model=model, data=data, train=spec, seed=seed, control=control, engine=engine)  # type: ignore[arg-type]
 
 
 def run(trials: list[Trial]) -> tuple[Engine, torch.Tensor]:
-    x, y = images()
+    x, y = texts() if trials[0].data.name == "ag_news" else images()
     engine = ENGINES[trials[0].engine](trials, make, CPU)
     train = trials[0].train
     batch = train.batch if isinstance(train.batch, int) else len(y)
@@ -85,6 +102,26 @@ def test_lane_is_the_same_bits_in_any_pack_and_slot(model: str) -> None:
     assert alone[1].isfinite().all() and alone[1][-1, 0] != alone[1][0, 0]
     assert_same_lane(alone, run([lane(1, lr=3e-3), lane(2, control="lr0"), lane(3)]), slot=2)
     assert_same_lane(alone, run([lane(3), lane(5, weight_decay=0.1)]), slot=0)
+
+
+@pytest.mark.parametrize("engine", ["loop", "stack"])
+def test_sixteen_lanes_are_each_what_they_are_alone(engine: str) -> None:
+    """16: what slices are padded to, and more lanes than any other test has."""
+    lane = functools.partial(trial, "mlp_narrow", engine, steps=100)
+    pack = run([lane(seed) for seed in range(16)])
+    assert pack[1].shape == (100, 16)
+    for seed in (0, 7, 15):
+        assert_same_lane(run([lane(seed)]), pack, slot=seed)
+
+
+@pytest.mark.parametrize("engine", ["loop", "stack"])
+@pytest.mark.parametrize(("model", "steps"), [("mlp_narrow", 50), ("transformer_narrow", 5)])
+def test_text_is_the_same_bits_in_any_pack_and_slot(model: str, steps: int, engine: str) -> None:
+    lane = functools.partial(trial, model, engine, steps=steps, data="ag_news")
+    alone = run([lane(3)])
+    assert alone[1].isfinite().all() and alone[1][-1, 0] != alone[1][0, 0]
+    assert_same_lane(alone, run([lane(1, lr=3e-3), lane(2, control="lr0"), lane(3)]), slot=2)
+    assert_same_lane(alone, run([lane(seed) for seed in (3, 4, 5, 6)]), slot=0)
 
 
 @pytest.mark.parametrize("engine", ["loop", "stack"])

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ndt_ray import Phase2Infrastructure
 from ndt_ray.analysis.detection.original import DifferenceZ
 from ndt_ray.analysis.jumps import compare_with_null, published_table
 from ndt_ray.analysis.phases import jump_phases, phase_bin
@@ -158,6 +159,26 @@ def test_the_paper_s_aggregate_jumps_come_out(jumps: pd.DataFrame, published: Pu
     assert case["magnitude"].max() == pytest.approx(0.03908, abs=5e-6)
     assert case["z"].max() == pytest.approx(4.361, abs=5e-4)
     assert n["transformer_shallow_mnist"] == 9 and n["mlp_narrow_mnist"] == 0
+    # 14 early and 9 late: before and after half of the last flagged index
+    early = case["index"] < case["index"].max() / 2
+    assert (early.sum(), (~early).sum()) == (14, 9)
+    assert case["magnitude"].mean() == pytest.approx(0.0274, abs=5e-5) and round(case["z"].mean(), 2) == 2.93
+
+
+@pytest.mark.parametrize(
+    ("experiment", "accuracy", "depth", "width", "parameters"),
+    [
+        ("cnn_deep_fashion_mnist", 0.848, 5, 120, 390_410),
+        ("transformer_shallow_mnist", 0.936, 2, 128, 406_282),
+        ("mlp_narrow_mnist", 0.927, 4, 32, 28_618),
+    ],
+)
+def test_the_paper_s_cases_have_their_accuracy_and_size(
+    published: Published, experiment: str, accuracy: float, depth: int, width: int, parameters: int
+) -> None:
+    case = published.experiments.set_index("experiment").loc[experiment]
+    assert case["final_accuracy"] == pytest.approx(accuracy, abs=5e-4)
+    assert (case["depth"], case["width"], case["num_params"]) == (depth, width, parameters)
 
 
 @pytest.mark.parametrize(
@@ -259,3 +280,24 @@ def test_lost_values_become_null_and_are_flagged(zipped: Path, tmp_path: Path) -
     lost = rows[rows["flag"].notna()]
     assert lost[["layer", "step", "flag"]].to_numpy().tolist() == [["network.4", 6, "lost"], ["network.4", 11, "lost"]]
     assert lost["stable_rank_uncentred"].isna().all() and lost["energy_90_uncentred"].isna().all()
+
+
+def test_the_founding_api_has_losses_measures_and_jumps_of_the_published_study(store: Store) -> None:
+    infra = Phase2Infrastructure(store.location.uri)
+    found = infra.get_experiment_summary("transformer_deep_mnist")
+    noise = found["expected_on_noise"]
+    assert found["num_jumps"] == 258 and noise["white"] == pytest.approx(250, abs=15)
+    assert "series_tests events" in found["jumps_are"]
+    moments = infra.identify_moments("transformer_deep_mnist")
+    assert len(moments) == 15
+    compared = infra.compare_representations(moments[0], moments[2])
+    seen = compared.measurements
+    assert (seen["loss_is"], seen["measure"]) == ("batch_loss", "stable_rank_uncentred")
+    assert np.isfinite(seen["loss_change"]) and "replay" in compared.missing["weights"]
+    largest = seen["layer_changes"][moments[0].layer]
+    assert abs(largest["change"]) == pytest.approx(moments[0].magnitude)
+    published = Phase2Infrastructure(store.location.uri, jumps="original")
+    assert published.get_experiment_summary("transformer_deep_mnist")["num_jumps"] == 174
+    centred = Phase2Infrastructure(store.location.uri, measure="stable_rank")
+    missing = centred.compare_representations(moments[0], moments[2]).missing
+    assert "stable_rank" in missing["layer_changes"]

@@ -11,7 +11,6 @@ import pytest
 from ndt_ray import registry
 from ndt_ray.analysis.api import AnalysisInput, Partition
 from ndt_ray.analysis.convergence import label, published_order, published_settled
-from ndt_ray.analysis.events.investigation import agreement
 from ndt_ray.analysis.events.phases import loss_coupling_table
 from ndt_ray.analysis.events.windows import published_loss_change
 from ndt_ray.analysis.taxonomy.representatives import TYPE_3, eligible_type_3, founding_steps, select
@@ -165,6 +164,13 @@ def jumps_with_types(store: Tables, published: Published) -> pd.DataFrame:
     return joined.assign(cluster=joined["type"] - 1).sort_values(["experiment", "layer_index", "index"])
 
 
+def test_clusters_by_published_timing(store: Tables, published: Published) -> None:
+    jumps = jumps_with_types(store, published)
+    share = jumps.groupby("phase_bin")["cluster"].value_counts(normalize=True).mul(100).round(1)
+    assert share["early"].to_dict() == {0: 82.6, 2: 16.5, 1: 0.6, 3: 0.3}  # the founding report: 82.6 %, 16.5 %
+    assert share["mid"].to_dict() == {4: 86.5, 2: 13.5}  # which it calls similar
+
+
 def test_published_names_of_types_contradict_their_phases(store: Tables) -> None:
     types = store.table("taxonomy_types").query("mode == 'original'").set_index("type")
     assert types.loc[4, "phase"] < 0.01 < types.loc[3, "phase"] < types.loc[5, "phase"]  # "late" is the earliest
@@ -290,7 +296,8 @@ def test_the_loss_coupling_of_the_three_runs_is_the_published_one(store: Tables,
 
 def test_the_three_stories_are_true_of_most_runs_of_each_kind_and_not_of_all(store: Tables) -> None:
     own = store.table("investigations").query("mode == 'original'")
-    table = agreement(own, store.table("trials")).set_index(["family", "phenomenon"])["n"]
+    family = own.merge(store.table("trials"), on="trial_id")["model"].str.split("_").str[0].rename("family")
+    table = own.groupby([family.to_numpy(), "phenomenon"]).size()
     assert table["cnn"].to_dict() == {"cascade": 7, "discrete": 2}
     assert table["transformer"].to_dict() == {"discrete": 8, "smooth": 6}  # 57 % show a jump, as published
     assert table["mlp"].to_dict() == {"cascade": 1, "discrete": 1, "smooth": 30}  # 6 %, as published

@@ -20,6 +20,7 @@ import typer
 from ndt_ray.cli import app, main
 from ndt_ray.cli.tools import _parameters
 from ndt_ray.errors import SpecError
+from ndt_ray.spec.sweepfile import sweep_schema
 from ndt_ray.store import filesystem
 from ndt_ray.store.reader import open_store
 
@@ -228,6 +229,8 @@ def test_showing_one_thing(ndt: Ndt) -> None:
     assert {"column", "type", "unit", "meaning"} <= json.loads(ndt("show", "table", "losses", "--json").out)[0].keys()
     assert json.loads(ndt("show", "model", "mlp_narrow", "--json").out)["name"] == "mlp_narrow"
     assert ndt("show", "table", "los").code == 2 and ndt("show", "modle", "mlp_narrow").code == 2
+    assert json.loads(ndt("show", "schema").out) == sweep_schema() and ndt("show", "schema", "table").code == 2
+    assert "unknown model ''" in ndt("show", "model").err
     assert ndt("list", "modles").code == 2
 
 

@@ -91,14 +91,21 @@ def test_labels(rho: float, p: float, word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("until", "word"),
-    [((200, 400, 600, 800, 1000, 1200), "bottom_up"), ((1200, 1000, 800, 600, 400, 200), "top_down")],
+    ("until", "rho", "word"),
+    [
+        ((200, 400, 600, 800, 1000, 1200), 1.0, "bottom_up"),
+        ((1200, 1000, 800, 600, 400, 200), -1.0, "top_down"),
+        ((600, 1000, 400, 800, 1200, 200), -0.143, "simultaneous"),
+        ((400, 1000, 200, 600, 1200, 800), 0.429, "unclear"),  # in between
+        ((400, 200, 1000, 600, 1200, 800), 0.657, "unclear"),  # as six layers in any order may be: p = 0.18
+    ],
 )
-def test_a_planted_order_is_labelled(until: tuple[int, ...], word: str) -> None:
+def test_a_planted_order_is_labelled(until: tuple[int, ...], rho: float, word: str) -> None:
     layers = {f"l{i}": relaxing(u, seed=i) for i, u in enumerate(until)}
     rows = measurements(layers, steps=STEPS, measure="participation_ratio", every=10)
     tables = convergence(partition(rows, steps=2000, every=10))
     (row,) = tables["convergence_order"].to_pylist()
+    assert row["rho"] == pytest.approx(rho, abs=5e-4)
     assert row["label"] == word and row["n_settled"] == 6 and 0 < row["spread"] < 1
     assert tables["convergence"].to_pandas()["step"].notna().all()
 

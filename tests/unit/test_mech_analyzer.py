@@ -58,6 +58,42 @@ def test_it_takes_what_activation_capture_keeps() -> None:
     assert ActivationAnalyzer({"t": np.zeros((4, 7, 3))}).matrix("t").shape == (4, 3)
 
 
+def test_capturing_leaves_no_hooks_behind() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+
+    def hooks() -> int:
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
+
+    capture = ActivationCapture()
+    capture.register_layer("first", model[0])
+    capture.register_layer("last", model[2])
+    model(torch.randn(5, 3, requires_grad=True))
+    kept = capture.activations["last"]
+    assert hooks() == 2 and not kept.requires_grad and kept.grad_fn is None
+    capture.remove_hooks()
+    assert hooks() == 0
+    model(torch.randn(5, 3))
+    assert capture.activations["last"] is kept  # what was recorded stays, and nothing new is
+    capture.register_layer("first", model[0])  # the name is free again
+    capture.remove_hooks()
+    with pytest.raises(RuntimeError, match="in the block"), ActivationCapture() as other:
+        other.register_model(model, ["0", "2"])
+        raise RuntimeError("in the block")
+    assert hooks() == 0
+
+
+def test_activations_can_be_given_to_the_analysis_instead() -> None:
+    values, labels = torch.randn(30, 4, 3, 3, generator=torch.Generator().manual_seed(0)), np.repeat([0, 1, 2], 10)
+    by_name, given = ActivationAnalyzer({"conv": values}, labels), ActivationAnalyzer(labels=labels)
+    assert given.layers == []
+    np.testing.assert_array_equal(
+        given.pca_analysis(values, 2).projections, by_name.pca_analysis("conv", 2).projections
+    )
+    np.testing.assert_array_equal(given.clustering(values).assignment, by_name.clustering("conv").assignment)
+    assert given.manifold_analysis(values) == by_name.manifold_analysis("conv")
+
+
 def test_what_cannot_be_asked_says_why() -> None:
     analyzer = ActivationAnalyzer({"fc": RNG.normal(size=(10, 3))})
     for action, says in (
@@ -65,8 +101,12 @@ def test_what_cannot_be_asked_says_why() -> None:
         (lambda: analyzer.pca_analysis("fc", 4), r"1\.\.3"),
         (lambda: analyzer.clustering("fc"), "n_clusters"),
         (lambda: analyzer.clustering("fc", 10), "between 2 and"),
-        (lambda: ActivationAnalyzer({"fc": np.zeros(3)}), r"\[n, …\]"),
-        (lambda: ActivationAnalyzer({"fc": np.zeros((3, 2))}, [0, 1]), "3 stimuli, but there are 2 labels"),
+        (lambda: ActivationAnalyzer({"fc": np.zeros(3)}), r"layer 'fc' must be \[n, …\]"),
+        (lambda: ActivationAnalyzer().pca_analysis(np.zeros(3)), r"activations must be \[n, …\]"),
+        (lambda: ActivationAnalyzer().pca_analysis({"fc": np.zeros((3, 2))}), r"ActivationAnalyzer\(…\).*'fc'"),
+        (lambda: ActivationAnalyzer().pca_analysis("fc"), "no activations of layer 'fc'"),
+        (lambda: ActivationAnalyzer(labels=[0, 1]).clustering(np.zeros((3, 2))), "3 stimuli, but 2 labels"),
+        (lambda: ActivationAnalyzer({"fc": np.zeros((3, 2))}, [0, 1]), "3 stimuli, but 2 labels"),
     ):
         with pytest.raises(SpecError, match=says):
             action()

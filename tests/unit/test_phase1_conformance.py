@@ -98,5 +98,5 @@ def test_the_whole_chain_runs_in_order_and_is_the_same_twice(sweep: dict[str, pd
     written = {t.name for n in NAMES for t in analysis_of(n).writes}
     empty = {n for n in written if first[n].empty}
     assert empty <= {"critical_periods", "growth_regression", "critical_ranking"}, empty
-    assert (first["investigations"]["phenomenon"] == "cascade").all()
+    assert (first["investigations"]["phenomenon"] == "discrete").all()  # three bursts, none of them early
     assert first["event_phases"].query("grouping == 'all'")["n"].sum() == len(sweep["events"])

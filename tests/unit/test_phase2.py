@@ -14,8 +14,10 @@ from mech_store import SWEEP, folder, trial_of
 
 from ndt_ray import Phase2Infrastructure, registry
 from ndt_ray.analysis.api import Partition, conform
+from ndt_ray.analysis.events.sought import sought
 from ndt_ray.analysis.events.tables import EVENT_FAMILIES, EVENTS
 from ndt_ray.analysis.running.stored import StoredSweep
+from ndt_ray.analysis.tables import JUMP_COUNTS, JUMPS
 from ndt_ray.errors import SpecError, StoreError
 from ndt_ray.store.reader import open_store
 
@@ -35,7 +37,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         large |= {"size": -3.0, "phase": 0.5, "step_location": 31.0}
         empty = {c.name: None for c in EVENTS.columns}
         events = pd.DataFrame([{**empty, **common, **e} for e in (small, large)])
-        families = pd.DataFrame([{c.name: None for c in EVENT_FAMILIES.columns} | {**FAMILY, "primary": True}])
+        families = pd.DataFrame(
+            [{c.name: None for c in EVENT_FAMILIES.columns} | {**FAMILY, "primary": True, "measure": "stable_rank"}]
+        )
         found = {"events": conform(EVENTS, events), "event_families": conform(EVENT_FAMILIES, families)}
         tables = StoredSweep(opened, SWEEP)
         tables.commit("planted", [tables.write("planted", Partition(), "k", found, {})])
@@ -76,6 +80,7 @@ def test_before_and_after_with_checkpoints(store: Path) -> None:
     m = found.measurements
     trial = moments[0].trial_id
     assert (m["step_before"], m["step_after"]) == (20, 40) and found.missing == {}
+    assert (m["loss_is"], m["measure"]) == ("probe_loss", "stable_rank")
     losses = infra.store.sql("SELECT step, probe_loss FROM scalars WHERE trial_id = ?", [trial]).set_index("step")
     assert m["loss_change"] == pytest.approx(losses["probe_loss"][40] - losses["probe_loss"][20])
     rows = infra.store.measurements(trial=trial, layer=moments[0].layer).set_index("step")["stable_rank"]
@@ -110,6 +115,67 @@ def test_a_store_without_events_or_trials_gives_nothing(tmp_path: Path) -> None:
         infra.get_experiment_summary("mlp_digits")
     with pytest.raises(StoreError):
         Phase2Infrastructure(tmp_path / "nowhere")
+
+
+RULE = {"layer": "fc", "layer_index": 3, "view": "units", "detector": "difference_z", "grid_every": 10}
+
+
+@pytest.fixture(scope="module")
+def flagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same networks with uncalibrated jumps, and no events, of one multilayer perceptron."""
+    where = Path(shutil.copytree(folder(), tmp_path_factory.mktemp("flagged") / "store"))
+    with open_store(where) as opened:
+        common = RULE | {"trial_id": trial_of(opened, "mlp"), "measure": "participation_ratio", "mode": "default"}
+        down = {"index": 2, "step_before": 20, "step_after": 30, "magnitude": 0.5, "direction": "decrease"}
+        up = {"index": 3, "step_before": 30, "step_after": 40, "magnitude": 0.1, "direction": "increase"}
+        first = {"index": 0, "step_before": 0, "step_after": 10, "magnitude": 9.0, "direction": "increase"}
+        more = {"counted": True, "phase": 0.5}
+        rows = [common | more | down, common | more | up, common | first | {"counted": False, "phase": 0.0}]
+        rows += [common | more | up | {"mode": "original", "measure": "stable_rank", "index": 1}]
+        noise = {f"null_{kind}_{c}": 0.5 for kind in ("white", "ar1") for c in ("mean", "sd", "lo", "hi")}
+        counts = [common | noise | {"observed": 2, "merged": 1}]
+        counts += [common | noise | {"mode": "original", "measure": "stable_rank", "observed": 1, "merged": 1}]
+        found = {}
+        for table, own in ((JUMPS, rows), (JUMP_COUNTS, counts)):
+            empty = {c.name: None for c in table.columns}
+            found[table.name] = conform(table, pd.DataFrame([empty | row for row in own]))
+        tables = StoredSweep(opened, SWEEP)
+        tables.commit("planted", [tables.write("planted", Partition(), "k", found, {})])
+    return where
+
+
+def test_without_events_there_are_uncalibrated_jumps_named_so_beside_noise(
+    flagged: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    infra = Phase2Infrastructure(flagged)
+    found = infra.get_experiment_summary("mlp_digits")
+    assert found["num_jumps"] == 2 and found["expected_on_noise"] == {"white": 0.5, "ar1": 0.5}
+    assert "uncalibrated" in found["jumps_are"] and f"ndt analyze {SWEEP} series_tests events" in found["jumps_are"]
+    moments = infra.identify_moments("mlp_digits")
+    assert [(m.step, m.magnitude) for m in moments[::3]] == [(20, 0.5), (30, 0.1)]
+    assert "mlp_digits: 2 uncalibrated" in caplog.text and "0.5 on white noise" in caplog.text
+    measured = infra.compare_representations(moments[0], moments[2]).measurements
+    assert measured["measure"] == "participation_ratio" and measured["layer_changes"]
+    published = Phase2Infrastructure(flagged, jumps="original").get_experiment_summary("mlp_digits")
+    assert published["num_jumps"] == 1 and "as published" in published["jumps_are"]
+
+
+def test_what_nobody_looked_for_is_not_zero_and_says_what_computes_it(flagged: Path) -> None:
+    for infra, experiment in (
+        (Phase2Infrastructure(flagged), "cnn_digits"),
+        (Phase2Infrastructure(flagged, jumps="events"), "mlp_digits"),
+        (Phase2Infrastructure(flagged, measure="stable_rank"), "mlp_digits"),
+    ):
+        found = infra.get_experiment_summary(experiment)
+        assert found["num_jumps"] is None and "ndt analyze looked-at series_tests events" in found["jumps_are"]
+        assert infra.identify_moments(experiment) == []
+    for measure, command in (
+        ("stable_rank", f"`ndt analyze {SWEEP} jumps`"),
+        ("rankme", f"`ndt analyze {SWEEP} jumps --set 'measures=[rankme]'`"),
+    ):
+        assert command in sought(None, measure, SWEEP, *[pd.DataFrame()] * 4).words
+    with pytest.raises(SpecError, match="did you mean 'events'"):
+        sought("event", "stable_rank", SWEEP, *[pd.DataFrame()] * 4)
 
 
 def test_bad_names_are_refused(store: Path) -> None:

@@ -1,5 +1,7 @@
 """Running a sweep from a program: what is told, what is skipped, and a trial continued from any checkpoint."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from ndt_ray.errors import CheckpointError, SpecError, StoreError
 from ndt_ray.jobs import ForeignFingerprint
 from ndt_ray.run import Options, Result, continue_from, run_sweep
 from ndt_ray.spec.axes import Sweep
-from ndt_ray.spec.sweepfile import parse_sweep, with_overrides
+from ndt_ray.spec.sweepfile import load_sweep, parse_sweep, with_overrides
 from ndt_ray.store.reader import Store, open_store
 
 SPEC = """
@@ -133,3 +135,50 @@ def test_the_exit_code_is_that_of_the_one_thing_wrong(done: tuple[Store, Result]
     assert result.exit_code == 1
     result.launch.interrupted = True
     assert result.exit_code == 130
+
+
+WEIGHED = """
+name: weighed
+base:
+  data: digits
+  train: {steps: 60, batch: 32, optimizer: adam, lr: 1e-3}
+  measure: {every: 5, probe: 64}
+  evaluate: {every: 20}
+  checkpoint: {at: [0], fractions: [1]}
+axes:
+  - {path: model, values: [mlp_verywide, cnn_shallow]}
+  - {path: seed, range: 4}
+"""
+IN_ITS_OWN_PROCESS = """
+import sys
+from pathlib import Path
+from ndt_ray.run import Options, run_sweep
+from ndt_ray.spec.sweepfile import load_sweep
+assert run_sweep(load_sweep(sys.argv[1]), Path(sys.argv[2]), Options(executor="inline")).ok
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from Linux's /proc")
+def test_a_plan_s_disk_and_memory_are_within_twice_of_what_the_sweep_then_takes(tmp_path: Path) -> None:
+    file, store = tmp_path / "weighed.yaml", tmp_path / "store"
+    file.write_text(WEIGHED)
+    planned = running.plan_sweep(load_sweep(file), None, INLINE, measured=False).total
+    command = [sys.executable, "-c", IN_ITS_OWN_PROCESS, str(file), str(store)]
+    peak = 1024 * int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+    def bytes_in(folder: Path) -> int:
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+    by_table = {folder.name: bytes_in(folder) for folder in (store / "data").iterdir()}
+    taken = {
+        "memory": (peak, planned.memory),
+        "disk": (bytes_in(store), planned.disk_bytes),
+        "checkpoints": (bytes_in(store / "checkpoints"), planned.disk["checkpoint files"]),
+        "tables": (sum(by_table.values()), planned.disk_bytes - planned.disk["checkpoint files"]),
+        "spectra": (by_table["spectra"], planned.disk["spectra"]),
+    }
+    off = {what: (is_, said) for what, (is_, said) in taken.items() if not said / 2 <= is_ <= 2 * said}
+    assert not off, off
+    assert by_table.keys() - {"attempts"} <= planned.disk.keys()

@@ -68,6 +68,7 @@ def test_the_schema_is_one_and_refuses_what_we_refuse() -> None:
         {"base": {"train": {"steps": 0}}},
         {"base": {"control": "frozn"}},
         {"base": {"seed": -1}},
+        {"base": {"checkpoint": {"plan": 3}}},
         {"axes": [{"path": "seed"}]},
         {"axes": [{"path": "seed", "range": 1, "values": [1]}]},
         {"axes": [{"path": "seed", "role": "cmp", "range": 1}]},
@@ -80,8 +81,13 @@ def test_the_schema_is_one_and_refuses_what_we_refuse() -> None:
     for base in (
         {"model": {"name": "x", "n": 1}, "seed": 3, "control": "frozen:a"},
         {"seed": {"init": 1}, "engine": "loop"},
+        {"checkpoint": {"plan": "plan.json", "on_event": True}},
     ):
         jsonschema.validate({**good, "base": base}, schema)
+    assert (
+        "plan-checkpoints"
+        in schema["properties"]["base"]["properties"]["checkpoint"]["properties"]["plan"]["description"]
+    )
 
 
 # -- checkpoint plans ------------------------------------------------------------------------------------------------

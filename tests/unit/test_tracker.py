@@ -82,6 +82,7 @@ class Loss:
 
 FOUNDING_EXAMPLE = """
 from ndt_ray import HighFrequencyTracker
+from ndt_ray import ActivationAnalyzer
 
 # Track dimensionality during training
 tracker = HighFrequencyTracker(model, sampling_frequency=5)
@@ -94,9 +95,11 @@ for epoch in range(num_epochs):
 jumps = tracker.detect_jumps(metric="stable_rank")
 
 # Analyze at critical moments
+analyzer = ActivationAnalyzer()
 for jump in jumps[:5]:
     # Load checkpoint at jump moment
-    pass
+    # Capture and analyze activations
+    pca_results = analyzer.pca_analysis(activations)
 """
 
 
@@ -105,6 +108,7 @@ def test_the_founding_example_runs_with_only_its_imports_changed() -> None:
     model = mlp()
     optimizer = torch.optim.Adam(model.parameters())
     around: dict[str, Any] = {"model": model, "num_epochs": 4, "dataloader": [batch(i) for i in range(50)], "step": -1}
+    around["activations"] = model[:2](batch(0))
 
     def train_step(inputs: Tensor) -> Loss:
         around["step"] += 1
@@ -121,6 +125,7 @@ def test_the_founding_example_runs_with_only_its_imports_changed() -> None:
     jumps = around["jumps"]
     assert (jumps[0].step, jumps[0].step_before, jumps[0].direction) == (150, 145, "increase")
     assert {"0", "2"} <= {jump.layer for jump in jumps[:5]}
+    assert around["pca_results"].projections.shape == (16, 12)
 
 
 @pytest.mark.slow
