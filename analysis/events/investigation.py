@@ -18,6 +18,7 @@ from ndt_ray.analysis.events.significant import primary
 from ndt_ray.analysis.inference.sample import trained
 from ndt_ray.analysis.series import clock
 from ndt_ray.analysis.taxonomy.representatives import select
+from ndt_ray.architectures import family_of
 from ndt_ray.store.schema import Column, Table
 
 CASCADE_EVENTS, CASCADE_WINDOW = 3, 0.1
@@ -40,12 +41,9 @@ _STRATEGY: dict[str, tuple[tuple[str, ...], str]] = {
         "units gain class selectivity and probes gain accuracy during the event",
     ),
 }
-_FAMILIES = {
+_KINDS = {
     "cnn": "convolution",
-    "resnet18": "convolution",
     "transformer": "attention",
-    "vit": "attention",
-    "modular": "attention",
     "mlp": "dense",
 }
 _SMOOTH_ANALYSES = ("similarity", "linear_probes", "intrinsic_dimension")
@@ -122,8 +120,7 @@ def investigation(data: AnalysisInput, *, most: int = 5) -> dict[str, pd.DataFra
     if trials.empty:
         return {"investigations": pd.DataFrame(), "investigation_steps": pd.DataFrame()}
     trial = clock(trials, measured)
-    family = str(trials["model"].iloc[0]).split("_")[0] if "model" in trials else ""
-    kind = _FAMILIES.get(family, "unknown")
+    kind = _KINDS.get(family_of(str(trials["model"].iloc[0])), "unknown") if "model" in trials else "unknown"
     models = data.frame("growth_models")
     rows: list[dict[str, Any]] = []
     plan: list[dict[str, Any]] = []
@@ -310,7 +307,7 @@ def _published(jumps: pd.DataFrame, models: pd.DataFrame, steps: int, kind: str)
 def agreement(investigations: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     """Trials by architecture family and phenomenon: is each family's story true of its runs?"""
     joined = investigations.merge(trials[["trial_id", "model"]], on="trial_id")
-    family = joined["model"].astype(str).str.split("_").str[0]
+    family = joined["model"].astype(str).map(family_of)
     table: pd.DataFrame = (
         joined.groupby([joined["mode"], family.rename("family"), "phenomenon"]).size().reset_index(name="n")
     )

@@ -15,13 +15,14 @@ from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.detection import Floats
 from ndt_ray.analysis.events.significant import primary, primary_family, replicates, with_names
 from ndt_ray.analysis.phases import BINS, EDGES, phase_bin, published_phase_bin
+from ndt_ray.architectures import family_of
 from ndt_ray.store.schema import Column, Table
 
 _MODE = Column(
     "mode", "string", "default: significant events; original: published jumps and phases; corrected: in true steps"
 )
 _GROUP = (
-    Column("grouping", "string", "all, family (first part of the model's name), model or data"),
+    Column("grouping", "string", "all, family (mlp, cnn, transformer, other), model or data"),
     Column("group", "string", "which one; all for all"),
 )
 
@@ -172,7 +173,7 @@ def _names(rows: pd.DataFrame, grouping: str) -> pd.Series:
     if grouping == "all":
         return pd.Series("all", index=rows.index)
     if grouping == "family":
-        return rows["model"].astype(str).str.split("_").str[0]
+        return rows["model"].astype(str).map(family_of)
     return rows[grouping].astype(str)
 
 
@@ -250,7 +251,7 @@ def _ranks(events: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Families by their share of early events, 1 the largest; ties share the better rank."""
     if events.empty:
         return
-    family = events["model"].astype(str).str.split("_").str[0]
+    family = events["model"].astype(str).map(family_of)
     early = (events["phase_bin"] == "early").groupby(family).mean()
     for name, rank in early.rank(ascending=False, method="min").items():
         own = events[family == name]

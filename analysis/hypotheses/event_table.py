@@ -4,9 +4,8 @@ import math
 
 import pandas as pd
 
+from ndt_ray.architectures import family_of
 from ndt_ray.store.schema import Column, Table
-
-FAMILIES = {"mlp": "mlp", "cnn": "cnn", "resnet": "cnn", "transformer": "transformer", "vit": "transformer"}
 
 EVENT_MECHANISMS = Table(
     "event_mechanisms",
@@ -14,7 +13,7 @@ EVENT_MECHANISMS = Table(
     (
         Column("trial_id", "string", "content hash of the trial (experiment_id)"),
         Column("cell", "string", "architecture × data set"),
-        Column("arch_type", "string", "mlp, cnn, transformer or other"),
+        Column("arch_type", "string", "family of the architecture: mlp, cnn, transformer or other"),
         Column("layer", "string", "layer of the event"),
         Column("jump_step", "int32", "onset of the event", "steps"),
         Column("jump_magnitude", "float64", "|relative size|; from the confirm probe where it was measured"),
@@ -54,7 +53,7 @@ def event_table(
             {
                 "trial_id": trial,
                 "cell": known.loc[trial, "cell"],
-                "arch_type": arch_type(str(known.loc[trial, "model"])),
+                "arch_type": family_of(str(known.loc[trial, "model"])),
                 "layer": layer,
                 "jump_step": first,
                 "jump_magnitude": abs(float(confirmed)) if pd.notna(confirmed) else math.nan,
@@ -67,11 +66,6 @@ def event_table(
             }
         )
     return pd.DataFrame(rows)
-
-
-def arch_type(model: str) -> str:
-    """mlp, cnn, transformer or other, from a model's name."""
-    return next((family for name, family in FAMILIES.items() if name in model), "other")
 
 
 def _series(rows: pd.DataFrame, metric: str) -> dict[tuple[str, str], dict[int, float]]:

@@ -18,13 +18,14 @@ from scipy import stats
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.events.significant import primary
-from ndt_ray.analysis.hypotheses.event_table import EVENT_MECHANISMS, arch_type, event_table
+from ndt_ray.analysis.hypotheses.event_table import EVENT_MECHANISMS, event_table
 from ndt_ray.analysis.inference.layer_models import EVENT_MODELS, formula, model_rows
 from ndt_ray.analysis.inference.mixed import fit
 from ndt_ray.analysis.inference.multiplicity import bh
 from ndt_ray.analysis.inference.permutation import sign_flips
 from ndt_ray.analysis.inference.seeds import interval
 from ndt_ray.analysis.nulls import generator
+from ndt_ray.architectures import family_of
 from ndt_ray.store.schema import Column, Table
 
 Floats = NDArray[np.float64]
@@ -311,7 +312,7 @@ def patterns(tests: pd.DataFrame, trials: pd.DataFrame, alpha: float) -> Iterato
     """Rows of `mechanism_patterns`: universal where all tested architectures change alike."""
     if tests.empty:
         return
-    families = trials.drop_duplicates("cell").set_index("cell")["model"].map(arch_type)
+    families = trials.drop_duplicates("cell").set_index("cell")["model"].map(family_of)
     for metric, rows in tests.dropna(subset=["p"]).groupby("metric"):
         clear = rows[rows["q"] <= alpha]
         up, down = int((clear["difference"] > 0).sum()), int((clear["difference"] < 0).sum())

@@ -12,6 +12,7 @@ from ndt_ray.analysis.events.significant import primary
 from ndt_ray.analysis.jumps import compare_with_null
 from ndt_ray.analysis.phases import BINS, phase_bin
 from ndt_ray.analysis.taxonomy.representatives import founding_steps, select
+from ndt_ray.architectures import family_of
 from ndt_ray.errors import SpecError, did_you_mean
 
 TABLES = (
@@ -82,7 +83,7 @@ def read(tables: Mapping[str, pd.DataFrame], experiments: Sequence[str] = ()) ->
 
 def named(trials: pd.DataFrame) -> pd.DataFrame:
     kept = trials[trials["control"].astype(str) == "none"] if "control" in trials else trials
-    family = kept["model"].astype(str).str.split("_").str[0]
+    family = kept["model"].astype(str).map(family_of)
     names = kept.assign(experiment=kept["cell"].astype(str), family=family)
     return names[["trial_id", "experiment", "family", "model", "data", "steps"]]
 
