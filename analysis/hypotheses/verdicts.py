@@ -122,9 +122,9 @@ def hypotheses(data: AnalysisInput, *, alpha: float = 0.05) -> dict[str, pd.Data
 
 # -- what is tested --------------------------------------------------------------------------------------------------
 
-_CHANGES = (
+CHANGES = (
     ("attention_specialisation", "attention_entropy", "decrease", "Attention heads become more specific at events."),
-    ("filter_differentiation", "filter_welch_excess", "decrease", "Filters become more orthogonal at events."),
+    ("filter_differentiation", "filter_squared_cosine", "decrease", "Filters become more orthogonal at events."),
     ("selectivity", "class_selectivity", "increase", "Units become more selective for classes at events."),
     ("class_separation", "nc1", "decrease", "Classes draw together at events (within- over between-class spread)."),
     ("readability", "linear_probe_accuracy", "increase", "Classes become easier to read out of a layer at events."),
@@ -135,7 +135,7 @@ _CHANGES = (
 def _from_tests(tests: pd.DataFrame) -> Iterator[Tested]:
     if tests.empty:
         return
-    for name, metric, prediction, statement in _CHANGES:
+    for name, metric, prediction, statement in CHANGES:
         for row in tests[tests["metric"] == metric].itertuples():
             yield Tested(
                 name, str(row.cell), statement, f"{metric}: change at events - at matched windows, SDs", prediction,

@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 
 from ndt_ray.analysis.api import AnalysisInput, Partition
-from ndt_ray.analysis.hypotheses.verdicts import correlation, hypotheses, patterns, regression
+from ndt_ray.analysis.hypotheses.verdicts import CHANGES, correlation, hypotheses, patterns, regression
+from ndt_ray.analysis.mechanisms.before_after import COPIES
 
 RNG = np.random.default_rng(3)
 
@@ -76,7 +77,7 @@ def test_mechanisms_are_judged_against_matched_windows_in_their_direction():
     tables = planted()
     tables["mechanism_tests"] = mechanism_rows(
         [
-            {"cell": "cnn/mnist", "metric": "filter_welch_excess", "difference": -1.0},
+            {"cell": "cnn/mnist", "metric": "filter_squared_cosine", "difference": -1.0},
             {"cell": "cnn/mnist", "metric": "class_selectivity", "difference": -1.0},
             {"cell": "mlp/mnist", "metric": "class_selectivity", "p": 0.4},
             {"cell": "t/mnist", "metric": "attention_entropy", "n_trials": 3, "difference": -1.0},
@@ -86,6 +87,10 @@ def test_mechanisms_are_judged_against_matched_windows_in_their_direction():
     assert rows["filter_differentiation", "cnn/mnist"] == "supported"
     assert rows["selectivity", "cnn/mnist"] == "contradicted" and rows["selectivity", "mlp/mnist"] == "not_shown"
     assert rows["attention_specialisation", "t/mnist"] == "no_data"
+
+
+def test_no_hypothesis_waits_for_a_metric_that_mechanism_tests_leave_out():
+    assert not {metric for _, metric, *_ in CHANGES} & set(COPIES)
 
 
 def test_disruption_at_events_against_elsewhere():
