@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
+from ndt_ray.architectures import FAMILIES
 from ndt_ray.store.schema import Column, Table
 
 FEWEST = 4
@@ -75,6 +76,8 @@ def _judged(data: AnalysisInput) -> Iterator[tuple[str, str, pd.DataFrame]]:
         own = rows if scopes is None else rows[rows[scopes[0]] == scopes[1]]
         if "mode" in own:
             own = own[own["mode"] == "default"]
+        if source == "hypotheses":  # a family's own trials are among all: they ask whether the same holds there
+            own = own[~own["scope"].isin(FAMILIES)]
         own = own[own["verdict"].notna()]
         plain = pd.DataFrame({"verdict": own["verdict"], "n": own[n], "q": own[q] if q is not None else np.nan})
         names = pd.Series("discrete_capabilities", index=own.index) if name is None else own[name]

@@ -14,7 +14,7 @@ from ndt_ray.analysis.convergence_tests import CONVERGENCE_ARCHITECTURES, CONVER
 from ndt_ray.analysis.critical.tables import COORDINATION_CELLS, CRITICAL_SERIES
 from ndt_ray.analysis.events.tables import EVENT_FAMILIES, EVENTS, SERIES_TESTS, TRANSIENTS
 from ndt_ray.analysis.events.timing import TIMING_MODELS
-from ndt_ray.analysis.hypotheses.verdicts import HYPOTHESES, PATTERNS
+from ndt_ray.analysis.hypotheses.tables import HYPOTHESES, PATTERNS
 from ndt_ray.analysis.inference.tables import (
     CELL_STATUS,
     COMPARISONS,
