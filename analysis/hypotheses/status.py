@@ -65,7 +65,7 @@ def _judged(data: AnalysisInput) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """(table, claim, rows with verdict, n and q) of every claim."""
     for source, name, scopes, n, q in (
         ("hypotheses", "hypothesis", None, "n", "q"),
-        ("phase_verdicts", "claim", ("grouping", "all"), "n_trials", None),
+        ("phase_verdicts", "claim", ("grouping", "all"), "n_trials", "p"),
         ("discreteness_tests", None, ("scope", "*"), "n_trials", "p"),
         ("taxonomy_phase_tests", "claim", None, "n_trials", "p"),
         ("late_change_tests", "claim", ("scope", "*"), "n_trials", None),
@@ -79,7 +79,7 @@ def _judged(data: AnalysisInput) -> Iterator[tuple[str, str, pd.DataFrame]]:
         if source == "hypotheses":  # a family's own trials are among all: they ask whether the same holds there
             own = own[~own["scope"].isin(FAMILIES)]
         own = own[own["verdict"].notna()]
-        plain = pd.DataFrame({"verdict": own["verdict"], "n": own[n], "q": own[q] if q is not None else np.nan})
+        plain = pd.DataFrame({"verdict": own["verdict"], "n": own[n], "q": own[q] if q in own else np.nan})
         names = pd.Series("discrete_capabilities", index=own.index) if name is None else own[name]
         for claim, part in plain.groupby(names, sort=True):
             yield source, str(claim), part

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ndt_ray.analysis.events.phases import loss_coupling_table
+from ndt_ray.analysis.events.coupling import loss_coupling_table
 from ndt_ray.analysis.events.significant import primary
 from ndt_ray.analysis.jumps import compare_with_null
 from ndt_ray.analysis.phases import BINS, phase_bin
