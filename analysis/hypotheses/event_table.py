@@ -4,6 +4,7 @@ import math
 
 import pandas as pd
 
+from ndt_ray.analysis.inference.sample import relative_sizes
 from ndt_ray.architectures import family_of
 from ndt_ray.store.schema import Column, Table
 
@@ -45,10 +46,9 @@ def event_table(
     words = _words(features)
     counts = kept.groupby("trial_id").size()
     rows = []
-    for e in kept.itertuples():
+    for e, size in zip(kept.itertuples(), relative_sizes(kept), strict=True):
         trial, layer, first, last = str(e.trial_id), str(e.layer), int(e.step_before), int(e.step_after)
         before, after = _around(selectivity.get((trial, layer), {}), first, last)
-        confirmed = e.confirm_relative if pd.notna(e.confirm_relative) else e.relative_size
         rows.append(
             {
                 "trial_id": trial,
@@ -56,7 +56,7 @@ def event_table(
                 "arch_type": family_of(str(known.loc[trial, "model"])),
                 "layer": layer,
                 "jump_step": first,
-                "jump_magnitude": abs(float(confirmed)) if pd.notna(confirmed) else math.nan,
+                "jump_magnitude": float(size),
                 "num_jumps": int(counts[trial]),
                 "new_feature_types_after": _new(words.get((trial, layer), {}), first, last),
                 "selectivity_before_jump": before,

@@ -48,7 +48,15 @@ RULE = (
 
 @analysis(
     name="hypothesis_status",
-    reads=("trials", "hypotheses", "phase_verdicts", "discreteness_tests", "taxonomy_phase_tests", "late_change_tests"),
+    reads=(
+        "trials",
+        "hypotheses",
+        "phase_verdicts",
+        "architecture_claims",
+        "discreteness_tests",
+        "taxonomy_phase_tests",
+        "late_change_tests",
+    ),
     writes=(STATUS,),
     per="sweep",
 )
@@ -66,6 +74,7 @@ def _judged(data: AnalysisInput) -> Iterator[tuple[str, str, pd.DataFrame]]:
     for source, name, scopes, n, q in (
         ("hypotheses", "hypothesis", None, "n", "q"),
         ("phase_verdicts", "claim", ("grouping", "all"), "n_trials", "p"),
+        ("architecture_claims", "claim", ("scope", "*"), "n_trials", "q"),
         ("discreteness_tests", None, ("scope", "*"), "n_trials", "p"),
         ("taxonomy_phase_tests", "claim", None, "n_trials", "p"),
         ("late_change_tests", "claim", ("scope", "*"), "n_trials", None),
