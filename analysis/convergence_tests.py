@@ -18,6 +18,7 @@ from ndt_ray.analysis.convergence import null_bottom_up, one_view
 from ndt_ray.analysis.detection import Floats
 from ndt_ray.analysis.events.significant import replicates
 from ndt_ray.analysis.nulls import generator
+from ndt_ray.architectures import family_of
 from ndt_ray.store.schema import Column, Table
 
 CONVERGENCE_CELLS = Table(
@@ -48,7 +49,7 @@ CONVERGENCE_ARCHITECTURES = Table(
     (
         Column("measure", "string", "column of the table that was read"),
         Column("mode", "string", "default or original"),
-        Column("factor", "string", "what was compared: model, or family (first part of its name)"),
+        Column("factor", "string", "what was compared: model, or family (mlp, cnn, transformer, other)"),
         Column("n_groups", "int32", "architectures compared"),
         Column("n_trials", "int32", "trials compared"),
         Column("statistic", "float64", "sum over groups of n x (mean rho - grand mean)²"),
@@ -157,7 +158,7 @@ def _adjusted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _architectures(group: pd.DataFrame, count: int, key: Sequence[str]) -> Iterator[dict[str, Any]]:
     blocks = codes(group, ("seed", "data"))
-    factors = {"model": group["model"], "family": group["model"].astype(str).str.split("_").str[0]}
+    factors = {"model": group["model"], "family": group["model"].astype(str).map(family_of)}
     for factor, names in factors.items():
         labels, groups = pd.factorize(names, sort=True)
         found = permuted(

@@ -24,6 +24,7 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 
+from ndt_ray.architectures import family_of
 from ndt_ray.errors import DataError
 from ndt_ray.store.schema import TABLES, Column, Table
 from ndt_ray.store.sweep import create_sweep
@@ -237,7 +238,7 @@ def _view(arch: str, layer: str) -> str:
     """What the study did to an activation of more than two dimensions: a mean over everything beyond the second."""
     if layer.startswith("conv_layers."):
         return "gap"
-    return "feature_mean" if arch.startswith("transformer") and layer != "fc" else "units"
+    return "feature_mean" if family_of(arch) == "transformer" and layer != "fc" else "units"
 
 
 def _spec(run: _Run) -> str:
@@ -286,7 +287,7 @@ def _outcome(run: _Run) -> dict[str, Any]:
 
 
 def _experiment(run: _Run) -> dict[str, Any]:
-    names = {"arch_name": run.arch, "dataset": run.meta["dataset_name"], "family": run.arch.split("_")[0]}
+    names = {"arch_name": run.arch, "dataset": run.meta["dataset_name"], "family": family_of(run.arch)}
     rest = {k: v for k, v in run.meta.items() if k not in ("arch_name", "dataset_name")}
     return {"trial_id": run.trial_id, "experiment": run.experiment} | names | rest
 

@@ -126,6 +126,7 @@ _TABLE: dict[str, dict[str, str]] = {
         "concordance": "ndt_ray.analysis.inference.concordance:concordance",
         "layer_models": "ndt_ray.analysis.inference.layer_models:layer_models",
         "compare": "ndt_ray.analysis.inference.compare:compare",
+        "architecture_claims": "ndt_ray.analysis.inference.architecture_claims:architecture_claims",
         "variance_sources": "ndt_ray.analysis.inference.variance_sources:variance_sources",
         "multiverse": "ndt_ray.analysis.inference.multiverse:multiverse",
     },

@@ -17,6 +17,7 @@ from ndt_ray.analysis.events.significant import primary, primary_family, tests_o
 from ndt_ray.analysis.inference.sample import false_per_series, trained
 from ndt_ray.analysis.series import clock
 from ndt_ray.analysis.taxonomy.representatives import select
+from ndt_ray.architectures import family_of
 from ndt_ray.errors import SpecError
 from ndt_ray.store.schema import Column, Table
 
@@ -40,12 +41,9 @@ _STRATEGY: dict[str, tuple[tuple[str, ...], str]] = {
         "units gain class selectivity and probes gain accuracy during the event",
     ),
 }
-_FAMILIES = {
+_KINDS = {
     "cnn": "convolution",
-    "resnet18": "convolution",
     "transformer": "attention",
-    "vit": "attention",
-    "modular": "attention",
     "mlp": "dense",
 }
 _SMOOTH_ANALYSES = ("similarity", "linear_probes", "intrinsic_dimension")
@@ -143,8 +141,7 @@ def investigation(
     if trials.empty:
         return {"investigations": pd.DataFrame(), "investigation_steps": pd.DataFrame()}
     trial = clock(trials, measured)
-    family = str(trials["model"].iloc[0]).split("_")[0] if "model" in trials else ""
-    kind = _FAMILIES.get(family, "unknown")
+    kind = _KINDS.get(family_of(str(trials["model"].iloc[0])), "unknown") if "model" in trials else "unknown"
     models = data.frame("growth_models")
     rows: list[dict[str, Any]] = []
     plan: list[dict[str, Any]] = []

@@ -4,7 +4,7 @@ Counts are per phase, beside what is expected where there is nothing, and per la
 layers has more events of any kind. Verdicts are computed: planting one late event flips them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,17 @@ import pandas as pd
 from scipy.stats import t as student
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.detection import Floats
+from ndt_ray.analysis.events.coupling import finite_mean, strongest_early
 from ndt_ray.analysis.events.significant import primary, primary_family, replicates, tests_of, with_names
 from ndt_ray.analysis.phases import BINS, EDGES, phase_bin, published_phase_bin
+from ndt_ray.architectures import family_of
 from ndt_ray.store.schema import Column, Table
 
 _MODE = Column(
     "mode", "string", "default: significant events; original: published jumps and phases; corrected: in true steps"
 )
 _GROUP = (
-    Column("grouping", "string", "all, family (first part of the model's name), model or data"),
+    Column("grouping", "string", "all, family (mlp, cnn, transformer, other), model or data"),
     Column("group", "string", "which one; all for all"),
 )
 
@@ -52,14 +53,28 @@ PHASE_VERDICTS = Table(
     (
         _MODE,
         *_GROUP,
-        Column("claim", "string", "initialisation_escape, late_capability, two_phases or early_share_rank"),
+        Column(
+            "claim",
+            "string",
+            "initialisation_escape, late_capability, coupling_strongest_early, two_phases or early_share_rank",
+        ),
         Column("rule", "string", "how the verdict follows from the value"),
-        Column("value", "float64", "share of events before half time; late events; velocity ratio; rank"),
-        Column("lo", "float64", "95 % interval over trials (t on logs) for velocity ratios; null otherwise"),
+        Column(
+            "value",
+            "float64",
+            "share of events before half time; late events; difference of shares; velocity ratio; rank",
+        ),
+        Column("lo", "float64", "95 % interval over trials of differences and velocity ratios (t on logs); else null"),
         Column("hi", "float64", "upper end of it"),
         Column("n_events", "int32", "events it rests on"),
         Column("n_trials", "int32", "trials it rests on"),
-        Column("verdict", "string", "supported, not_supported, not_excluded, undecided or no_events; a rank has none"),
+        Column("p", "float64", "two-sided, of differences of shares: early and mid exchanged within trials; else null"),
+        Column("p_attainable", "float64", "smallest p any outcome could have had"),
+        Column(
+            "verdict",
+            "string",
+            "supported, not_supported, not_excluded, undecided, no_events or no_data; of a rank null",
+        ),
     ),
     ("mode", "claim", "grouping", "group"),
 )
@@ -95,7 +110,8 @@ def event_phases(data: AnalysisInput) -> dict[str, pd.DataFrame]:
         for grouping, name, own, judged in _groups(events, series):
             phases += [row | {"mode": mode, "grouping": grouping, "group": name} for row in _counted(own, judged)]
             identity = {"mode": mode, "grouping": grouping, "group": name}
-            verdicts += [identity | v for v in timing_verdicts(own[own["trial_id"].isin(learners)])]
+            learned = own[own["trial_id"].isin(learners)]
+            verdicts += [identity | v for v in (*timing_verdicts(learned), strongest_early(learned))]
         verdicts += [{"mode": mode} | v for v in _ranks(events[events["trial_id"].isin(learners)])]
     if len(speeds):
         for mode, group in speeds[speeds["trial_id"].isin(learners)].groupby("mode", sort=True):
@@ -169,7 +185,7 @@ def _names(rows: pd.DataFrame, grouping: str) -> pd.Series:
     if grouping == "all":
         return pd.Series("all", index=rows.index)
     if grouping == "family":
-        return rows["model"].astype(str).str.split("_").str[0]
+        return rows["model"].astype(str).map(family_of)
     return rows[grouping].astype(str)
 
 
@@ -188,17 +204,19 @@ def _counted(events: pd.DataFrame, series: pd.DataFrame) -> list[dict[str, Any]]
             {"phase_bin": name, "n": len(own), "percent": 100 * len(own) / len(events) if len(events) else np.nan}
             | {"null_n": float(series["null"].sum()) * share[name] if name in share else np.nan}
             | {"n_series": len(series), "per_series": len(own) / len(series) if len(series) else np.nan}
-            | {"n_loss": int(known.sum()), "loss_change": _mean(change), "loss_excess": _mean(change - expected)}
-            | {"loss_improving": _mean(np.where(known, change < 0, np.nan)), "loss_improving_expected": _mean(fell)}
+            | {
+                "n_loss": int(known.sum()),
+                "loss_change": finite_mean(change),
+                "loss_excess": finite_mean(change - expected),
+            }
+            | {
+                "loss_improving": finite_mean(np.where(known, change < 0, np.nan)),
+                "loss_improving_expected": finite_mean(fell),
+            }
         )
     total = sum(int(r["n"]) for r in rows)
     assert total == len(events), (names, total, len(events))
     return rows
-
-
-def _mean(values: Floats) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if known.size else float("nan")
 
 
 def timing_verdicts(events: pd.DataFrame) -> list[dict[str, Any]]:
@@ -247,7 +265,7 @@ def _ranks(events: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Families by their share of early events, 1 the largest; ties share the better rank."""
     if events.empty:
         return
-    family = events["model"].astype(str).str.split("_").str[0]
+    family = events["model"].astype(str).map(family_of)
     early = (events["phase_bin"] == "early").groupby(family).mean()
     for name, rank in early.rank(ascending=False, method="min").items():
         own = events[family == name]
@@ -263,17 +281,3 @@ def _ranks(events: pd.DataFrame) -> Iterator[dict[str, Any]]:
             "n_trials": own["trial_id"].nunique(),
             "verdict": None,
         }
-
-
-def loss_coupling_table(windows: pd.DataFrame, by: Sequence[str] = ("trial_id",)) -> pd.DataFrame:
-    """The founding table: number of jumps, mean loss change and share that improved, by `by` and phase bin."""
-    known = windows[windows["phase_bin"].notna()]
-    rows = []
-    for key, group in known.groupby([*by, "phase_bin"], sort=True):
-        change = group["loss_change"].to_numpy(np.float64, na_value=np.nan)
-        rows.append(
-            dict(zip((*by, "timing"), key, strict=True))
-            | {"num_jumps": len(group), "mean_loss_change": _mean(change)}
-            | {"loss_improving_fraction": _mean(np.where(np.isfinite(change), change < 0, np.nan))}
-        )
-    return pd.DataFrame(rows)

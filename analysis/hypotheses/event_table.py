@@ -4,9 +4,9 @@ import math
 
 import pandas as pd
 
+from ndt_ray.analysis.inference.sample import relative_sizes
+from ndt_ray.architectures import family_of
 from ndt_ray.store.schema import Column, Table
-
-FAMILIES = {"mlp": "mlp", "cnn": "cnn", "resnet": "cnn", "transformer": "transformer", "vit": "transformer"}
 
 EVENT_MECHANISMS = Table(
     "event_mechanisms",
@@ -14,7 +14,7 @@ EVENT_MECHANISMS = Table(
     (
         Column("trial_id", "string", "content hash of the trial (experiment_id)"),
         Column("cell", "string", "architecture × data set"),
-        Column("arch_type", "string", "mlp, cnn, transformer or other"),
+        Column("arch_type", "string", "family of the architecture: mlp, cnn, transformer or other"),
         Column("layer", "string", "layer of the event"),
         Column("jump_step", "int32", "onset of the event", "steps"),
         Column("jump_magnitude", "float64", "|relative size|; from the confirm probe where it was measured"),
@@ -46,18 +46,17 @@ def event_table(
     words = _words(features)
     counts = kept.groupby("trial_id").size()
     rows = []
-    for e in kept.itertuples():
+    for e, size in zip(kept.itertuples(), relative_sizes(kept), strict=True):
         trial, layer, first, last = str(e.trial_id), str(e.layer), int(e.step_before), int(e.step_after)
         before, after = _around(selectivity.get((trial, layer), {}), first, last)
-        confirmed = e.confirm_relative if pd.notna(e.confirm_relative) else e.relative_size
         rows.append(
             {
                 "trial_id": trial,
                 "cell": known.loc[trial, "cell"],
-                "arch_type": arch_type(str(known.loc[trial, "model"])),
+                "arch_type": family_of(str(known.loc[trial, "model"])),
                 "layer": layer,
                 "jump_step": first,
-                "jump_magnitude": abs(float(confirmed)) if pd.notna(confirmed) else math.nan,
+                "jump_magnitude": float(size),
                 "num_jumps": int(counts[trial]),
                 "new_feature_types_after": _new(words.get((trial, layer), {}), first, last),
                 "selectivity_before_jump": before,
@@ -67,11 +66,6 @@ def event_table(
             }
         )
     return pd.DataFrame(rows)
-
-
-def arch_type(model: str) -> str:
-    """mlp, cnn, transformer or other, from a model's name."""
-    return next((family for name, family in FAMILIES.items() if name in model), "other")
 
 
 def _series(rows: pd.DataFrame, metric: str) -> dict[tuple[str, str], dict[int, float]]:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
+from ndt_ray.architectures import FAMILIES
 from ndt_ray.store.schema import Column, Table
 
 FEWEST = 4
@@ -47,7 +48,15 @@ RULE = (
 
 @analysis(
     name="hypothesis_status",
-    reads=("trials", "hypotheses", "phase_verdicts", "discreteness_tests", "taxonomy_phase_tests", "late_change_tests"),
+    reads=(
+        "trials",
+        "hypotheses",
+        "phase_verdicts",
+        "architecture_claims",
+        "discreteness_tests",
+        "taxonomy_phase_tests",
+        "late_change_tests",
+    ),
     writes=(STATUS,),
     per="sweep",
 )
@@ -64,7 +73,8 @@ def _judged(data: AnalysisInput) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """(table, claim, rows with verdict, n and q) of every claim."""
     for source, name, scopes, n, q in (
         ("hypotheses", "hypothesis", None, "n", "q"),
-        ("phase_verdicts", "claim", ("grouping", "all"), "n_trials", None),
+        ("phase_verdicts", "claim", ("grouping", "all"), "n_trials", "p"),
+        ("architecture_claims", "claim", ("scope", "*"), "n_trials", "q"),
         ("discreteness_tests", None, ("scope", "*"), "n_trials", "p"),
         ("taxonomy_phase_tests", "claim", None, "n_trials", "p"),
         ("late_change_tests", "claim", ("scope", "*"), "n_trials", None),
@@ -75,8 +85,10 @@ def _judged(data: AnalysisInput) -> Iterator[tuple[str, str, pd.DataFrame]]:
         own = rows if scopes is None else rows[rows[scopes[0]] == scopes[1]]
         if "mode" in own:
             own = own[own["mode"] == "default"]
+        if source == "hypotheses":  # a family's own trials are among all: they ask whether the same holds there
+            own = own[~own["scope"].isin(FAMILIES)]
         own = own[own["verdict"].notna()]
-        plain = pd.DataFrame({"verdict": own["verdict"], "n": own[n], "q": own[q] if q is not None else np.nan})
+        plain = pd.DataFrame({"verdict": own["verdict"], "n": own[n], "q": own[q] if q in own else np.nan})
         names = pd.Series("discrete_capabilities", index=own.index) if name is None else own[name]
         for claim, part in plain.groupby(names, sort=True):
             yield source, str(claim), part

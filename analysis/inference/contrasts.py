@@ -16,7 +16,7 @@ from ndt_ray.plan.power import choose_pairing, contrasts, group_of, power, small
 
 Floats = NDArray[np.float64]
 WHOLE = "*"
-NOTHING = {"events_per_series": "no series could be tested", "event_phase": "no events"}
+NOTHING = {"events_per_series": "no series could be tested", "event_phase": "no events", "event_size": "no events"}
 """Why a level has no value of these."""
 
 
@@ -130,7 +130,9 @@ def _numbers(x: Floats, y: Floats, pairing: bool) -> dict[str, Any]:
     found |= {"hedges_g": number(g), "g_lo": number(low), "g_hi": number(high)}
     found |= {"cliffs_delta": effects.cliffs_delta(x, y), "superiority": effects.superiority(x, y)}
     found |= {"rank_biserial": number(effects.rank_biserial(x, y)) if pairing else None}
-    return found | {"log_ratio": number(effects.log_ratio(x, y)), "iqm_difference": effects.iqm(x) - effects.iqm(y)}
+    low, high = effects.log_ratio_interval(x, y, pairing)
+    found |= {"log_ratio": number(effects.log_ratio(x, y)), "log_ratio_lo": number(low), "log_ratio_hi": number(high)}
+    return found | {"iqm_difference": effects.iqm(x) - effects.iqm(y)}
 
 
 def _tests(

@@ -32,16 +32,11 @@ class Outcome:
 def all_outcomes(
     data: AnalysisInput, trials: pd.DataFrame, measures: Sequence[str], phases: Sequence[float]
 ) -> list[Outcome]:
-    """Events per layer-series, median onset phase of a trial's events, final accuracy, MEASURE@PHASE of the run."""
-    found = []
+    """Events per layer-series, median onset phase and size of a trial's events, final accuracy, MEASURE@PHASE."""
+    found: list[Outcome] = []
     tests, events = data.frame("series_tests"), data.frame("events")
     for family in sample.families(data.frame("event_families"), data.frame("trials")):
-        counts = sample.per_series_counts(family, tests, events).set_index("trial_id")["events_per_series"]
-        null = number(family.false_per_series)
-        found.append(Outcome("events_per_series", known(counts), family.name, family.primary, null))
-        own = sample.events_of(family, events)
-        phase = own.assign(phase=own["phase"].astype(float)).groupby("trial_id")["phase"].median()
-        found.append(Outcome("event_phase", known(phase), family.name, family.primary))
+        found += event_outcomes(family, tests, events)
     accuracy = final_accuracy(data.frame("outcomes"), data.frame("evaluations"))
     found.append(Outcome("final_accuracy", known(accuracy)))
     steps = trials.set_index("trial_id")["steps"] if len(trials) else pd.Series(dtype=float)
@@ -51,6 +46,20 @@ def all_outcomes(
             values = sample.level_at(measured, steps, measure, phase)
             found.append(Outcome(f"{measure}@{phase:g}", known(values)))
     return found
+
+
+def event_outcomes(family: sample.Family, tests: pd.DataFrame, events: pd.DataFrame) -> list[Outcome]:
+    """Of a family of tested series: events per series, and the medians of when its events begin and how large they are.
+
+    Sizes are |relative|, on the confirm probe where that was measured.
+    """
+    counts = sample.per_series_counts(family, tests, events).set_index("trial_id")["events_per_series"]
+    own = sample.events_of(family, events)
+    phase = own["phase"].astype(float).groupby(own["trial_id"]).median()
+    size = sample.relative_sizes(own).groupby(own["trial_id"]).median()
+    values = {"events_per_series": counts, "event_phase": phase, "event_size": size}
+    null = {"events_per_series": number(family.false_per_series)}
+    return [Outcome(n, known(series), family.name, family.primary, null.get(n)) for n, series in values.items()]
 
 
 def chosen(data: AnalysisInput, table: str, columns: Sequence[str]) -> pd.DataFrame:

@@ -90,6 +90,17 @@ def events_of(family: Family, events: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(time=rows["step_location"].astype(float).fillna(middle))
 
 
+def relative_sizes(events: pd.DataFrame) -> "pd.Series[float]":
+    """|relative size| of each event, on the confirm probe where that was measured; NaN where neither is known.
+
+    It was not found on that probe: sizes on the one it was found on are too large.
+    """
+    detected = events["relative_size"].astype(np.float64)
+    confirmed = events["confirm_relative"].astype(np.float64) if "confirm_relative" in events else detected
+    sizes: pd.Series[float] = confirmed.fillna(detected).abs()
+    return sizes
+
+
 # -- design ----------------------------------------------------------------------------------------------------------
 
 

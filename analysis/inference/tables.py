@@ -94,7 +94,7 @@ CELL_ESTIMATES = Table(
     (
         _FAMILY,
         _CELL,
-        Column("outcome", "string", "what was averaged: events_per_series, event_phase, final_accuracy, MEASURE@PHASE"),
+        Column("outcome", "string", "events_per_series, event_phase, event_size, final_accuracy or MEASURE@PHASE"),
         Column("n", "int32", "units (seeds) with a value"),
         Column("mean", "float64", "over them"),
         _NULL_MEAN,
@@ -156,6 +156,8 @@ COMPARISONS = Table(
         Column("superiority", "float64", "P(a > b), ties half"),
         Column("rank_biserial", "float64", "of pairs; null for groups"),
         Column("log_ratio", "float64", "log of the ratio of means; null unless both are positive"),
+        Column("log_ratio_lo", "float64", "95 % interval of it over seeds (t, delta method)"),
+        Column("log_ratio_hi", "float64", "upper end of it"),
         Column("iqm_difference", "float64", "difference of interquartile means"),
         Column("batches_shared", "bool", "whether both levels saw the same batches, unit by unit"),
         Column("design", "string", "paired or unpaired: which p is"),

@@ -13,10 +13,10 @@ import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.events.significant import replicates
-from ndt_ray.analysis.hypotheses.event_table import arch_type
 from ndt_ray.analysis.inference.multiplicity import bh
 from ndt_ray.analysis.inference.permutation import paired, unpaired
 from ndt_ray.analysis.inference.seeds import difference_interval, interval
+from ndt_ray.architectures import family_of
 from ndt_ray.store.schema import Column, Table
 
 METRICS = {"class_selectivity": "unit_metrics", "filter_cosine": "filter_metrics"}
@@ -55,7 +55,7 @@ def specialisation(data: AnalysisInput, *, alpha: float = 0.05) -> dict[str, pd.
     trials = replicates(data)
     if trials.empty:
         return {SPECIALISATION.name: pd.DataFrame()}
-    info = trials.assign(kind=trials["model"].map(arch_type)).set_index("trial_id")
+    info = trials.assign(kind=trials["model"].map(family_of)).set_index("trial_id")
     info = info[info["kind"].isin(KINDS)]
     rows: list[dict[str, Any]] = []
     for metric, table in METRICS.items():

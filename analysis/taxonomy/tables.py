@@ -77,7 +77,7 @@ TAXONOMY_ASSOCIATION = Table(
     "Does the type of an event go with the architecture, or with the data set?",
     (
         _MODE,
-        Column("factor", "string", "model, family (first part of the model's name) or data"),
+        Column("factor", "string", "model, family (mlp, cnn, transformer, other) or data"),
         Column("n_events", "int32", "events compared"),
         Column("n_trials", "int32", "trials that have them: what is exchanged"),
         Column("n_groups", "int32", "levels of the factor"),

@@ -20,6 +20,7 @@ from ndt_ray.analysis.events.significant import depth, primary, replicates, with
 from ndt_ray.analysis.nulls import generator, surrogates
 from ndt_ray.analysis.taxonomy import clusters
 from ndt_ray.analysis.taxonomy.tables import EVENT_TYPES, TAXONOMY_ASSOCIATION, TAXONOMY_FITS, TAXONOMY_TYPES
+from ndt_ray.architectures import family_of
 
 FEATURES = ("phase", "log_size", "depth", "log_width", "direction")
 PUBLISHED_FEATURES = ("phase", "magnitude", "speed")
@@ -273,7 +274,7 @@ def _association(mode: str, events: pd.DataFrame, labels: Ints, count: int, swee
     learned = ~events["untrained"].to_numpy(bool)  # a claim about learning: cells that never did are left out
     events, labels = events[learned], labels[learned]
     runs, first = np.unique(codes(events, ("trial_id",)), return_index=True)
-    own = events.iloc[first].assign(family=events["model"].astype(str).str.split("_").str[0])
+    own = events.iloc[first].assign(family=events["model"].astype(str).map(family_of))
     counts = np.zeros((len(runs), int(labels.max(initial=-1)) + 1))
     np.add.at(counts, (codes(events, ("trial_id",)), labels), 1)
     rows = []

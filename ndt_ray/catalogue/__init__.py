@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ndt_ray import registry
+from ndt_ray.architectures import family_of
 from ndt_ray.catalogue.calibration import Calibration, Timer
 from ndt_ray.data import load
 from ndt_ray.data.parameters import full_parameters
@@ -130,7 +131,7 @@ class TorchCatalogue:
             except NdtError:
                 continue
             fitting.append(other)
-        family = [other for other in fitting if other.partition("_")[0] == name.partition("_")[0]]
+        family = [other for other in fitting if family_of(other) == family_of(name)]
         return ", ".join(family or fitting)
 
     def engine(self, trial: Trial, device: str) -> tuple[str, int]:

@@ -57,7 +57,7 @@ def export(
 ) -> None:
     """Write a table, what a SELECT gives, or a checkpoint to a file: for plain PyTorch, or as ONNX (for Netron).
 
-    `founding` writes the founding study's first phase under its file names, as far as it has been analysed.
+    `founding` writes the founding study's first and third phase under its names, as far as they have been analysed.
     """
     if what == "founding":
         _founding(opened(store), sweep, out)
@@ -74,11 +74,11 @@ def export(
 
 
 def _founding(store: "Store", sweep: str | None, out: str) -> None:
-    from ndt_ray.figures.bundle import write_phase1
+    from ndt_ray.figures.bundle import write_phases
 
     if sweep is None:
         raise SpecError("export founding needs --sweep")
-    album = write_phase1(store, sweep, out)
+    album = write_phases(store, sweep, out)
     for left in album.skips:
         print(f"! {left.what}: {left.reason}", file=sys.stderr)
     print("\n".join(map(str, album.files)))

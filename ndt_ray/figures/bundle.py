@@ -15,6 +15,7 @@ from ndt_ray.errors import SpecError, did_you_mean
 from ndt_ray.figures import (
     founding,
     founding_phase1,
+    founding_phase3,
     founding_tables,
     grokking,
     modular,
@@ -74,7 +75,7 @@ def write_mechanisms(store: Store, sweep: str, folder: str | Path, wanted: Wante
     if wanted.founding:
         tables = {name: _table(store, sweep, name) for name in founding_tables.TABLES}
         founding.write(album, tables, wanted.experiments)
-        _phase1(album, store, sweep)
+        _phases(album, store, sweep)
     if wanted.networks and len(trials):
         _networks(album, store, sweep, wanted)
     if album.entries:
@@ -85,16 +86,17 @@ def write_mechanisms(store: Store, sweep: str, folder: str | Path, wanted: Wante
     return album
 
 
-def write_phase1(store: Store, sweep: str, folder: str | Path) -> Album:
-    """The founding study's first phase under its file names; StoreError for an unknown sweep."""
+def write_phases(store: Store, sweep: str, folder: str | Path) -> Album:
+    """The founding study's first and third phase under its names; StoreError for an unknown sweep."""
     open_sweep(store, sweep)
     album = Album(Path(folder), sweep=sweep)
-    _phase1(album, store, sweep)
+    _phases(album, store, sweep)
     return album
 
 
-def _phase1(album: Album, store: Store, sweep: str) -> None:
-    founding_phase1.write(album, {name: _table(store, sweep, name) for name in founding_phase1.TABLES})
+def _phases(album: Album, store: Store, sweep: str) -> None:
+    for phase in (founding_phase1, founding_phase3):
+        phase.write(album, {name: _table(store, sweep, name) for name in phase.TABLES})
 
 
 def _table(store: Store, sweep: str, name: str, columns: Sequence[str] = ()) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ndt_ray.analysis.phases import BINS, EDGES
+from ndt_ray.architectures import family_of
 from ndt_ray.figures import founding_tables as founded
 from ndt_ray.figures.album import Album
 from ndt_ray.figures.canvas import GREY, INK, NORMAL, SMALL, canvas, head
@@ -229,7 +230,7 @@ def by_architecture(found: Jumps) -> Figure:
     drawn = canvas(
         (5.0 * len(kinds), 4.2), (1, len(kinds)), len(kinds), ("Timing by architecture", found.words), sharey=True
     )
-    models = sorted(found.rows["model"].unique(), key=lambda m: (m.split("_")[0], m))
+    models = sorted(found.rows["model"].unique(), key=lambda m: (family_of(m), m))
     for axes, (column, word) in zip(drawn.axes, kinds, strict=True):
         left = np.zeros(len(models))
         for name in BINS:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ndt_ray.analysis.events.phases import loss_coupling_table
+from ndt_ray.analysis.events.coupling import loss_coupling_table
 from ndt_ray.analysis.events.significant import primary
 from ndt_ray.analysis.jumps import RESOLUTION, compare_with_null
 from ndt_ray.analysis.phases import BINS, phase_bin
 from ndt_ray.analysis.taxonomy.representatives import founding_steps, select
+from ndt_ray.architectures import family_of
 from ndt_ray.errors import SpecError, did_you_mean
 from ndt_ray.report.data_sets import DataSet, data_sets, sentences
 
@@ -95,7 +96,7 @@ def read(tables: Mapping[str, pd.DataFrame], experiments: Sequence[str] = ()) ->
 
 def named(trials: pd.DataFrame) -> pd.DataFrame:
     kept = trials[trials["control"].astype(str) == "none"] if "control" in trials else trials
-    family = kept["model"].astype(str).str.split("_").str[0]
+    family = kept["model"].astype(str).map(family_of)
     names = kept.assign(experiment=kept["cell"].astype(str), family=family)
     known = [c for c in ("data_completeness", "n_train") if c in names]
     return names[["trial_id", "experiment", "family", "model", "data", "steps", *known]]

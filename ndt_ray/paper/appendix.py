@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ndt_ray.analysis.hypotheses.event_table import arch_type
+from ndt_ray.architectures import family_of
 from ndt_ray.paper import jumping
 from ndt_ray.paper.latex import amount, between, cell, escape, longtable, percent
 from ndt_ray.paper.macros import PREFIX, Macros
@@ -106,7 +106,7 @@ def jump_table(source: Source) -> pd.DataFrame:
 def _group(models: "pd.Series[str]", grouping: str) -> "pd.Series[str]":
     """To which group of a grouping trials of these models belong."""
     names = models.astype(str)
-    return names.map(arch_type) if grouping == "kind" else names
+    return names.map(family_of) if grouping == "kind" else names
 
 
 def _uncounted(source: Source, grouping: str) -> Iterator[dict[str, Any]]:

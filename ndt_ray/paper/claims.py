@@ -3,7 +3,7 @@
 import shlex
 from typing import Any
 
-from ndt_ray.analysis.hypotheses.event_table import arch_type
+from ndt_ray.architectures import family_of
 from ndt_ray.paper import jumping
 from ndt_ray.paper.latex import between, escape
 from ndt_ray.paper.macros import Absent, Macros, Tex
@@ -236,7 +236,7 @@ KINDS = {"cnn": "Cnn", "transformer": "Transformer", "mlp": "Mlp"}
 
 def kinds(source: Source) -> list[str]:
     """Those of `KINDS` that the sweep has, in their order."""
-    have = {arch_type(str(m)) for m in source.trials["model"]}
+    have = {family_of(str(m)) for m in source.trials["model"]}
     return [kind for kind in KINDS if kind in have]
 
 
@@ -258,7 +258,7 @@ def _kind_jumps(kind: str) -> Topic:
             return None
         found = jumping.counts(source)
         rows = jumping.spoken(source, found.rows)
-        own = rows[rows["model"].map(lambda m: arch_type(str(m)) == kind)]
+        own = rows[rows["model"].map(lambda m: family_of(str(m)) == kind)]
         if own.empty:
             return None
         (one,) = jumping.statistics(own.assign(name=kind))
@@ -295,7 +295,7 @@ def _kind_events(kind: str) -> Topic:
 def _models(source: Source) -> dict[str, str]:
     """Kind of architecture by the name of what seeds are averaged over."""
     pairs = zip(source.trials["name"], source.trials["model"], strict=True)
-    return {str(name): arch_type(str(model)) for name, model in pairs}
+    return {str(name): family_of(str(model)) for name, model in pairs}
 
 
 CLAIMS = (

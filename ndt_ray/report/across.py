@@ -22,6 +22,7 @@ def across(source: Source) -> Section:
     parts = (
         ("concordance", "Whether seeds agree on their events was not tested", "concordance", _concordance),
         ("comparisons", "Cells were not compared", "compare", _comparisons),
+        ("architecture_claims", "", "", _families),
         ("variance_sources", "", "", _variance),
         ("robustness", "The robustness of the claims over specifications was not computed", "multiverse", _robustness),
         ("interval_coverage", "", "", _coverage),
@@ -119,6 +120,7 @@ def outcome(name: str) -> str:
     known = {
         "events_per_series": "events per series",
         "event_phase": "mean onset (share of the run)",
+        "event_size": "size of events (share of the level before)",
         "final_accuracy": "held-out accuracy",
     }
     measure, at, phase = name.partition("@")
@@ -158,6 +160,27 @@ def _comparisons(source: Source, section: Section) -> None:
         section.plates.append(Plate("Effect sizes", tuple(figures), note))
     section.sheets += list(sheet(source, "comparisons", "Comparisons"))
     section.sheets += list(sheet(source, "cell_estimates", "Estimates by cell"))
+
+
+def _families(source: Source, section: Section) -> None:
+    """The founding sentence on CNNs and MLPs: its parts with their ratios, and what follows for all of it."""
+    answer = source.ask("SELECT * FROM architecture_claims WHERE sweep = $sweep AND scope = '*' ORDER BY claim")
+    rows = answer.rows.set_index("claim")
+    if rows["ratio"].notna().any() and "more_events_of_similar_size" in rows.index:
+        names = ("more_events_of_similar_size", "more_events_per_series", "similar_size")
+        whole, more, size = (rows.loc[name] for name in names)
+        text = "Founding claim “CNNs have more discrete events than MLPs, of similar size”: "
+        text += f"{readable(str(whole['verdict']))}. Events a layer-series: ratio {_ratio(more)}, "
+        text += f"q {level(more['q'])}; their size: ratio {_ratio(size)}, {readable(str(size['verdict']))} "
+        text += f"({size['rule']}); {whole['n_cnn']:,} against {count(int(whole['n_mlp']), 'seed')}, "
+        text += "Benjamini–Hochberg over the counts."
+        clear = more["q"] == more["q"] and more["q"] <= ALPHA and whole["verdict"] in ("supported", "contradicted")
+        section.claims.append(Claim(text, "finding" if clear else "described", answer.sql))
+    section.sheets += list(sheet(source, "architecture_claims", "CNNs against MLPs"))
+
+
+def _ratio(row: Any) -> str:
+    return f"{number(row['ratio'], 2)} {interval(row['lo'], row['hi'])}".strip()
 
 
 def _between(row: Any) -> str:

@@ -182,15 +182,24 @@ def _patterns(source: Source) -> Iterator[Claim]:
     answer = source.ask(
         "SELECT * FROM mechanism_patterns WHERE sweep = $sweep AND n_cells > 1 ORDER BY pattern, metric"
     )
-    some = answer.rows[answer.rows["pattern"] != "none"]
-    if answer.rows.empty:
-        return
-    said = [
-        f"{readable(r.metric)} ({r.pattern}, {r.up} up and {r.down} down of {count(r.n_cells, 'cell')})"
-        for r in some.itertuples()
-    ]
-    text = f"Of {count(len(answer.rows), 'metric')} that were tested in several cells, changed at the events of any: "
-    yield Claim(f"{text}{listed(said)}.", "described", answer.sql)
+    judged = source.has("hypotheses", "hypothesis")
+    names = source.ask("SELECT DISTINCT hypothesis FROM hypotheses WHERE sweep = $sweep").rows if judged else None
+    of_families = answer.rows["metric"].isin([] if names is None else names["hypothesis"])
+    metrics, asked = answer.rows[~of_families], answer.rows[of_families]
+    if len(metrics):
+        said = _said(metrics[metrics["pattern"] != "none"], "cell")
+        text = f"Of {count(len(metrics), 'metric')} that were tested in several cells, changed at the events of any: "
+        yield Claim(f"{text}{said}.", "described", answer.sql)
+    if len(asked):
+        text = "Claims about events that could be tested in several families of architectures: "
+        yield Claim(f"{text}{_said(asked, 'family')}.", "described", answer.sql)
+
+
+def _said(rows: pd.DataFrame, what: str) -> str:
+    return listed(
+        f"{readable(r.metric)} ({r.pattern}, {r.up} up and {r.down} down of {count(r.n_cells, what)})"
+        for r in rows.itertuples()
+    )
 
 
 # -- figures -------------------------------------------------------------------------------------------------------

@@ -349,6 +349,8 @@ def _timing(source: Source, section: Section) -> None:
             else count(row.n_trials, "trial")
         )
         value = f"{number(row.value)} {interval(row.lo, row.hi)}".strip()
+        p = getattr(row, "p", None)  # stores from before there was one
+        value += "" if p is None or p != p else f", p {level(p)}"
         text = (
             f"Founding claim “{readable(row.claim)}”{mode}: {readable(row.verdict)} ({row.rule}; here {value}, {rest})."
         )

@@ -11,7 +11,7 @@ import pytest
 from ndt_ray import registry
 from ndt_ray.analysis.api import AnalysisInput, Partition
 from ndt_ray.analysis.convergence import label, published_order, published_settled
-from ndt_ray.analysis.events.phases import loss_coupling_table
+from ndt_ray.analysis.events.coupling import loss_coupling_table
 from ndt_ray.analysis.events.windows import published_loss_change
 from ndt_ray.analysis.taxonomy.representatives import TYPE_3, eligible_type_3, founding_steps, select
 from ndt_ray.figures import founding_phase1

@@ -15,7 +15,8 @@ from ndt_ray.analysis.critical.tables import COORDINATION_CELLS, CRITICAL_PERIOD
 from ndt_ray.analysis.events.layers import EVENT_KINDS
 from ndt_ray.analysis.events.tables import EVENT_FAMILIES, EVENTS, SERIES_TESTS, TRANSIENTS
 from ndt_ray.analysis.events.timing import TIMING_MODELS
-from ndt_ray.analysis.hypotheses.verdicts import HYPOTHESES, PATTERNS
+from ndt_ray.analysis.hypotheses.tables import HYPOTHESES, PATTERNS
+from ndt_ray.analysis.inference.architecture_claims import ARCHITECTURE_CLAIMS
 from ndt_ray.analysis.inference.tables import (
     CELL_STATUS,
     COMPARISONS,
@@ -47,7 +48,7 @@ TABLES = (
     EVENTS, HYPOTHESES, REPLICATED_EVENTS, ROBUSTNESS, SERIES_TESTS, SPECIFICATION_CURVE, TIMING_MODELS, TRANSIENTS,
     COORDINATION_CELLS, CRITICAL_SERIES, TAXONOMY_FITS, TAXONOMY_TYPES, CHANGES, TESTS, PATTERNS, SAE, TRANSFER,
     RECOVERY, CONTRASTS, ONSETS, MEASURES, QUESTIONS, LAGS, COMPARISON, EVENT_KINDS,
-    CRITICAL_PERIODS, CRITICAL_RANKING,
+    CRITICAL_PERIODS, CRITICAL_RANKING, ARCHITECTURE_CLAIMS,
 )  # fmt: skip
 
 

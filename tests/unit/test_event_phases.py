@@ -10,7 +10,8 @@ from phase1_frames import EVERY, STEPS, given, trials
 from test_taxonomy import FAMILIES, event, series_of
 
 from ndt_ray.analysis.api import AnalysisInput, Partition
-from ndt_ray.analysis.events.phases import event_phases, loss_coupling_table, timing_verdicts, two_phases
+from ndt_ray.analysis.events.coupling import CLAIM, loss_coupling_table, strongest_early
+from ndt_ray.analysis.events.phases import event_phases, timing_verdicts, two_phases
 from ndt_ray.analysis.events.windows import event_windows, published_loss_change
 
 GRID = np.arange(0, STEPS + 1, EVERY)
@@ -116,6 +117,51 @@ def test_one_trial_decides_nothing_about_two_phases() -> None:
     one = pd.DataFrame({"trial_id": ["t"], "velocity_ratio": [9.0]})
     assert two_phases(one)["verdict"] == "undecided" and two_phases(one)["value"] == pytest.approx(9)
     assert two_phases(one.iloc[:0])["verdict"] == "undecided"
+
+
+def coupled(early: float, mid: float, n: int, rng: np.random.Generator, layers: int = 1) -> pd.DataFrame:
+    """Three early and three mid events a trial, each in `layers` layers; the loss falls over them so often."""
+    rows = []
+    for i in range(n):
+        for phase, share in (("early", early), ("mid", mid), ("late", 0.0)):
+            for _ in range(3):
+                change = -1.0 if rng.random() < share else 1.0
+                rows += layers * [{"trial_id": f"t{i}", "phase_bin": phase, "loss_change": change}]
+    return pd.DataFrame(rows).assign(loss_fell_expected=0.5)
+
+
+def test_coupling_with_the_loss_is_called_strongest_early_where_it_is() -> None:
+    rng = np.random.default_rng(2)
+    found = strongest_early(coupled(1.0, 0.2, 8, rng))
+    assert found["verdict"] == "supported" and found["p"] == found["p_attainable"] == 2 / 2**8
+    assert found["value"] == pytest.approx(0.8, abs=0.15) and found["lo"] < found["value"] < found["hi"]
+    assert (found["n_events"], found["n_trials"]) == (48, 8)  # late ones are not asked
+    assert strongest_early(coupled(0.2, 1.0, 8, rng))["verdict"] == "not_supported"
+    assert strongest_early(coupled(1.0, 0.0, 4, rng))["verdict"] == "undecided"  # four trials cannot say
+
+
+def test_a_loss_that_falls_early_anyway_couples_nothing() -> None:
+    rows = coupled(1.0, 0.0, 8, np.random.default_rng(2))
+    falling = np.where(rows["phase_bin"] == "early", 1.0, 0.0)
+    found = strongest_early(rows.assign(loss_fell_expected=falling))
+    assert found["value"] == 0 and found["verdict"] == "undecided"
+    raw = strongest_early(rows.assign(loss_fell_expected=np.nan))
+    assert raw["value"] == 1 and "not read" in raw["rule"] and "beyond" in found["rule"]
+
+
+@pytest.mark.parametrize("layers", [1, 5])
+def test_without_a_difference_coupling_keeps_its_level_however_many_layers_share_a_window(layers: int) -> None:
+    rng = np.random.default_rng(3)
+    said = [strongest_early(coupled(0.6, 0.6, 7, rng, layers))["verdict"] for _ in range(200)]
+    assert 200 - said.count("undecided") <= 200 * 0.05 + 3 * np.sqrt(200 * 0.05 * 0.95)
+
+
+def test_coupling_without_a_loss_or_one_of_the_phases_is_not_judged() -> None:
+    rows = coupled(1.0, 0.0, 8, np.random.default_rng(2))
+    for none in (rows.assign(loss_change=np.nan), rows[rows["phase_bin"] != "mid"], rows[rows["trial_id"] == "t0"]):
+        assert strongest_early(none)["verdict"] == "no_data" and np.isnan(strongest_early(none)["p"])
+    out = event_phases(given(sweep(False), event_phases.reads))["phase_verdicts"].to_pandas().set_index("claim")
+    assert set(out.loc[CLAIM, "verdict"]) == {"no_data"}
 
 
 def test_the_loss_table_has_the_founding_columns() -> None:

@@ -292,6 +292,7 @@ def test_status_and_confidence_follow_by_rule():
 def test_all_tables_of_verdicts_come_together():
     verdicts = pd.DataFrame(
         [{"hypothesis": "selectivity", "scope": c, "n": 6, "q": 0.01, "verdict": "supported"} for c in "ab"]
+        + [{"hypothesis": "selectivity", "scope": "cnn", "n": 6, "q": 0.5, "verdict": "not_shown"}]  # of these trials
     )
     phases = {"claim": "two_phases", "grouping": "all", "n_trials": 6, "verdict": "supported"}
     phases = pd.DataFrame(

@@ -15,6 +15,7 @@ from ndt_ray.analysis.running.stored import analyze
 from ndt_ray.cli import app
 from ndt_ray.errors import SpecError
 from ndt_ray.figures import founding_phase1 as phase1
+from ndt_ray.figures import founding_phase3 as phase3
 from ndt_ray.figures.album import Album
 from ndt_ray.store.reader import open_store
 
@@ -211,6 +212,33 @@ def test_nothing_computed_is_nothing_written_and_says_what_to_run(tmp_path: Path
     assert not album.files
 
 
+def mechanisms(n: int = 6) -> pd.DataFrame:
+    """Rows of `event_mechanisms`: new kinds of features follow the size of an event."""
+    rows = [
+        {"trial_id": t, "cell": "c", "arch_type": kind, "layer": "l0", "jump_step": 10 * i, "jump_magnitude": 0.1 * i,
+         "num_jumps": n, "new_feature_types_after": i // 2, "selectivity_before_jump": 0.2,
+         "selectivity_after_jump": 0.3, "selectivity_increase": 0.1, "compositional_depth": 2.0 + i}
+        for t, kind in (("m1", "mlp"), ("m0", "mlp"), ("c0", "cnn"), ("control", "cnn")) for i in reversed(range(n))
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_the_third_phases_table_has_the_plans_names_and_its_lines_run_on_it(tmp_path: Path) -> None:
+    album = Album(tmp_path)
+    phase3.write(album, {"trials": trials(), "event_mechanisms": mechanisms()}, "s")
+    results_df = csv(tmp_path / phase3.RESULTS)
+    assert list(results_df)[:10] == list(phase3.COLUMNS) and len(results_df) == 18  # control lanes are left out
+    assert results_df["experiment_id"].unique().tolist() == ["cnn_deep_mnist", "mlp_narrow_mnist"]
+    assert results_df["jump_step"].tolist()[:6] == [0, 10, 20, 30, 40, 50]
+    assert results_df["jump_magnitude"].corr(results_df["new_feature_types_after"]) > 0.9
+    gain = results_df["selectivity_after_jump"] - results_df["selectivity_before_jump"]
+    np.testing.assert_allclose(gain, results_df["selectivity_increase"])
+    assert len(results_df[results_df["arch_type"] == "mlp"]) == 12
+    nothing = Album(tmp_path / "none")
+    phase3.write(nothing, {"trials": trials(), "event_mechanisms": pd.DataFrame()}, "s")
+    assert not nothing.files and "`ndt analyze s hypotheses`" in nothing.skips[0].reason
+
+
 @pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     store = tmp_path / "store"
@@ -221,6 +249,7 @@ def test_the_command(tmp_path: Path) -> None:
     done = CliRunner().invoke(app(), [*arguments, "--sweep", SWEEP])
     assert done.exit_code == 0, done.output
     assert f"! {phase1.CRITICAL}: not computed yet: `ndt analyze {SWEEP} critical_periods`" in done.stderr
+    assert f"! {phase3.RESULTS}: no significant event, or not computed yet: `ndt analyze" in done.stderr
     assert done.stdout.split() == [str(out / phase1.CONVERGENCE), str(out / phase1.SUMMARY)]
     table = open_store(store).table("convergence", SWEEP).query("measure == 'participation_ratio'")
     for entry in json.loads((out / phase1.CONVERGENCE).read_text()):

@@ -4,9 +4,15 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from scipy import stats
 
 from ndt_ray.analysis.api import AnalysisInput, Partition
-from ndt_ray.analysis.hypotheses.verdicts import correlation, hypotheses, patterns, regression
+from ndt_ray.analysis.hypotheses.estimates import correlation, paired_t, regression
+from ndt_ray.analysis.hypotheses.heads import NAME as STABLE
+from ndt_ray.analysis.hypotheses.heads import stable_attention
+from ndt_ray.analysis.hypotheses.patterns import patterns
+from ndt_ray.analysis.hypotheses.verdicts import CHANGES, hypotheses
+from ndt_ray.analysis.mechanisms.before_after import COPIES
 
 RNG = np.random.default_rng(3)
 
@@ -36,6 +42,30 @@ def planted(n=8, slope=1.0, gain=0.2, noise=0.05, cell="cnn/mnist", model="cnn_d
         composition.append({**depth, "value": 2 + 3 * size + noise * RNG.normal()})
     names = ("trials", "events", "features", "unit_metrics", "composition_metrics")
     return {k: pd.DataFrame(v) for k, v in zip(names, (trials, events, features, units, composition), strict=True)}
+
+
+def together(*sweeps):
+    """Tables of several cells as one sweep."""
+    return {name: pd.concat([s[name] for s in sweeps], ignore_index=True) for name in sweeps[0]}
+
+
+def at_events(outputs, attention, n=8, cell="t/mnist", noise=0.3, rng=RNG):
+    """Rows of `mechanism_changes` of two events a trial, one in each output projection; sizes in control SDs."""
+    rows = []
+    for i in range(n):
+        for step, layer in enumerate(("layers.0.self_attn.out_proj", "layers.0.linear2")):
+            event = {"trial_id": f"{cell}-{i}", "layer": layer, "step_before": 100 + step, "step_after": 110 + step}
+            for where, metric, size in (
+                (layer, "cka_to_initial", outputs),
+                (layer, "cka_to_last", outputs),
+                ("layers.0.self_attn", "attention_entropy", attention),
+                ("layers.0.self_attn", "head_divergence", attention),
+                ("layers.0.self_attn", "attention_span", 9.0),  # not asked for
+            ):
+                effect = rng.choice([-1, 1]) * size + noise * rng.normal()
+                rows.append({**event, "metric_layer": where, "metric": metric, "effect": effect})
+        rows.append({**event, "layer": "layers.0.linear1", "metric_layer": "layers.0.linear1", "effect": 9.0})
+    return pd.DataFrame(rows)
 
 
 def mechanism_rows(rows):
@@ -76,7 +106,7 @@ def test_mechanisms_are_judged_against_matched_windows_in_their_direction():
     tables = planted()
     tables["mechanism_tests"] = mechanism_rows(
         [
-            {"cell": "cnn/mnist", "metric": "filter_welch_excess", "difference": -1.0},
+            {"cell": "cnn/mnist", "metric": "filter_squared_cosine", "difference": -1.0},
             {"cell": "cnn/mnist", "metric": "class_selectivity", "difference": -1.0},
             {"cell": "mlp/mnist", "metric": "class_selectivity", "p": 0.4},
             {"cell": "t/mnist", "metric": "attention_entropy", "n_trials": 3, "difference": -1.0},
@@ -86,6 +116,99 @@ def test_mechanisms_are_judged_against_matched_windows_in_their_direction():
     assert rows["filter_differentiation", "cnn/mnist"] == "supported"
     assert rows["selectivity", "cnn/mnist"] == "contradicted" and rows["selectivity", "mlp/mnist"] == "not_shown"
     assert rows["attention_specialisation", "t/mnist"] == "no_data"
+
+
+def test_no_hypothesis_waits_for_a_metric_that_mechanism_tests_leave_out():
+    assert not {metric for _, metric, *_ in CHANGES} & set(COPIES)
+
+
+def test_the_t_test_stands_beside_the_sign_flips_which_decide():
+    found = run(planted(n=5, noise=0.001))
+    row = found["hypotheses"].set_index("hypothesis").loc["selectivity_unmatched"]
+    by_trial = found["event_mechanisms"].groupby("trial_id")[["selectivity_after_jump", "selectivity_before_jump"]]
+    after, before = by_trial.mean().to_numpy().T
+    assert row["p_t"] == pytest.approx(stats.ttest_rel(after, before).pvalue) and row["p_t"] < 1e-6
+    assert row["p"] == 2 / 2**5 and row["verdict"] == "not_shown" and "t test" in row["why"]
+    assert np.isnan(paired_t([1.0])) and np.isnan(paired_t([2.0, 2.0]))
+    level = np.mean([paired_t(RNG.normal(size=6)) <= 0.05 for _ in range(400)])
+    assert level <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
+
+
+def test_claims_about_events_are_asked_in_every_family_of_a_sweep_of_several():
+    cnn, mlp = planted(n=9), planted(n=9, cell="mlp/mnist", model="mlp_narrow")
+    vit = planted(n=9, cell="vit/mnist", model="vit")
+    found = run(together(cnn, mlp, vit))
+    rows = found["hypotheses"].set_index(["hypothesis", "scope"])
+    assert set(rows.loc["magnitude_and_new_features"].index) == {"*", "mlp", "cnn", "transformer"}
+    assert (rows.loc["magnitude_and_new_features", "verdict"] == "supported").all()
+    assert rows.loc[("composition", "transformer"), "n"] == 9 and rows.loc[("composition", "*"), "n"] == 27
+    pattern = found["mechanism_patterns"].set_index("metric")
+    assert (pattern["pattern"] == "universal").all() and (pattern["n_cells"] == 3).all()
+    assert set(pattern.index) == {"magnitude_and_new_features", "selectivity_unmatched", "composition"}
+    tested = rows["q"].notna()  # one family of tests: each p counts
+    assert tested.sum() == 12 and rows.loc[tested, "q"].max() == pytest.approx(rows.loc[tested, "p"].max())
+
+    names = mlp["trials"]["trial_id"]
+    others = dict(zip(names, names[[4, 0, 7, 2, 8, 1, 5, 3, 6]], strict=True))
+    mlp["features"] = mlp["features"].assign(trial_id=mlp["features"]["trial_id"].map(others))
+    vit = planted(n=9, cell="vit/mnist", model="vit", gain=-0.2)
+    found = run(together(cnn, mlp, vit))
+    rows = found["hypotheses"].set_index(["hypothesis", "scope"])["verdict"]
+    assert rows["magnitude_and_new_features", "mlp"] != "supported" == rows["magnitude_and_new_features", "cnn"]
+    pattern = found["mechanism_patterns"].set_index("metric")
+    assert pattern.loc["magnitude_and_new_features", "architectures"] == "cnn,transformer"
+    assert pattern["pattern"].to_dict() == {
+        "magnitude_and_new_features": "specific", "selectivity_unmatched": "opposed", "composition": "universal",
+    }  # fmt: skip
+    assert pattern.loc["selectivity_unmatched", "heterogeneity_p"] < 1e-6
+
+
+def test_a_family_without_events_is_not_tested_and_one_family_is_not_asked_twice():
+    assert set(run(planted())["hypotheses"]["scope"]) == {"*"}
+    both = together(planted(), planted(n=3, cell="mlp/mnist", model="mlp_narrow"))
+    both["events"] = both["events"][~both["events"]["trial_id"].str.startswith("mlp")]
+    row = run(both)["hypotheses"].set_index(["hypothesis", "scope"]).loc[("composition", "mlp")]
+    assert row["verdict"] == "no_data" and row["why"].startswith("not tested: 0 trials") and np.isnan(row["q"])
+
+
+def test_heads_that_differentiate_are_judged_against_matched_windows():
+    rows = [{"cell": "t/mnist", "metric": m} for m in ("head_divergence", "specialization_index")]
+    for difference, verdict in ((1.0, "supported"), (-1.0, "contradicted")):
+        tables = {"trials": planted()["trials"], "mechanism_tests": mechanism_rows(rows).assign(difference=difference)}
+        said = verdicts(run(tables))
+        assert said["head_differentiation"] == said["head_specialisation"] == verdict
+
+
+@pytest.mark.parametrize(
+    ("outputs", "attention", "verdict"),
+    [
+        (4.0, 0.3, "supported"),
+        (0.3, 4.0, "contradicted"),
+        (4.0, 3.0, "not_shown"),  # outputs change more, but attention is not stable
+        (0.8, 0.2, "not_shown"),  # attention is stable, but so are outputs
+    ],
+)
+def test_attention_stays_while_outputs_change_only_where_both_halves_hold(outputs, attention, verdict):
+    trials = pd.DataFrame([{"trial_id": f"t/mnist-{i}", "cell": "t/mnist", "model": "vit"} for i in range(8)])
+    tables = {"trials": trials, "mechanism_changes": at_events(outputs, attention)}
+    row = run(tables)["hypotheses"].set_index("hypothesis").loc[STABLE]
+    assert row["verdict"] == verdict and row["n"] == 8 and row["scope"] == "t/mnist"
+    assert row["estimate"] == pytest.approx(outputs - attention, abs=0.3)
+
+
+def test_where_events_are_like_other_windows_nothing_is_said_of_attention():
+    rng, cells = np.random.default_rng(5), {f"t/mnist-{i}": "t/mnist" for i in range(8)}
+    p = [t.p for _ in range(200) for t in stable_attention(at_events(0, 0, noise=1.1, rng=rng), cells)]
+    assert len(p) == 200 and np.mean(np.array(p) <= 0.05) <= 0.05
+
+
+def test_what_is_claimed_of_transformers_is_not_tested_where_their_heads_were_not_looked_at():
+    tables = together(planted(), planted(cell="t/mnist", model="transformer_deep"))
+    rows = run(tables)["hypotheses"].set_index("scope").loc["t/mnist"]
+    assert set(rows["hypothesis"]) == {
+        STABLE, "attention_specialisation", "head_differentiation", "head_specialisation",
+    }  # fmt: skip
+    assert (rows["verdict"] == "no_data").all() and rows["why"].str.contains("ndt analyze s attention").all()
 
 
 def test_disruption_at_events_against_elsewhere():
@@ -111,7 +234,7 @@ def test_correlations_and_regressions_keep_their_level():
     assert np.mean(np.array(p) <= 0.05) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 40)
     x = RNG.normal(size=(12, 2))
     assert regression(x, x @ [1, 2] + 0.1 * RNG.normal(size=12))[0] > 0.9
-    assert np.isnan(regression(x[:4], x[:4, 0])[0]) and np.isnan(correlation([1, 1, 1, 1], [1, 2, 3, 4])[0])
+    assert np.isnan(regression(x[:4], x[:4, 0])).all() and np.isnan(correlation([1, 1, 1, 1], [1, 2, 3, 4])[0])
 
 
 def test_r2_of_left_out_rows_is_that_of_fitting_without_them():
@@ -122,7 +245,13 @@ def test_r2_of_left_out_rows_is_that_of_fitting_without_them():
         fit = np.linalg.lstsq(np.column_stack([np.ones(8), x[rest]]), y[rest], rcond=None)[0]
         residual += (y[i] - fit @ [1, *x[i]]) ** 2
         total += (y[i] - y[rest].mean()) ** 2
-    assert regression(x, y)[0] == pytest.approx(1 - residual / total)
+    whole = np.column_stack([np.ones(9), x])
+    fitted = whole @ np.linalg.lstsq(whole, y, rcond=None)[0]
+    left_out, _, in_sample = regression(x, y)
+    assert left_out == pytest.approx(1 - residual / total)
+    assert (
+        in_sample == pytest.approx(1 - ((y - fitted) ** 2).sum() / ((y - y.mean()) ** 2).sum()) and in_sample > left_out
+    )
 
 
 def test_patterns_are_universal_specific_opposed_or_none():

@@ -274,6 +274,24 @@ def test_the_trials_with_the_best_defined_critical_periods_are_named_with_how_ma
     assert sheet(found, "Trials with the best defined critical periods")["n tried"].tolist() == [8]
 
 
+@pytest.mark.parametrize(
+    ("verdict", "q", "kind"), [("supported", 0.01, "finding"), ("not_shown", 0.4, "described"), ("no_data", None, "")]
+)
+def test_the_founding_sentence_on_cnns_and_mlps_turns_with_its_parts(
+    tmp_path: Path, verdict: str, q: float | None, kind: str
+) -> None:
+    store = planted.planted(tmp_path)
+    row = {"scope": "*", "n_cnn": 4, "n_mlp": 4, "n_trials": 8, "rule": "…", "verdict": verdict, "q": q}
+    parts: list[dict[str, Any]] = [row | {"claim": "more_events_of_similar_size"}]
+    if q is not None:
+        ends = {"ratio": 2.5, "lo": 1.6, "hi": 3.9}
+        parts += [row | {"claim": name, **ends} for name in ("more_events_per_series", "similar_size")]
+    put(store, "architecture_claims", {"architecture_claims": parts})
+    found = [c for c in section(collect(store, SWEEP), "across").claims if "MLPs" in c.text]
+    assert [c.kind for c in found] == ([kind] if kind else [])
+    assert not found or ("ratio 2.5 [1.6, 3.9], q = " in found[0].text and "4 against 4 seeds" in found[0].text)
+
+
 def settling(q: float, rho: float) -> dict[str, list[dict[str, Any]]]:
     row = {"cell": "cnn/digits", "model": "cnn", "data": "digits", "measure": "participation_ratio", "mode": "default"}
     row |= {"n_trials": 4, "n_without": 0, "n_layers": 3.0, "mean_rho": rho, "p": q, "q": q, "bottom_up": 1.0}

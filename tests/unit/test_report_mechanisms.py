@@ -108,6 +108,20 @@ def test_candidates_are_not_called_events_and_claim_nothing_at_the_top(store: St
     assert not any(c.headline for c in found.claims)
 
 
+def test_metrics_over_cells_and_claims_over_families_are_told_apart(store: Store) -> None:
+    put(store, "mechanisms", {"mechanism_tests": [changed_by(0.01)], "mechanism_changes": []})
+    row = {"up": 3, "down": 0, "architectures": "cnn,mlp,transformer", "heterogeneity_p": 0.5, "pattern": "universal"}
+    patterns = [
+        row | {"metric": "nc1", "n_cells": 4, "pattern": "specific"},
+        row | {"metric": "composition", "n_cells": 3},
+    ]
+    judged = {"hypothesis": "composition", "scope": "*", "statement": "…", "verdict": "no_data", "n": 0, "why": "…"}
+    put(store, "hypotheses", {"mechanism_patterns": patterns, "hypotheses": [judged]})
+    text = of_kind(section(store, "mechanisms"), "described")
+    assert "Of 1 metric" in text and "of 4 cells" in text
+    assert "composition (universal, 3 up and 0 down of 3 families)" in text
+
+
 def test_the_other_seeds_are_a_control_of_their_own(store: Store) -> None:
     more = {"n_seeds": 6, "seed_difference": 0.75, "seed_p": 0.01}
     put(store, "mechanisms", {"mechanism_tests": [changed_by(0.3, seed_q=0.02, **more)], "mechanism_changes": []})
