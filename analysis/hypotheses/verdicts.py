@@ -109,7 +109,7 @@ def _not_looked_at(found: list[Tested], trials: pd.DataFrame, sweep: str) -> lis
     known = {(t.hypothesis, t.scope) for t in found}
     claims = [(n, s, _against_windows(m), p) for n, m, p, s in CHANGES if n in OF_HEADS]
     claims.append((NAME, STATEMENT, METRIC, "increase"))
-    lacks = f"attention around its events (ndt analyze {sweep} attention similarity mechanisms)"
+    lacks = f"no event of it has attention measured around it (ndt analyze {sweep} attention similarity mechanisms)"
     return [
         Tested(name, str(cell), statement, metric, prediction, 0, lacks=lacks)
         for cell in sorted(have["cell"].unique())
