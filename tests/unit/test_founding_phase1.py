@@ -225,7 +225,7 @@ def mechanisms(n: int = 6) -> pd.DataFrame:
 
 def test_the_third_phases_table_has_the_plans_names_and_its_lines_run_on_it(tmp_path: Path) -> None:
     album = Album(tmp_path)
-    phase3.write(album, {"trials": trials(), "event_mechanisms": mechanisms()}, "s")
+    phase3.write(album, {"trials": trials(), "event_mechanisms": mechanisms()})
     results_df = csv(tmp_path / phase3.RESULTS)
     assert list(results_df)[:10] == list(phase3.COLUMNS) and len(results_df) == 18  # control lanes are left out
     assert results_df["experiment_id"].unique().tolist() == ["cnn_deep_mnist", "mlp_narrow_mnist"]
@@ -235,7 +235,7 @@ def test_the_third_phases_table_has_the_plans_names_and_its_lines_run_on_it(tmp_
     np.testing.assert_allclose(gain, results_df["selectivity_increase"])
     assert len(results_df[results_df["arch_type"] == "mlp"]) == 12
     nothing = Album(tmp_path / "none")
-    phase3.write(nothing, {"trials": trials(), "event_mechanisms": pd.DataFrame()}, "s")
+    phase3.write(nothing, {"trials": trials(), "event_mechanisms": pd.DataFrame()})
     assert not nothing.files and "`ndt analyze s hypotheses`" in nothing.skips[0].reason
 
 
