@@ -234,7 +234,7 @@ def test_the_third_phases_table_has_the_plans_names_and_its_lines_run_on_it(tmp_
     gain = results_df["selectivity_after_jump"] - results_df["selectivity_before_jump"]
     np.testing.assert_allclose(gain, results_df["selectivity_increase"])
     assert len(results_df[results_df["arch_type"] == "mlp"]) == 12
-    nothing = Album(tmp_path / "none")
+    nothing = Album(tmp_path / "none", sweep="s")
     phase3.write(nothing, {"trials": trials(), "event_mechanisms": pd.DataFrame()})
     assert not nothing.files and "`ndt analyze s hypotheses`" in nothing.skips[0].reason
 
