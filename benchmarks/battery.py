@@ -256,7 +256,7 @@ def main(arguments: list[str] | None = None) -> int:
     p.add_argument("--designs", nargs="*", default=list(DESIGNS), help="some of the designs")
     p.add_argument("--checkpoints", type=int, default=0, help="of the sweep that actors share")
     p.add_argument("--model", default="cnn_deep")
-    p.add_argument("--scaling", nargs="*", default=["cnn_medium", "cnn_deep"], help="models of that sweep")
+    p.add_argument("--scaling", nargs="*", default=["cnn_medium", "transformer_shallow"], help="models of that sweep")
     p.add_argument("--data", default="digits", help="data set of that sweep")
     options = p.parse_args(arguments)
     load = start(torch.device("cpu"))

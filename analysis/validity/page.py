@@ -77,7 +77,12 @@ def blocks(card: Row, name: str = "validity") -> list[Block]:
             + "Intervals are exact (Clopper-Pearson), 95 %; n is the number of series unless said otherwise. "
             "What the families are and their parameters: `analysis/validity/families.py`."
         ),
-        Text(f"Run by `{card['provenance']['command']}`. " + _provenance(card["provenance"])),
+        Text(
+            f"Run by `{card['provenance']['command']}`"
+            + "".join(f", {name} {value}" for name, value in judged["parameters"].items())
+            + ". "
+            + _provenance(card["provenance"])
+        ),
         Text("Requirements", 2),
         Grid(
             ("requirement", "measured", "limit", "n", ""),
