@@ -10,7 +10,7 @@ from ndt_ray.report.words import listed, span
 
 LIMITED = {
     "subset": "only a subset of what was published",
-    "surrogate": "surrogates: other inputs stand in for the published ones",
+    "surrogate": "made of surrogate inputs, which stand in for the published ones",
 }
 """What a completeness flag means for a claim about the data set."""
 

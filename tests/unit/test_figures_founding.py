@@ -156,7 +156,7 @@ def test_what_is_known_of_the_data_stands_beside_the_numbers(tmp_path: Path) -> 
     found = founded.read(tables(trials=trials), ["transformer_deep/mnist"])
     assert found is not None and [(d.data, d.completeness) for d in found.data] == [("mnist", "surrogate")]
     assert founded.said(found.data) == (
-        "**Data: mnist (60,000 training samples) is surrogates: other inputs stand in for the published ones; no claim "
+        "**Data: mnist (60,000 training samples) is made of surrogate inputs, which stand in for the published ones; no claim "
         "extends to the whole of it.**\n\n"
     )
     unknown = founded.read(tables())

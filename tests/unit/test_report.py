@@ -429,7 +429,7 @@ def test_an_empty_sweep_has_a_report_too(tmp_path: Path) -> None:
         ("complete", "described", "digits (1,000 training samples) is complete."),
         ("generated", "described", "digits (1,000 training samples) is generated."),
         ("subset", "caution", "is only a subset of what was published; no claim extends to the whole of it."),
-        ("surrogate", "caution", "other inputs stand in for the published ones"),
+        ("surrogate", "caution", "surrogate inputs, which stand in for the published ones"),
     ],
 )
 def test_the_completeness_of_the_data_is_said(tmp_path: Path, completeness: str, kind: str, words: str) -> None:
