@@ -156,8 +156,8 @@ def test_what_is_known_of_the_data_stands_beside_the_numbers(tmp_path: Path) -> 
     found = founded.read(tables(trials=trials), ["transformer_deep/mnist"])
     assert found is not None and [(d.data, d.completeness) for d in found.data] == [("mnist", "surrogate")]
     assert founded.said(found.data) == (
-        "**Data: mnist (60,000 training samples) is made of surrogate inputs, which stand in for the published ones; no "
-        "claim extends to the whole of it.**\n\n"
+        "**Data: mnist (60,000 training samples) is made of surrogate inputs, which stand in for the published ones; "
+        "no claim extends to the whole of it.**\n\n"
     )
     unknown = founded.read(tables())
     assert unknown is not None and founded.said(unknown.data) == "Data: mnist is of unknown completeness.\n\n"
