@@ -10,6 +10,7 @@ from ndt_ray.analysis.mechanisms import changes
 from ndt_ray.analysis.mechanisms.before_after import concerned
 from ndt_ray.analysis.mechanisms.changes import Change, Windows, change_over
 from ndt_ray.analysis.mechanisms.matching import arms, around_events, selected
+from ndt_ray.analysis.mechanisms.pseudo import false_discoveries, pseudo_events
 from ndt_ray.analysis.mechanisms.simulated import Design, run, simulate, tables
 
 SMALL = Design(trials=6, layers=2, metrics=8, steps=1200, every=10, events=2)
@@ -217,3 +218,38 @@ def test_a_checkpoint_nearer_than_the_planned_ones_costs_no_controls() -> None:
     rows, _ = run(given)
     mine = rows[rows["trial_id"] == event["trial_id"]]
     assert (mine["checkpoint_before"] == event["step_before"]).all() and (mine["n_controls"] >= 3).all()
+
+
+# -- pseudo-events in trained runs -----------------------------------------------------------------------------------
+
+
+def test_pseudo_events_keep_clear_of_real_ones_and_have_their_phases() -> None:
+    layers = pd.DataFrame([("t", "a", 0, 1000), ("t", "b", 1, 1000), ("u", "a", 0, 1000)])
+    layers.columns = pd.Index(["trial_id", "layer", "layer_index", "steps"])
+    saved = pd.DataFrame([(t, s) for t in "tu" for s in range(0, 1001, 20)], columns=["trial_id", "step"])
+    busy = pd.DataFrame([("t", 480, 520)], columns=["trial_id", "step_before", "step_after"])
+    starts: dict[str, list[int]] = {"t": [], "u": []}
+    for i in range(200):
+        drawn = pseudo_events(layers, saved, (0.1, 0.5), busy, (str(i),))
+        assert list(zip(drawn["trial_id"], drawn["layer"], strict=True)) == [("t", "a"), ("t", "b"), ("u", "a")]
+        assert drawn["step_before"].isin(saved["step"]).all() and drawn["step_after"].isin(saved["step"]).all()
+        assert (drawn["step_after"] - drawn["step_before"]).isin([20, 40, 60]).all()
+        own = drawn[drawn["trial_id"] == "t"]
+        assert ((own["step_after"] <= 480) | (own["step_before"] >= 520)).all()
+        for trial, start in zip(drawn["trial_id"], drawn["step_before"], strict=True):
+            starts[trial].append(start)
+    assert set(starts["u"]) == {100, 120, 500, 520}  # within 2 % of a phase, and on to the next checkpoint
+    assert 0.4 < np.mean(np.array(starts["u"]) > 300) < 0.6
+    nowhere = pd.DataFrame([("t", 0, 1000)], columns=busy.columns)
+    assert set(pseudo_events(layers, saved, (0.5,), nowhere, ("x",))["trial_id"]) == {"u"}
+    same = [pseudo_events(layers, saved, (0.1, 0.5), busy, ("k",)) for _ in range(2)]
+    pd.testing.assert_frame_equal(*same)
+
+
+def test_false_discoveries_are_counted_over_choices_of_windows() -> None:
+    found = simulate(SMALL, "pseudo")
+    layers = found.events[["trial_id", "layer", "layer_index"]].drop_duplicates()
+    given = tables(found) | {"events": pd.DataFrame(), "layers": layers}
+    shares = false_discoveries(given, (0.2, 0.5, 0.8), 3, "small")
+    assert set(shares) == {"any_event", "any_test", "any_seed_event", "any_seed_test", "p_below_0.05"}
+    assert all(0 <= share <= 1 for share in shares.values()) and shares["p_below_0.05"] < 0.3
