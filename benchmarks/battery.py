@@ -2,7 +2,7 @@
 
 One checkpoint of cnn_deep (untrained: the cost does not depend on the weights) with a confirm probe of 512 images of
 MNIST's shape, everything but the loading of the data set; one core. `--calibrate N` runs N simulated sweeps a design,
-`--pseudo N` trains three cells of digits and draws N sets of pseudo-events in each.
+`--pseudo N` trains two cells of digits and draws N sets of pseudo-events in each.
 """
 
 import contextlib
@@ -77,7 +77,7 @@ base:
   evaluate: {every: 50}
   checkpoint: {every: 10}
 axes:
-  - {path: model, values: [mlp_narrow, cnn_shallow, transformer_shallow]}
+  - {path: model, values: [mlp_narrow, cnn_shallow]}
   - {path: seed, range: 6}
 analyses: [events]
 """
@@ -252,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status 1 where a bar was missed."""
     p = parser(__doc__, rounds=1, seconds=0)
     p.add_argument("--calibrate", type=int, default=0, help="simulated sweeps a design")
-    p.add_argument("--pseudo", type=int, default=0, help="sets of pseudo-events in each of three trained cells")
+    p.add_argument("--pseudo", type=int, default=0, help="sets of pseudo-events in each of two trained cells")
     p.add_argument("--designs", nargs="*", default=list(DESIGNS), help="some of the designs")
     p.add_argument("--checkpoints", type=int, default=0, help="of the sweep that actors share")
     p.add_argument("--model", default="cnn_deep")
