@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from analysis_tables import Folder, measurements, noise, trial
 
+from ndt_ray import registry
 from ndt_ray.analysis.api import AnalysisInput, Partition, analysis, conform
 from ndt_ray.analysis.running.runner import Progress, Report, run
 from ndt_ray.analysis.running.stored import StoredSweep, analyze, analyze_all
@@ -321,3 +322,10 @@ def test_partitions_come_from_the_tables_and_rows_belong_to_them(store: Store) -
 def test_an_unknown_sweep_is_named(store: Store) -> None:
     with pytest.raises(StoreError, match="did you mean 'planted'"):
         analyze(store, "plantd", "jumps")
+
+
+@pytest.mark.parametrize("name", registry.names("analysis"))
+def test_the_parameters_of_every_analysis_are_checked_and_its_defaults_pass(name: str) -> None:
+    found = registry.resolve("analysis", name)
+    assert set(found.defaults) <= set(found.hints)  # none whose annotation could not be told
+    assert found.parameters(found.defaults) == found.defaults  # outputs in place are gone on with by what they say
