@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ndt_ray.analysis.events.families import family_of
+from ndt_ray.analysis.events.families import declared_family
 from ndt_ray.analysis.events.significant import primary_family
 from ndt_ray.analysis.events.sought import Sought, sought
 from ndt_ray.analysis.mechanisms.tools import MeasurementTools
@@ -220,7 +220,7 @@ class Phase2Infrastructure:
         if family is not None:
             return str(family["measure"])
         declared = declared_parameters(open_sweep(self.store, str(trial["sweep"]))).get("events", {})
-        return family_of(declared.get("primary", {}))["measure"]
+        return declared_family(declared.get("primary", {}))["measure"]
 
     def _jumps(self, trial: "pd.Series[Any]") -> Sought:
         events, jumps, counts = (self._of_trial(name, trial) for name in ("events", "jumps", "jump_counts"))

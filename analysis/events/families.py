@@ -33,7 +33,7 @@ def events(
     """
     if not 0 < alpha < 1:
         raise SpecError(f"0 < alpha < 1 must hold, but got ({alpha=})")
-    primary = family_of(primary)
+    primary = declared_family(primary)
     tests, candidates = data.frame("series_tests"), data.frame("event_candidates")
     if tests.empty:
         return {"events": pd.DataFrame(), "event_families": pd.DataFrame()}
@@ -95,7 +95,7 @@ def judged(tests: pd.DataFrame, candidates: pd.DataFrame, alpha: float) -> tuple
     }
 
 
-def family_of(primary: Mapping[str, str]) -> dict[str, str]:
+def declared_family(primary: Mapping[str, str]) -> dict[str, str]:
     """Measure, detector and null of the declared family; SpecError for another key."""
     if unknown := sorted(set(primary) - set(PRIMARY)):
         raise SpecError(f"primary names some of {sorted(PRIMARY)}, but got {unknown}")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.events.families import PRIMARY, family_of
+from ndt_ray.analysis.events.families import PRIMARY, declared_family
 from ndt_ray.analysis.mechanisms.grokking.tables import ACCEPTANCE, ONSETS, VERDICTS
 from ndt_ray.errors import SpecError
 
@@ -33,7 +33,7 @@ def grokking_verdicts(
     `primary`: measure, detector and null, as in `events`; `layers`: a pattern of module paths; `tolerance`: either side
     of the step of 50 % held-out accuracy, as a share of planned training.
     """
-    primary = family_of(primary)
+    primary = declared_family(primary)
     if not 0 < tolerance < 1:
         raise SpecError(f"0 < tolerance < 1 must hold, but got ({tolerance=})")
     trials, onsets = data.frame("trials"), data.frame(ONSETS.name)
