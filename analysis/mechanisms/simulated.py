@@ -154,8 +154,10 @@ def calibrate(design: Design, replicates: int, name: str) -> dict[str, float]:
 
 
 def outcomes(rows: pd.DataFrame, tests: pd.DataFrame) -> dict[str, float]:
-    """Whether any q is below 0.05 (1 or 0), by table and kind of control, and the share of events' p at most that."""
+    """Whether any q is below 0.05 (1 or 0), by table and kind of control, the share of events' p at most that, and how
+    many of these there are: without matched windows there is no p, and nothing can be found."""
     return {
+        "tested": float(rows["p"].notna().mean()) if len(rows) else 0.0,
         "any_event": float((rows["q"] < 0.05).any()),
         "any_test": float((tests["q"] < 0.05).any()),
         "any_seed_event": float((rows["seed_q"] < 0.05).any()),
