@@ -211,7 +211,8 @@ def _gaussian_process(name: str, length: float, count: int, n: int, first: int) 
     """Squared-exponential, with independent noise of 1/1000 of its SD, which float32 would give it too."""
     apart = (_time(n)[:, None] - _time(n)) / length
     root = np.linalg.cholesky(np.exp(-(apart**2) / 2) + 1e-6 * np.eye(n))
-    return normals(name, count, n, first) @ root.T
+    # Not by BLAS: which kernel it picks, and so the last bit, depends on how many series are asked for.
+    return np.asarray(np.einsum("ij,kj->ik", normals(name, count, n, first), root))
 
 
 def _smoother_wander(count: int, n: int, first: int) -> Floats:

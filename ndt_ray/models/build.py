@@ -38,6 +38,22 @@ def sketch(factory: Factory, inputs: InputSpec, params: Mapping[str, Any]) -> nn
         return _call(factory, inputs, params)
 
 
+LARGEST = 25_000_000
+"""Numbers in one tensor up to which a dry run makes it: 100 MB, and 1 s at the most."""
+
+
+def dry_run(module: nn.Module, sample: torch.Tensor) -> Any:
+    """What a module gives for a sample, with zeros for its weights: each a single number seen as its shape.
+
+    A sketch runs so without the memory of its weights. Only where a tensor is `LARGEST` does it run on the meta device:
+    that imports torch's compiler first, which takes longer than all the rest of a plan.
+    """
+    state = [*module.named_parameters(), *module.named_buffers()]
+    device = "meta" if any(tensor.numel() > LARGEST for _, tensor in state) else "cpu"
+    zeros = {n: torch.zeros((), dtype=t.dtype, device=device).expand(t.shape) for n, t in state}
+    return torch.func.functional_call(module, zeros, (sample.to(device),))
+
+
 def is_builtin(factory: Factory) -> bool:
     """Whether the factory is one of this package, whose leaves have known initial distributions."""
     return getattr(factory, "__module__", "").startswith("ndt_ray.models.")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ndt_ray.errors import SpecError
 from ndt_ray.inputs import InputSpec
 from ndt_ray.measurement.capture import evaluating
-from ndt_ray.models.build import Factory, build, is_builtin, seeded, sketch
+from ndt_ray.models.build import Factory, build, dry_run, is_builtin, seeded, sketch
 from ndt_ray.models.layers import Kind
 
 EXAMPLE_BATCH = 2
@@ -44,7 +44,7 @@ def outline(factory: Factory, inputs: InputSpec, params: Mapping[str, Any]) -> D
 
 
 def describe(module: nn.Module, inputs: InputSpec) -> Description:
-    """Parameters, tracked layers and output of `module`, from one forward pass on the meta device where it can.
+    """Parameters, tracked layers and output of `module`, from one forward pass.
 
     A module that does not say what is tracked has its Linears and Conv2ds tracked, in the order of their calls.
     Raises SpecError where the module does not take the data set's samples, gives anything but [batch, classes], or
@@ -114,23 +114,19 @@ def _measurable(module: nn.Module) -> list[str]:
 
 
 def _forward(module: nn.Module, inputs: InputSpec) -> Tensor:
-    """Logits of an empty batch: on the meta device, or computed where the module's code needs numbers."""
+    """Logits of a batch of zeros; of a sketch, which has no weights, with zeros for them."""
     dtype = torch.float32 if inputs.kind == "image" else torch.int64
     shape = (EXAMPLE_BATCH, *inputs.shape)
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    on_meta = any(tensor.is_meta for tensor in state.values())
     device = next((tensor.device for tensor in state.values()), torch.device("cpu"))
     with torch.no_grad(), evaluating(module), seeded(0):
         try:
-            meta = {name: tensor.to("meta") for name, tensor in state.items()}
-            out = torch.func.functional_call(module, meta, (torch.zeros(shape, dtype=dtype, device="meta"),))
-        except Exception as meta_error:
-            if on_meta:
-                raise _unfit(module, shape, dtype, meta_error) from meta_error
-            try:
+            if any(tensor.is_meta for tensor in state.values()):
+                out = dry_run(module, torch.zeros(shape, dtype=dtype))
+            else:
                 out = module(torch.zeros(shape, dtype=dtype, device=device))
-            except Exception as error:
-                raise _unfit(module, shape, dtype, error) from error
+        except Exception as error:
+            raise _unfit(module, shape, dtype, error) from error
     if not isinstance(out, Tensor) or tuple(out.shape) != (EXAMPLE_BATCH, inputs.classes):
         got = f"a tensor of shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
         raise SpecError(
