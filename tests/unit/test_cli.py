@@ -401,13 +401,17 @@ def test_a_corrupt_recovery_state_stops_its_pack_and_says_the_way_out(
 
 
 @pytest.mark.slow
-def test_a_large_grid_is_announced_and_planned(ndt: Ndt, spec: Path, tmp_path: Path) -> None:
+def test_a_large_grid_is_announced_and_planned(
+    ndt: Ndt, spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ndt_ray.plan.LARGE", 20_000)
+    ndt("plan", spec, "--store", tmp_path / "store")  # what is imported is not the grid's
     before = psutil.Process().memory_info().rss
-    spec.write_text(SPEC.replace("range: 2", "range: 120000"))
+    spec.write_text(SPEC.replace("range: 2", "range: 24000"))
     found = ndt("plan", spec, "--store", tmp_path / "store")
-    assert found.code == 0 and "a grid of 120,000 points: planning takes about" in found.err
-    assert "120,000 trials in 7,500 packs" in found.out
-    assert psutil.Process().memory_info().rss - before < 500e6
+    assert found.code == 0 and "a grid of 24,000 points: planning takes about" in found.err
+    assert "24,000 trials in 1,500 packs" in found.out
+    assert psutil.Process().memory_info().rss - before < 100e6
 
 
 def test_parameters_of_analyses_are_for_all_or_for_one() -> None:
