@@ -1,8 +1,8 @@
 """Types of events by phase, and what the loss did over them: does a type belong to a time, and pay off more?
 
 The founding study had "late jumps show stronger loss improvement" as a sentence. Here it is a contrast of changes of
-the loss beyond windows of the same length nearby, because the loss falls fastest early whatever happens; what is
-exchanged is the type (or phase) of the events of one trial, which share a seed.
+the loss beyond windows of the same length nearby, because the loss falls fastest early whatever happens. Layers that
+change together share one loss and one phase: what is exchanged are these moments, among those of one trial.
 """
 
 from collections.abc import Iterator
@@ -50,8 +50,9 @@ TYPE_TESTS = Table(
         Column("statistic", "string", "what the value is"),
         Column("value", "float64", "eta squared, Cramér's V, or a difference in nats"),
         Column("n_events", "int32", "events compared"),
+        Column("n_moments", "int32", "times they are at: events of a trial whose steps overlap are one"),
         Column("n_trials", "int32", "trials they are of"),
-        Column("p", "float64", "types (or phases) exchanged among the events of a trial; late: one-sided"),
+        Column("p", "float64", "losses (or phases) exchanged among the moments of a trial; late: one-sided"),
         Column("p_attainable", "float64", "smallest p any outcome could have had"),
         Column("verdict", "string", "supported, not_shown or no_data"),
     ),
@@ -136,42 +137,65 @@ def crossed(events: pd.DataFrame, null: float) -> Iterator[dict[str, Any]]:
 def tests(events: pd.DataFrame, permutations: int, alpha: float, *key: str) -> Iterator[dict[str, Any]]:
     """Rows of `taxonomy_phase_tests` but the mode."""
     excess = _loss(events)[1]
-    known = events[np.isfinite(excess)]
-    values = excess[np.isfinite(excess)]
-    total = float(((values - values.mean()) ** 2).sum()) if len(values) else 0.0
-    of_types = between_groups(values)
+    known, values = events[np.isfinite(excess)], excess[np.isfinite(excess)]
+    at = _moments(known)
+    moments = pd.DataFrame({"at": at, "excess": values}).groupby("at").mean()["excess"].to_numpy(np.float64)
+    first = known.assign(at=at).sort_values("step_before", kind="stable").drop_duplicates("at").sort_values("at")
+    blocks = codes(first, ("trial_id",))
+    types, n = _types(known), np.arange(len(moments))
+    explained = _explained(types, moments, at)
+    enough = len(np.unique(types)) > 1 and np.ptp(moments[at]) > 0
+    found = permuted(explained, n, blocks, permutations, _rng("type", key)) if enough else None
     statistic = {"statistic": "eta squared of the type on the change of the loss beyond nearby windows"}
-    found = None
-    if total > 0:
-        found = permuted(lambda x: of_types(x) / total, *_labels(known, "type"), permutations, _rng("type", key))
-    yield {"claim": "loss_by_type"} | statistic | _row(found, known, alpha)
+    yield {"claim": "loss_by_type"} | statistic | _row(found, known, at, alpha)
+
     binned = events[events["phase_bin"].notna()]
-    phase = pd.factorize(binned["phase_bin"], sort=True)[0].astype(np.int64)
-    codes_of, blocks = _labels(binned, "type")
-    enough = len(np.unique(phase)) > 1 and len(np.unique(codes_of)) > 1
-    found = permuted(_cramers_v(phase), codes_of, blocks, permutations, _rng("phase", key)) if enough else None
-    yield {"claim": "phase_by_type", "statistic": "Cramér's V of type and phase"} | _row(found, binned, alpha)
-    late = (known["phase_bin"] == "late").to_numpy(np.int64)
+    seen = _moments(binned)
+    own = binned.assign(at=seen).sort_values("step_before", kind="stable").drop_duplicates("at").sort_values("at")
+    phase, kinds = pd.factorize(own["phase_bin"], sort=True)[0].astype(np.int64), _types(binned)
+    enough = len(np.unique(phase)) > 1 and len(np.unique(kinds)) > 1
+    associated = _cramers_v(kinds, seen)
+    own_blocks = codes(own, ("trial_id",))
+    found = permuted(associated, phase, own_blocks, permutations, _rng("phase", key)) if enough else None
+    yield {"claim": "phase_by_type", "statistic": "Cramér's V of type and phase"} | _row(found, binned, seen, alpha)
+
+    late = (first["phase_bin"] == "late").to_numpy(np.int64)
     found = None
     if 0 < late.sum() < len(late):
-        difference = _late_less(values)
-        found = permuted(difference, late, codes(known, ("trial_id",)), permutations, _rng("late", key))
-    statistic = {"statistic": "how much further the loss falls at late events than at others, beyond nearby windows"}
-    yield {"claim": "late_improves_more"} | statistic | _row(found, known, alpha)
+        found = permuted(_late_less(moments), late, blocks, permutations, _rng("late", key))
+    statistic = {"statistic": "how much further the loss falls at late moments than at others, beyond nearby windows"}
+    yield {"claim": "late_improves_more"} | statistic | _row(found, known, at, alpha)
 
 
-def _labels(events: pd.DataFrame, column: str) -> tuple[Ints, Ints]:
-    return pd.factorize(events[column], sort=True)[0].astype(np.int64), codes(events, ("trial_id",))
+def _moments(events: pd.DataFrame) -> Ints:
+    """A number for each event `[n]`: those of one trial whose steps overlap, one after the other, have the same."""
+    order = events.reset_index(drop=True).sort_values(["trial_id", "step_before"], kind="stable")
+    found, number, until, trial = np.zeros(len(order), np.int64), -1, 0, None
+    columns = (order[name] for name in ("trial_id", "step_before", "step_after"))
+    for place, whose, begins, ends in zip(order.index, *columns, strict=True):
+        if whose != trial or begins >= until:
+            number, until, trial = number + 1, ends, whose
+        until = max(until, ends)
+        found[place] = number
+    return found
+
+
+def _types(events: pd.DataFrame) -> Ints:
+    return pd.factorize(events["type"], sort=True)[0].astype(np.int64)
 
 
 def _rng(what: str, key: tuple[str, ...]) -> np.random.Generator:
     return generator("taxonomy phases", what, *key)
 
 
-def _row(found: Any, events: pd.DataFrame, alpha: float) -> dict[str, Any]:
+def _row(found: Any, events: pd.DataFrame, moments: Ints, alpha: float) -> dict[str, Any]:
     value, p, least = (found.statistic, found.p, found.p_attainable) if found else (np.nan,) * 3
     verdict = "no_data" if not np.isfinite(p) else "supported" if p <= alpha else "not_shown"
-    who = {"n_events": len(events), "n_trials": events["trial_id"].nunique()}
+    who = {
+        "n_events": len(events),
+        "n_moments": len(np.unique(moments)),
+        "n_trials": events["trial_id"].nunique(),
+    }
     return who | {"value": value, "p": p, "p_attainable": least, "verdict": verdict}
 
 
@@ -190,18 +214,31 @@ def _late_less(values: Floats) -> Any:
     return statistic
 
 
-def _cramers_v(phase: Ints) -> Any:
-    phases = int(phase.max()) + 1
+def _explained(types: Ints, moments: Floats, at: Ints) -> Any:
+    """Eta squared of the types of events on the values of the moments they are at, which are given in another order."""
 
-    def statistic(labels: Ints) -> Floats:
-        kinds = int(labels.max()) + 1
-        found = np.zeros(len(labels))
-        for i, row in enumerate(labels):
-            table = np.zeros((kinds, phases))
-            np.add.at(table, (row, phase), 1)
+    def statistic(order: Ints) -> Floats:
+        values = moments[order][:, at]
+        total = ((values - values.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+        between = np.array([between_groups(row)(types[None, :])[0] for row in values])
+        return np.asarray(between / np.where(total > 0, total, 1.0))
+
+    return statistic
+
+
+def _cramers_v(types: Ints, at: Ints) -> Any:
+    """Of the types of events and the phases of the moments they are at."""
+    kinds = int(types.max(initial=0)) + 1
+
+    def statistic(phases: Ints) -> Floats:
+        names = int(phases.max()) + 1
+        found = np.zeros(len(phases))
+        for i, row in enumerate(phases[:, at]):
+            table = np.zeros((kinds, names))
+            np.add.at(table, (types, row), 1)
             expected = np.outer(table.sum(1), table.sum(0)) / table.sum()
             chi2 = float(((table - expected) ** 2 / np.where(expected > 0, expected, 1)).sum())
-            found[i] = np.sqrt(chi2 / (table.sum() * (min(kinds, phases) - 1)))
+            found[i] = np.sqrt(chi2 / (table.sum() * (min(kinds, names) - 1)))
         return found
 
     return statistic

@@ -44,10 +44,11 @@ def typed_events(payoff, seed=0, n=8):
             change = expected + 0.02 * rng.normal() - (payoff if kind == 2 else 0)
             rows.append({**key, "mode": "default", "step_before": i, "type": kind, "label": None, "phase_bin": phase,
                          "loss_change": change, "loss_expected": expected})  # fmt: skip
+            rows[-1]["step_after"] = i + 1
     table = pd.DataFrame(rows)
     return {
         "trials": trials(n),
-        "event_types": table.drop(columns=["phase_bin", "loss_change", "loss_expected"]),
+        "event_types": table.drop(columns=["phase_bin", "loss_change", "loss_expected", "step_after"]),
         "event_windows": table.drop(columns=["type", "label"]),
     }  # fmt: skip
 
@@ -73,6 +74,27 @@ def test_types_by_phase_stand_beside_false_events_spread_over_the_run():
     rows = table["taxonomy_phases"].set_index(["type", "phase_bin"])["null_n"]
     assert rows.loc[0].to_dict() == pytest.approx({"all": 1.6, "early": 0.16, "mid": 0.64, "late": 0.8})
     assert rows.loc[[1, 2]].isna().all()
+
+
+@pytest.mark.slow
+def test_layers_that_change_together_are_one_look_at_the_loss():
+    """Ten layers share each moment, its loss and its type; nothing goes with anything: each claim rarely made."""
+    claims = []
+    for seed in range(60):
+        rng, rows = np.random.default_rng(seed), []
+        for trial in range(4):
+            for i, phase in enumerate(("early", "mid", "late", "late")):
+                kind, change = int(rng.integers(1, 3)), rng.normal()
+                for layer in range(10):
+                    rows.append({"trial_id": f"t{trial}", "layer": f"l{layer}", "layer_index": layer, "view": "v",
+                                 "measure": "m", "mode": "default", "step_before": 10 * i + layer % 3,
+                                 "step_after": 10 * i + 4, "type": kind, "label": None, "phase_bin": phase,
+                                 "loss_change": change, "loss_expected": 0.0})  # fmt: skip
+        found = {row["claim"]: row for row in type_phases.tests(pd.DataFrame(rows), 99, 0.05, str(seed))}
+        assert {(row["n_events"], row["n_moments"], row["n_trials"]) for row in found.values()} == {(160, 16, 4)}
+        claims += [claim for claim, row in found.items() if row["verdict"] == "supported"]
+    for claim in ("loss_by_type", "phase_by_type", "late_improves_more"):
+        assert claims.count(claim) <= 8, claims  # 60 at 0.05: 9 or more in 0.2 % of draws
 
 
 @pytest.mark.slow
