@@ -137,6 +137,8 @@ class Compared:
     displacement: float
     seeds: Mapping[str, float]
     """Change over the event's window in every trial of the cell, its own among them."""
+    lacking: str | None = None
+    """What leaves the event too few controls."""
 
     @property
     def others(self) -> Change:
@@ -160,7 +162,7 @@ def _compared(
                 if change is not None:
                     seeds = {t: _change(by_trial[t].get((where, metric), {}), own.own) for t in alike}
                     seeds = {t: value for t, value in seeds.items() if np.isfinite(value)}
-                    yield Compared(event, where, metric, values, change, moved, seeds)
+                    yield Compared(event, where, metric, values, change, moved, seeds, own.lacking)
 
 
 def _change(values: Mapping[int, float], window: tuple[int, int]) -> float:
@@ -212,6 +214,7 @@ def change_rows(found: list[Compared], cells: Mapping[str, str]) -> pd.DataFrame
                 "seed_effect": others.difference / others_sd if others_sd > 0 else np.nan,
                 "seed_p": seed_value,
                 "flag": flag,
+                "lacking": c.lacking,
             }
         )
     frame = pd.DataFrame(rows)

@@ -31,11 +31,16 @@ Series = Mapping[int, float]
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of one event, as checkpoints: its own, matched controls, and controls of the same length alone."""
+    """The windows of one event, as checkpoints: its own, matched controls, and controls of the same length alone.
+
+    `lacking`: what leaves fewer than `FEWEST_CONTROLS` of them, asked for one after the other: `length`, `phase`, `lr`
+    or `displacement`; None where there are enough.
+    """
 
     own: tuple[int, int]
     matched: Sequence[tuple[int, int]] = ()
     unmatched: Sequence[tuple[int, int]] = ()
+    lacking: str | None = None
 
 
 @dataclass(frozen=True)

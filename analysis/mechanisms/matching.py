@@ -1,7 +1,7 @@
 """Which events are looked at, the checkpoints that stand around them, and windows like these without an event."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -112,19 +112,7 @@ class Matching:
 
     def windows(self, around: pd.DataFrame, busy: pd.DataFrame) -> list[Windows]:
         """The windows of each row of `around`: matched ones, and all of the same length; ends are checkpoints."""
-        matched = matched_windows(
-            around,
-            self.trials,
-            pd.DataFrame(),
-            self.scalars,
-            occupied=busy,
-            tolerance=Tolerance(),
-            most=self.most,
-            displacement=self.distances,
-        )
-        by_event: dict[Any, list[tuple[int, int]]] = {}
-        for row in matched.itertuples():
-            by_event.setdefault(row.event, []).append((int(row.start), int(row.end)))
+        by_event = self._matched(around, busy, Tolerance(), self.most)
         taken = {key: list(zip(g["start"], g["end"], strict=True)) for key, g in busy.groupby(["trial_id", "layer"])}
         found = []
         for row in around.itertuples():
@@ -136,6 +124,44 @@ class Matching:
             ]
             found.append(Windows((int(row.start), int(row.end)), tuple(by_event.get(row.Index, ())), tuple(free)))
         return found
+
+    def lacking(self, around: pd.DataFrame, busy: pd.DataFrame) -> dict[Any, str]:
+        """For rows of `around` with too few controls: the first thing to match on that leaves too few."""
+        short: dict[Any, str] = {}
+        for name, tolerance in _ONE_BY_ONE.items():
+            enough = self._matched(around, busy, tolerance, FEWEST_CONTROLS)
+            for i in around.index:
+                if len(enough.get(i, ())) < FEWEST_CONTROLS:
+                    short.setdefault(i, name)
+        return short
+
+    def _matched(
+        self, around: pd.DataFrame, busy: pd.DataFrame, tolerance: Tolerance, most: int
+    ) -> dict[Any, list[tuple[int, int]]]:
+        rows = matched_windows(
+            around,
+            self.trials,
+            pd.DataFrame(),
+            self.scalars,
+            occupied=busy,
+            tolerance=tolerance,
+            most=most,
+            displacement=self.distances,
+        )
+        found: dict[Any, list[tuple[int, int]]] = {}
+        for row in rows.itertuples():
+            found.setdefault(row.event, []).append((int(row.start), int(row.end)))
+        return found
+
+
+_ANY = float("inf")
+_ONE_BY_ONE = {
+    "length": Tolerance(_ANY, _ANY, _ANY),
+    "phase": Tolerance(lr=_ANY, displacement=_ANY),
+    "lr": Tolerance(displacement=_ANY),
+    "displacement": Tolerance(),
+}
+"""What a control must have in common with an event, one thing more each time."""
 
 
 def best_windows(
@@ -155,8 +181,13 @@ def best_windows(
             if i not in best or len(windows.matched) > len(best[i][1].matched):
                 best[i] = row, windows
     chosen = [best[i] for i in events.index if i in best]
-    around = pd.DataFrame([row for row, _ in chosen]).reset_index(drop=True)
-    return around.infer_objects(), [windows for _, windows in chosen]
+    around = pd.DataFrame([row for row, _ in chosen]).reset_index(drop=True).infer_objects()
+    windows = [windows for _, windows in chosen]
+    few = around[[len(w.matched) < FEWEST_CONTROLS for w in windows]] if len(around) else around
+    if len(few):
+        for i, what in matching.lacking(few, occupied(all_events, events, few)).items():
+            windows[i] = replace(windows[i], lacking=what)
+    return around, windows
 
 
 def occupied(all_events: pd.DataFrame, chosen: pd.DataFrame, around: pd.DataFrame) -> pd.DataFrame:

@@ -197,6 +197,12 @@ CHANGES = Table(
         Column("seed_p", "float64", "whether the change lies outside what the other seeds predict; null for under 3"),
         Column("seed_q", "float64", "Benjamini-Hochberg q of seed_p over all events and metrics of the sweep"),
         Column("flag", "string", "no_controls or few_controls where no or too few windows of the trial match"),
+        Column(
+            "lacking",
+            "string",
+            "where too few match, the first of these that leaves under 3: length (checkpoints as far apart), phase, lr,"
+            " displacement",
+        ),
     ),
     ("trial_id", "layer_index", "step_before", "step_after", "metric_layer", "metric"),
 )

@@ -165,7 +165,7 @@ def _single(source: Source) -> Iterator[Claim]:
     r = next(answer.rows.itertuples())
     who = count(int(r.events), "candidate" if r.exploratory is True else "event")
     text = f"Taken one by one, {who} give{'s' if r.events == 1 else ''} {count(int(r.n), 'change')} of a metric, "
-    text += f"{r.tested:,} with enough matched windows to be judged; {r.alone:,} have none. "
+    text += f"{r.tested:,} with enough matched windows to be judged; {r.alone:,} have none. {_lacking(source)}"
     of = f"smallest q {level(r.q)}, Benjamini–Hochberg over {count(int(r.tested), 'change')}"
     if not r.tested:
         yield Claim(f"{text}None can be tested.", "caution", answer.sql)
@@ -174,6 +174,29 @@ def _single(source: Source) -> Iterator[Claim]:
         yield Claim(text, "finding", answer.sql)
     else:
         yield Claim(f"{text}None lies outside what its controls predict ({of}).", "nothing", answer.sql)
+
+
+_SCARCE = {
+    "length": "no three stretches between checkpoints are as long as the event's and without an event",
+    "phase": "of those that are, under three lie within 5 % of the run of the event",
+    "lr": "of those, under three have its learning rate",
+    "displacement": "of those, under three move the weights as far, within 20 %",
+}
+
+
+def _lacking(source: Source) -> str:
+    """What leaves events without enough matched windows, in words; empty where nothing does or it is not known."""
+    if not source.has("mechanism_changes", "lacking"):
+        return ""
+    rows = source.ask(
+        "SELECT lacking, count(DISTINCT (trial_id, layer, step_before)) AS n FROM mechanism_changes "
+        "WHERE sweep = $sweep AND lacking IS NOT NULL GROUP BY lacking"
+    ).rows
+    if rows.empty:
+        return ""
+    n = dict(zip(rows["lacking"], rows["n"].astype(int), strict=True))
+    said = "; ".join(f"{words} ({n[what]:,})" for what, words in _SCARCE.items() if what in n)
+    return f"What events lack, by the first thing that leaves too few: {said}. "
 
 
 def _patterns(source: Source) -> Iterator[Claim]:

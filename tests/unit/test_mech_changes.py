@@ -91,7 +91,26 @@ def test_without_distances_of_weights_nothing_is_matched_but_all_is_shown() -> N
     given = tables(simulate(SMALL, "x"))
     rows, tests = run({name: table for name, table in given.items() if name != "weight_distances"})
     assert len(rows) and set(rows["flag"]) == {"no_controls"} and rows["p"].isna().all() and rows["q"].isna().all()
+    assert set(rows["lacking"]) <= {"length", "phase", "displacement"} and "displacement" in set(rows["lacking"])
     assert set(tests["flag"]) == {"no_controls"} and rows["unmatched_difference"].notna().all()
+
+
+def test_what_leaves_an_event_without_controls_is_said() -> None:
+    given = tables(simulate(Design(**{**vars(SMALL), "layers": 1, "events": 1}), "said"))
+    rows, _ = run(given)
+    assert rows["lacking"].isna().equals(rows["n_controls"] >= 3) and (rows["n_controls"] >= 3).any()
+    steps = given["unit_metrics"]["step"]
+    planned = given["trials"].assign(steps=10 * steps.max())  # 5 % of the plan: every window is near enough
+    wide, _ = run(given | {"trials": planned})
+    assert "phase" not in set(wide["lacking"].dropna())
+    narrow, _ = run(given | {"trials": planned.assign(steps=steps.max() // 4)}, widest=10.0)
+    assert set(narrow["lacking"].dropna()) == {"phase"} and (narrow["n_controls"] < 3).all()
+    scalars = given["scalars"].assign(lr=np.geomspace(1.0, 1e-9, len(given["scalars"])))  # no two windows share a rate
+    assert "lr" in set(run(given | {"scalars": scalars})[0]["lacking"].dropna())
+    events = given["events"]
+    around = [events["step_before"].min(), events["step_after"].max(), 0]
+    few = {name: t[t["step"].isin(around)] if "step" in t and name != "scalars" else t for name, t in given.items()}
+    assert set(run(few, widest=1.0)[0]["lacking"]) == {"length"}
 
 
 def test_one_seed_has_differences_and_no_test() -> None:
