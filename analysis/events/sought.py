@@ -13,7 +13,7 @@ from ndt_ray.errors import SpecError, did_you_mean
 SOURCES = ("events", "default", "original")
 """Calibrated events; the founding rule on correct measures; the same as published, mistakes included."""
 
-_WHAT = {"default": "jumps (z > 2)", "original": "jumps as published (z > 2 in the rounding noise of a constant)"}
+_WHAT = {"default": "jumps (z > 2)", "original": "jumps as published (z > 2)"}
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,13 @@ def sought(
     noise = compare_with_null(judged).iloc[0]
     judged_any = noise["constant"] < noise["series"]
     expected = {name: float(noise[f"expected_{name}"]) for name in ("white", "ar1") if judged_any}
+    flat = f"; {noise['constant']:,} of {noise['series']:,} series are constant" if noise["constant"] else ""
     rows = _of_rule(jumps, mode, measure)
     rows = rows[rows["counted"].astype(bool)] if len(rows) else rows
     if len(rows):
         sign = np.where(rows["direction"] == "decrease", -1.0, 1.0)
         rows = rows.assign(size=sign * rows["magnitude"].astype(np.float64), step_location=np.nan)
-    return Sought(mode, rows, f"uncalibrated {_WHAT[mode]}, which noise gives too; {calibrated}", expected)
+    return Sought(mode, rows, f"uncalibrated {_WHAT[mode]}, which noise gives too{flat}; {calibrated}", expected)
 
 
 def _of_rule(rows: pd.DataFrame, mode: str, measure: str) -> pd.DataFrame:
