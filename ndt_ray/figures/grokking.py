@@ -137,6 +137,29 @@ def neuron_frequencies(timeline: pd.DataFrame, scales: pd.DataFrame) -> Figure:
     return drawn.figure
 
 
+def fractions_by_frequency(fractions: NDArray[np.float64], words: str) -> Figure:
+    """Share of each neuron's energy `[n, p//2]` by frequency at one checkpoint, neurons ordered by their strongest
+    frequency and its share; `words` says of which. Constant neurons are left out."""
+    if fractions.ndim != 2 or not np.isfinite(fractions).any():
+        raise SpecError(f"shares are [neurons, frequencies] of neurons that vary, but got shape {fractions.shape}")
+    known = fractions[np.isfinite(fractions).all(1)]
+    best = known.argmax(1)
+    order = np.lexsort((-known.max(1), best))
+    title = ("Neurons by frequency", f"share of a neuron's energy (colour), neurons ordered by frequency; {words}")
+    drawn = canvas((7.2, 3.6), (1, 1), 1, title)
+    axes = drawn.axes[0]
+    image = axes.imshow(known[order].T, "viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    counts = np.bincount(best, minlength=known.shape[1])
+    main = np.flatnonzero(counts >= 0.05 * len(known))
+    axes.set_yticks(list(main), [f"{k + 1}" for k in main])
+    axes.set_ylabel("frequency", fontsize=NORMAL, color=INK)
+    axes.set_xlabel(f"{len(known):,} neurons", fontsize=NORMAL, color=INK)
+    axes.set_xticks([])
+    bar = drawn.figure.colorbar(image, ax=axes, shrink=0.8)
+    bar.ax.tick_params(labelsize=SMALL)
+    return drawn.figure
+
+
 def head_cards(maps: NDArray[np.floating[Any]], heads: pd.DataFrame) -> Figure:
     """Attention of each head over all pairs, grouped by structural type and coloured by it; `heads`: rows of
     `scale_metrics` of one checkpoint and kind."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ndt_ray.errors import NdtError, SpecError, did_you_mean
 from ndt_ray.figures.album import Album
 from ndt_ray.figures.canvas import GREY, INK, SMALL, canvas, fitted, head
-from ndt_ray.figures.grokking import GRID, MANY, STRUCTURE, head_cards, small_multiples
+from ndt_ray.figures.grokking import GRID, MANY, STRUCTURE, fractions_by_frequency, head_cards, small_multiples
 from ndt_ray.figures.moments import Moment
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def draw(
     from ndt_ray.data import load
 
     maps: dict[int, dict[str, Maps]] = {}
+    fractions: dict[int, NDArray[np.float64] | None] = {}
     for name, step in moment.steps.items():
         try:
             context = contexts(moment.trial, step)
@@ -107,6 +108,7 @@ def draw(
             album.skip(SECTION, f"trial {moment.trial[:12]}, step {step:,} ({name})", str(error))
             continue
         maps[step] = NeuronActivationsAnalyzer().analyze(found)
+        fractions[step] = found.neuron_fractions
     if not maps:
         return
     last = max(maps)
@@ -135,6 +137,13 @@ def draw(
             "The same neurons along training.",
             f"{moment.cell}, trial {moment.trial[:12]}, steps {steps}",
         )
+    shares = fractions[last]
+    if shares is not None and np.isfinite(shares).any() and album.room(SECTION):
+        made = fractions_by_frequency(shares, f"step {last:,}")
+        caption = (
+            "Which frequencies explain which neurons; `--neurons-where frequency=K` draws the neurons of one of them."
+        )
+        album.figure(SECTION, f"{folder}/neurons_by_frequency_step_{last}", made, caption, shows)
     pages(album, folder, small[view.side] if view.side else full["neuron_acts"], now, view, (last, shows))
     if len(clusters) and album.room(SECTION):
         made = cluster_cards(small[28], clusters, now)

@@ -20,6 +20,7 @@ from ndt_ray.figures import looking, modular, side_by_side, transfer
 from ndt_ray.figures.album import Album, to_json
 from ndt_ray.figures.bundle import Wanted, archive, write_mechanisms
 from ndt_ray.figures.canvas import canvas
+from ndt_ray.figures.grokking import fractions_by_frequency
 from ndt_ray.figures.moments import Moment, moments
 from ndt_ray.figures.networks import class_means
 from ndt_ray.report.data_sets import data_sets
@@ -171,11 +172,20 @@ def test_maps_of_a_modular_network_at_full_and_reduced_resolution(tmp_path: Path
     modular.draw(album, moment, lambda trial, step: context, pd.concat([scales, heads]), timeline, view)  # type: ignore[arg-type,return-value]
     names = {p.relative_to(tmp_path / "maps_abcdef").as_posix() for p in album.files}
     assert names == {
-        "neurons_full_step_5.png", "neurons_over_training.png", "neurons_step_5_page_0.png",
-        "neurons_step_5_page_1.png", "clusters_step_5.png", "heads_to_a_step_5.png",
+        "neurons_full_step_5.png", "neurons_over_training.png", "neurons_by_frequency_step_5.png",
+        "neurons_step_5_page_0.png", "neurons_step_5_page_1.png", "clusters_step_5.png", "heads_to_a_step_5.png",
     }  # fmt: skip
     assert any("head cards" in s.what for s in album.skips)  # to b: no rows
-    maps = np.random.default_rng(0).random((2, 9, 9))
+    rng = np.random.default_rng(0)
+    maps = rng.random((2, 9, 9))
+    shares = rng.dirichlet([0.1] * 4, 20)
+    shares[3] = np.nan
+    (heat, _) = fractions_by_frequency(shares, "step 5").axes
+    shown = heat.get_images()[0].get_array()
+    assert shown.shape == (4, 19) and (np.diff(shown.argmax(0)) >= 0).all()
+    assert sorted(shown.max(0)) == pytest.approx(sorted(np.delete(shares, 3, 0).max(1)))
+    with pytest.raises(SpecError, match="neurons that vary"):
+        fractions_by_frequency(np.full((3, 4), np.nan), "")
     sides = modular.resolutions(maps, {28: np.ones((2, 28, 28)), 56: np.ones((2, 56, 56))}, [(1, "neuron 1: x")])
     assert [axes.get_title() for axes in sides.axes[:3]] == ["9 × 9", "56 × 56", "28 × 28"]
     np.testing.assert_array_equal(sides.axes[0].get_images()[0].get_array(), maps[1])
