@@ -1,5 +1,7 @@
 """A small sweep run as a user runs it, and what of its store must be equal whatever happened on the way."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -12,6 +14,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from ndt_ray.cli import main
 from ndt_ray.store.reader import open_store
 from ndt_ray.store.schema import TABLES
 
@@ -127,11 +130,24 @@ def finish(process: "subprocess.Popen[str]", timeout: float = 150) -> tuple[int,
     return process.returncode, [json.loads(line) for line in out.splitlines()], err
 
 
-def run(spec: Path, store: Path, *more: str, executor: str = "inline", slow: float = 0.0) -> list[dict[str, Any]]:
-    """A launch that ends well, in silence."""
-    code, events, err = finish(start(spec, store, *more, executor=executor, slow=slow))
+def ndt(*arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command line in this process: a new one imports for seconds."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main([str(a) for a in arguments])
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return code, out.getvalue(), err.getvalue()
+
+
+def run(spec: Path, store: Path, *more: str) -> list[dict[str, Any]]:
+    """A launch that ends well, in silence and in this process, at full pace."""
+    pace(spec, 0)
+    code, out, err = ndt("sweep", spec, "--store", store, "--no-report", "--executor", "inline", "--json", *more)
     assert (code, err) == (0, ""), err
-    return events
+    return [json.loads(line) for line in out.splitlines()]
 
 
 def kill(process: "subprocess.Popen[str]", how: signal.Signals) -> None:

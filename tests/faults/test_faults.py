@@ -24,6 +24,7 @@ from sweeping import (
     half_done,
     kill,
     kill_worker,
+    ndt,
     pace,
     run,
     start,
@@ -97,7 +98,7 @@ def test_killed_driver_is_relaunched_by_the_same_command(spec: Path, undisturbed
     assert all(resumed[pack] >= step for pack, step in committed.items() if pack in resumed)
     assert any(resumed.values()) and events[-1]["event"] == "done"
     assert_equal(store, undisturbed)
-    events = run(spec, store, executor="ray")
+    events = run(spec, store)
     assert [e["event"] for e in events] == ["plan", "done"] and events[0]["finished_trials"] == 8
 
 
@@ -147,12 +148,11 @@ def test_every_other_way_to_stop(spec: Path, undisturbed: Path) -> None:
 
     process = start(spec, store, executor="inline", slow=0.2)  # four commands have to be heard meanwhile
     eventually(lambda: half_done(store), process)
-    ndt = [sys.executable, "-m", "ndt_ray"]
-    refused = subprocess.run([*ndt, "rm", "fault", "--store", store, "--yes"], capture_output=True, text=True)
-    assert refused.returncode == 3 and f"process {process.pid}" in refused.stderr
-    twice = subprocess.run([*ndt, "sweep", spec, "--store", store], capture_output=True, text=True)
-    assert twice.returncode == 3 and "being run" in twice.stderr
-    subprocess.run([*ndt, "stop", "fault", "--store", store], check=True, capture_output=True)
+    code, _, err = ndt("rm", "fault", "--store", store, "--yes")
+    assert code == 3 and f"process {process.pid}" in err
+    code, _, err = ndt("sweep", spec, "--store", store)
+    assert code == 3 and "being run" in err
+    assert ndt("stop", "fault", "--store", store)[0] == 0
     code, events, err = finish(process)
     assert (code, err) == (1, "") and half_done(store)
     assert sum(e["event"] == "stop" for e in events) == 4 - len(finished(store))
