@@ -64,6 +64,7 @@ def test_models_of_a_family_count_together_within_the_data_sets_that_both_have()
     assert (rows["n_cnn"].xs("more_events") == 6).all()  # seeds, not trials
 
 
+@pytest.mark.slow
 def test_without_a_difference_the_claim_is_rarely_made() -> None:
     rng, said = np.random.default_rng(4), []
     for i in range(40):

@@ -161,6 +161,7 @@ def test_a_curve_without_noise_has_an_event_where_it_falls_once() -> None:
         assert abs(found.events[0].location - place) < 1.5 * width and found.events[0].size < -3
 
 
+@pytest.mark.slow
 def test_a_curve_that_turns_too_rarely_is_not_judged() -> None:
     t = np.arange(N) / N
     assert quick(np.sin(7 * t) + 0.3 * np.cos(11 * t)).kind == "wandering"

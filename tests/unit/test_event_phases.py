@@ -149,6 +149,7 @@ def test_a_loss_that_falls_early_anyway_couples_nothing() -> None:
     assert raw["value"] == 1 and "not read" in raw["rule"] and "beyond" in found["rule"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [1, 5])
 def test_without_a_difference_coupling_keeps_its_level_however_many_layers_share_a_window(layers: int) -> None:
     rng = np.random.default_rng(3)

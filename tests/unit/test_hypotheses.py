@@ -134,6 +134,7 @@ def test_the_t_test_stands_beside_the_sign_flips_which_decide():
     assert level <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
 
 
+@pytest.mark.slow
 def test_claims_about_events_are_asked_in_every_family_of_a_sweep_of_several():
     cnn, mlp = planted(n=9), planted(n=9, cell="mlp/mnist", model="mlp_narrow")
     vit = planted(n=9, cell="vit/mnist", model="vit")
@@ -163,6 +164,7 @@ def test_claims_about_events_are_asked_in_every_family_of_a_sweep_of_several():
     assert pattern.loc["selectivity_unmatched", "heterogeneity_p"] < 1e-6
 
 
+@pytest.mark.slow
 def test_a_family_without_events_is_not_tested_and_one_family_is_not_asked_twice():
     assert set(run(planted())["hypotheses"]["scope"]) == {"*"}
     both = together(planted(), planted(n=3, cell="mlp/mnist", model="mlp_narrow"))
@@ -196,6 +198,7 @@ def test_attention_stays_while_outputs_change_only_where_both_halves_hold(output
     assert row["estimate"] == pytest.approx(outputs - attention, abs=0.3)
 
 
+@pytest.mark.slow
 def test_where_events_are_like_other_windows_nothing_is_said_of_attention():
     rng, cells = np.random.default_rng(5), {f"t/mnist-{i}": "t/mnist" for i in range(8)}
     p = [t.p for _ in range(200) for t in stable_attention(at_events(0, 0, noise=1.1, rng=rng), cells)]

@@ -129,6 +129,7 @@ def test_no_layer_uses_what_it_may_not(name: str) -> None:
         assert package not in forbidden, f"{MODULES[name]}:{line}: {where} does not use {package}"
 
 
+@pytest.mark.slow
 def test_no_module_reaches_itself() -> None:
     """Imports inside functions count; those for type checkers do not, for nothing is imported."""
     edges = {

@@ -95,6 +95,7 @@ def test_without_distances_of_weights_nothing_is_matched_but_all_is_shown() -> N
     assert set(tests["flag"]) == {"no_controls"} and rows["unmatched_difference"].notna().all()
 
 
+@pytest.mark.slow
 def test_what_leaves_an_event_without_controls_is_said() -> None:
     given = tables(simulate(Design(**{**vars(SMALL), "layers": 1, "events": 1}), "said"))
     rows, _ = run(given)

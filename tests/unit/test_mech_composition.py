@@ -72,6 +72,7 @@ def test_every_layer_of_trained_networks(store):
     assert (weights != outputs).all()  # the bias stays
 
 
+@pytest.mark.slow
 def test_zeroed_weights_leave_the_bias_and_come_back():
     context = Contexts(StoredSweep(looked_at(), SWEEP))(trial_of(looked_at(), "mlp"), 40)
     path = context.classifier

@@ -172,6 +172,7 @@ def test_another_data_set_is_refused(store: Store) -> None:
         Contexts(Lying(store, SWEEP))(trial_of(store, "mlp"), 40)
 
 
+@pytest.mark.slow
 def test_an_analysis_says_that_it_wants_networks() -> None:
     one, two = looking("one", []), looking("two", [])
     assert pickle.loads(pickle.dumps(Analysis("x", ("trials",), (), "trial", json.dumps))).context is None

@@ -57,6 +57,7 @@ def test_shipped_sweeps_load_dump_and_match_the_schema(path: Path) -> None:
     jsonschema.validate(load_yaml(path.read_text(), path.name).value, sweep_schema())
 
 
+@pytest.mark.slow
 def test_the_schema_is_one_and_refuses_what_we_refuse() -> None:
     schema = sweep_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
