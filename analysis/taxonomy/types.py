@@ -21,6 +21,7 @@ from ndt_ray.analysis.nulls import generator, surrogates
 from ndt_ray.analysis.taxonomy import clusters
 from ndt_ray.analysis.taxonomy.tables import EVENT_TYPES, TAXONOMY_ASSOCIATION, TAXONOMY_FITS, TAXONOMY_TYPES
 from ndt_ray.architectures import family_of
+from ndt_ray.errors import SpecError
 
 FEATURES = ("phase", "log_size", "depth", "log_width", "direction")
 PUBLISHED_FEATURES = ("phase", "magnitude", "speed")
@@ -42,12 +43,18 @@ _HALVES = (3, 10, 30)
 def taxonomy(
     data: AnalysisInput,
     *,
+    k: int = 0,
     largest_k: int = 8,
     resamples: int = 50,
     null_draws: int = 20,
     permutations: int = 999,
 ) -> dict[str, pd.DataFrame]:
-    """Types of events with their stability, the same on noise, and their association with architecture and data."""
+    """Types of events with their stability, the same on noise, and their association with architecture and data.
+
+    `k`: a fixed number of types, or as many as there are events for; 0: by silhouette, 1 where the gap sees none.
+    """
+    if k < 0 or largest_k < 1:
+        raise SpecError(f"numbers of types are 1 or more (k: 0 to choose), but got ({k=}, {largest_k=})")
     trials = replicates(data)
     found: dict[str, list[pd.DataFrame]] = {t.name: [] for t in taxonomy.writes}
     if trials.empty:
@@ -57,7 +64,7 @@ def taxonomy(
     if len(events):
         known = described(with_names(events, trials, ("steps", "untrained")), _layers(tests, events))
         null = [_null(known, tests, data.sweep, str(b)) for b in range(null_draws)]
-        _default(known, null, found, largest_k, resamples, permutations, data.sweep)
+        _default(known, null, found, (k, max(k, largest_k)), resamples, permutations, data.sweep)
     jumps = data.frame("jumps")
     if len(jumps):
         own = jumps[(jumps["mode"] == "original") & (jumps["detector"] == "difference_z")]
@@ -138,17 +145,19 @@ def _default(
     events: pd.DataFrame,
     null: list[Floats],
     found: dict[str, list[pd.DataFrame]],
-    limit: int,
+    wanted: tuple[int, int],
     resamples: int,
     permutations: int,
     sweep: str,
 ) -> None:
+    fixed, limit = wanted
     whole = events["log_size"].notna() & events["phase"].notna() & events["log_width"].notna()
     known = events[whole].reset_index(drop=True)
     raw = _matrix(known)
     points = clusters.standardised(raw)
     tried = clusters.fits(points, limit if len(points) >= FEWEST else 1)
     by_shape, by_gap, k = clusters.chosen(tried)
+    k = min(fixed, len(tried)) or k
     left_out = int((~whole).sum())
     shape = tried[k - 1].silhouette if tried else np.nan
     p = _p_silhouette(shape, null, k)

@@ -1,6 +1,8 @@
 """A store with one small real sweep of three architectures, for the tests of mechanistic analyses."""
 
+import atexit
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -29,6 +31,7 @@ SWEEP = "looked-at"
 def folder() -> Path:
     """The store's folder, made once a process; never write into it."""
     root = Path(tempfile.mkdtemp(prefix="ndt-mech-")) / "store"
+    atexit.register(shutil.rmtree, root.parent, ignore_errors=True)
     assert run_sweep(parse_sweep(SPEC), root, Options(executor="inline")).ok
     return root
 

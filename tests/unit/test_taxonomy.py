@@ -86,6 +86,19 @@ def test_planted_kinds_are_found_named_and_go_with_their_architecture() -> None:
     assert shown.groupby("type")["trial_id"].nunique().tolist() == [3, 3, 3]
 
 
+@pytest.mark.slow
+def test_a_number_of_types_can_be_asked_for() -> None:
+    names = trials(("mlp_a", "cnn_b"), 6)
+    events = planted(names, {"mlp_a": (0.03, 0.5, 0, 20.0, True), "*": (0.8, 0.01, 4, 200.0, False)})
+    for asked, got in ((0, 2), (3, 3), (1, 1), (40, 10)):  # 108 events: one type for ten at most
+        found = run(names, events, k=asked, null_draws=2)
+        fits = found["taxonomy_fits"].query("source == 'events'").set_index("k")
+        assert fits["chosen"].idxmax() == got, asked
+        assert found["event_types"]["type"].nunique() == got and (asked > 0 or fits.loc[2, "by_silhouette"])
+    with pytest.raises(SpecError, match="1 or more"):
+        run(names, events, k=-1)
+
+
 def test_one_kind_is_one_type_and_no_verdict_of_clusters() -> None:
     names = trials(("mlp_a",), 6)
     rng = np.random.default_rng(1)
