@@ -32,12 +32,7 @@ OVERHEAD = {"mlp_narrow": 0.10, "cnn_deep": 0.10, "transformer_shallow": 0.10}
 OVERHEAD_PLAIN = {**OVERHEAD, "mlp_narrow": 0.20}
 """Without the compiled kernels."""
 ACCURACY = 2e-6
-MEASURES = {
-    "stable_rank": measures.stable_rank,
-    "participation_ratio_sv": measures.participation_ratio_sv,
-    "energy_90": measures.energy_90,
-    "nuclear_norm_ratio": measures.nuclear_norm_ratio,
-}
+MEASURES = ("stable_rank", "participation_ratio_sv", "energy_90", "nuclear_norm_ratio")
 THEIRS = ("stable_rank", "participation_ratio", "cumulative_90", "nuclear_norm_ratio")
 """The same four as ndtracker calls them."""
 
@@ -112,12 +107,12 @@ def _expanding(model: nn.Module, tracked: Mapping[str, str]) -> list[str]:
 
 
 def four_measures(spectra: Sequence[Spectrum]) -> Values:
-    """The measures of all layers and lanes in one call each: zeros behind a shorter spectrum change none of them."""
+    """The measures of all layers and lanes in one call: zeros behind a shorter spectrum change none of them."""
     found = [s.eigenvalues_uncentred for s in spectra]
     eigenvalues = np.zeros((len(found), len(found[0]), max(e.shape[1] for e in found)))
     for row, e in zip(eigenvalues, found, strict=True):
         row[:, : e.shape[1]] = e
-    values = {name: measure(eigenvalues) for name, measure in MEASURES.items()}
+    values = measures.all_measures(eigenvalues, MEASURES)
     return {s.layer.path: {name: v[i] for name, v in values.items()} for i, s in enumerate(spectra)}
 
 

@@ -6,7 +6,7 @@ number. Sources: Rudelson & Vershynin 2007 (stable rank), Gao et al. 2017 (parti
 Garrido et al. 2023 (RankMe), Martin & Mahoney 2021 (power law), Chun et al. 2026 (bias correction).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,7 +32,7 @@ def _relative(eigenvalues: ArrayLike) -> Floats:
         return np.full((*raw.shape[:-1], 1), np.nan)
     largest = raw[..., :1]
     usable = np.isfinite(raw).all(-1, keepdims=True) & (largest > 0)
-    return np.where(usable, np.clip(raw, 0, None) / np.where(usable, largest, 1.0), np.nan)
+    return np.where(usable, np.maximum(raw, 0.0) / np.where(usable, largest, 1.0), np.nan)
 
 
 def _stable_rank(share: Floats, root: Floats) -> Floats:
@@ -135,11 +135,11 @@ def power_law_alpha(eigenvalues: ArrayLike) -> Floats:
     return _apply("power_law_alpha", eigenvalues)
 
 
-def all_measures(eigenvalues: ArrayLike) -> dict[str, Floats]:
-    """Every measure of a batch of spectra `[..., r]`: name -> `[...]`, in the order of the tables' columns."""
+def all_measures(eigenvalues: ArrayLike, names: Sequence[str] = NAMES) -> dict[str, Floats]:
+    """Measures of a batch of spectra `[..., r]`: name -> `[...]`; all of them, in the order of the tables' columns."""
     share = _relative(eigenvalues)
     root = np.sqrt(share)
-    return {name: kernel(share, root) for name, kernel in _KERNELS.items()}
+    return {name: _KERNELS[name](share, root) for name in names}
 
 
 def participation_ratio_corrected(gram_sums: ArrayLike, n_stimuli: ArrayLike) -> Floats:

@@ -91,7 +91,7 @@ class Spectrum:
 
     def part(self, layer: Layer, lanes: slice) -> "Spectrum":
         """Some of the lanes, as those of `layer`."""
-        parts = {field.name: _part(getattr(self, field.name), lanes) for field in fields(self)}
+        parts = {name: None if value is None else _part(value, lanes) for name, value in self.__dict__.items()}
         return Spectrum(**{**parts, "layer": layer})
 
 
@@ -272,11 +272,13 @@ def eigenvalues(matrices: Floats, leading: int = 0) -> Solved:
     values, vectors = _descending(matrices, min(leading, matrices.shape[-1]))
     norm = _squares(matrices.reshape(len(matrices), -1))
     with np.errstate(invalid="ignore"):
-        off = np.abs(values.sum(1) - trace) > SOLVED * trace
-        off |= np.abs(_squares(values) - norm) > SOLVED * norm
-    # What the batched kernel has not solved is NaN, which compares as neither.
-    failed = (off | np.isnan(values[:, 0])) & finite
-    values = np.where((finite & ~failed)[:, None], np.clip(values, 0.0, None), np.nan)
+        # What the batched kernel has not solved is NaN, for which neither holds.
+        right = np.abs(values.sum(1) - trace) <= SOLVED * trace
+        right &= np.abs(_squares(values) - norm) <= SOLVED * norm
+    failed = finite & ~right
+    values = np.maximum(values, 0.0)
+    if not right.all():
+        values[~right] = np.nan
     return Solved(values, trace, norm, failed, None if vectors is None else Leading(values[:, :leading], vectors))
 
 
