@@ -21,9 +21,10 @@ from benchmarks.sides import Ours, Plain, best_engine, mnist_shaped
 from ndt_ray import native
 from ndt_ray.data import Dataset
 from ndt_ray.lanes.stack import StackEngine
+from ndt_ray.layer_views import view_of
 from ndt_ray.measurement import measures
 from ndt_ray.measurement.capture import Capture
-from ndt_ray.measurement.spectra import Layer, LinearInput, Spectrum, measure_layers, view_of
+from ndt_ray.measurement.spectra import Layer, LinearInput, Spectrum, measure_layers
 
 EVERY = 5
 LANES = {"mlp_narrow": 16, "cnn_deep": 4, "transformer_shallow": 4}

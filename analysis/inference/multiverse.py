@@ -44,6 +44,7 @@ _CHOICES = ("measure", "centring", "view", "detector", "threshold", "window", "n
         "evaluations",
         "sweeps",
         "measurements",
+        "other_views",
         "events",
         "event_families",
         "event_candidates",
@@ -98,7 +99,9 @@ def _specifications(
     alpha: float,
 ) -> list[Specified]:
     columns = [c for m in measures for c in (m, f"{m}_uncentred")]
-    rows = chosen(data, "measurements", ("trial_id", "step", "layer", "layer_index", "view", *columns))
+    wanted = ("trial_id", "step", "layer", "layer_index", "view", *columns)
+    own, further = (chosen(data, table, wanted) for table in ("measurements", "other_views"))
+    rows = pd.concat([own, further], ignore_index=True) if len(further) else own
     rows = rows[rows["trial_id"].isin(trials["trial_id"])] if len(rows) else rows
     every = {t: e for t, text in zip(trials["trial_id"], trials["spec"], strict=True) if (e := _every(text))}
     families = sample.families(data.frame("event_families"), data.frame("trials"))

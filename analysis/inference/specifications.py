@@ -87,8 +87,10 @@ class Specified:
 def by_rules(
     rows: pd.DataFrame, every: Mapping[str, int], measures: Sequence[str], rules: Sequence[Mapping[str, Any]]
 ) -> list[Specified]:
-    """Every measure × centring × view × rule over all trials; rows: measurements, every: grid by trial_id.
+    """Every measure × centring × view × rule over all trials; every: grid by trial_id.
 
+    `rows`: measurements, of layers with several views those of their own first. Where there are several, each view of
+    any layer is a specification: layers without it are judged in their own, so that all compare the same layers.
     A measure's uncentred twin is its column `…_uncentred`. Runs of flagged neighbours are one event, at the strongest.
     The change from step 0 is left out, as everywhere (Adam's first step is a sign step).
     """
@@ -98,17 +100,20 @@ def by_rules(
         raise SpecError("multiverse: two rules are alike in detector, threshold and window - leave one out")
     columns = [c for m in measures for c in (m, f"{m}_uncentred") if c in rows]
     found: dict[Choices, Specified] = {}
-    several = bool(len(rows)) and bool((rows.groupby(["trial_id", "layer"])["view"].nunique() > 1).any())
+    seen = rows.drop_duplicates(["trial_id", "layer", "view"]) if len(rows) else rows
+    further = sorted(seen.loc[seen.duplicated(["trial_id", "layer"]), "view"].unique()) if len(rows) else []
     for trial_id, own in rows.groupby("trial_id", sort=True) if len(rows) else []:
         if trial_id not in every:
             continue
-        first_view = own.groupby("layer")["view"].min() if several else {}
+        views_of = own.groupby("layer", sort=False)["view"].unique()
         for series in layer_series(own, columns, every[str(trial_id)]):
             tested = series.since(1)
             if len(tested.steps) < 4:
                 continue
-            views = [series.view] if several else []
-            views += [EACH_OWN] if not several or first_view[series.layer] == series.view else []
+            known = list(views_of[series.layer])
+            is_own = series.view == known[0]
+            views = [v for v in further if series.view == v or (is_own and v not in known)]
+            views += [EACH_OWN] if is_own else []
             for rule, detector in made:
                 events = [] if _constant(tested) else list(_events(str(trial_id), tested, detector))
                 for view in views:

@@ -24,12 +24,13 @@ from ndt_ray.data.parameters import full_parameters
 from ndt_ray.errors import NdtError, SpecError, did_you_mean
 from ndt_ray.inputs import InputSpec
 from ndt_ray.lanes.stack import only_linear, supports
+from ndt_ray.layer_views import views_of
 from ndt_ray.measurement.capture import evaluating
 from ndt_ray.models.build import build, dry_run, is_builtin, sketch
 from ndt_ray.models.describe import describe
 from ndt_ray.models.user import load_user_factory, source_hash, split_target
 from ndt_ray.plan import auto_lanes
-from ndt_ray.plan.estimate import Cost, DataFacts, Layer, ModelFacts, memory_bytes, view_of
+from ndt_ray.plan.estimate import Cost, DataFacts, Layer, ModelFacts, memory_bytes
 from ndt_ray.registry import Kind
 from ndt_ray.spec import Named, Trial
 from ndt_ray.spec.values import checked
@@ -320,12 +321,13 @@ def _measure_seconds(trial: Trial, model: ModelFacts, device: str, forward: floa
     """The probe's forward pass; per layer a float64 Gram, the eigenvalues of two spectra, the kernel for velocity."""
     n = trial.measure.probe
     seconds = 1.5 * n * forward + 2e-4
-    for layer in model.measured(trial.measure):
-        rows, columns = layer.matrix(view_of(trial.measure, layer), n)
-        small = layer.eigenvalues(view_of(trial.measure, layer), n)
+    measured = model.measured(trial.measure)
+    for layer, i, view in ((x, i, v) for x in measured for i, v in enumerate(views_of(x.kind, trial.measure.views))):
+        rows, columns = layer.matrix(view, n)
+        small = layer.eigenvalues(view, n)
         large = max(rows, columns)
         seconds += 2.0 * small * small * large / DOUBLE_RATE[device] + 2 * _eig_seconds(small) + LAYER_SECONDS
-        if trial.measure.velocity:
+        if trial.measure.velocity and i == 0:
             seconds += 2.0 * n * n * rows * columns / n / DOUBLE_RATE[device] + 6 * 8.0 * n * n / BYTE_RATE["cpu"]
     return seconds
 

@@ -14,11 +14,12 @@ from ndt_ray.lanes.batches import Batches
 from ndt_ray.lanes.norms import LayerNorms
 from ndt_ray.lanes.observe import Observation, Observer
 from ndt_ray.lanes.optimizer import lane_lr
+from ndt_ray.layer_views import Views, views_of
 from ndt_ray.measurement import coarse, velocity
 from ndt_ray.measurement.deletions import without_blocks
 from ndt_ray.measurement.evaluate import Scores, lane_scores, predict, scores
 from ndt_ray.measurement.rows import Rows, rows
-from ndt_ray.measurement.spectra import Layer, measure_layers, view_of
+from ndt_ray.measurement.spectra import Layer, measure_layers
 from ndt_ray.schedule import checkpoint_steps, coarse_steps, evaluated_steps, lr_factor, measured_steps
 from ndt_ray.sink import Sink
 from ndt_ray.spec import Trial
@@ -27,8 +28,9 @@ from ndt_ray.triggers import BEFORE, REASONS, Triggers
 RUNNING, DIVERGED, FAILED = 0, 1, 2
 
 
-def tracked_layers(tracked: Mapping[str, str], patterns: Sequence[str] | None, views: Mapping[str, str]) -> list[Layer]:
-    """The layers to measure, in forward order; SpecError for a pattern that matches none."""
+def tracked_layers(tracked: Mapping[str, str], patterns: Sequence[str] | None, views: Views) -> list[Layer]:
+    """The layers to measure, in forward order, and behind them those that are seen in further views; SpecError for a
+    pattern that matches none."""
     chosen = list(tracked)
     for pattern in patterns or ():
         if not fnmatch.filter(chosen, pattern):
@@ -36,7 +38,9 @@ def tracked_layers(tracked: Mapping[str, str], patterns: Sequence[str] | None, v
     if patterns:
         chosen = [path for path in chosen if any(fnmatch.fnmatchcase(path, p) for p in patterns)]
     index = {path: i for i, path in enumerate(tracked)}
-    return [Layer(path, index[path], tracked[path], view_of(tracked[path], views)) for path in chosen]
+    known = {path: views_of(tracked[path], views) for path in chosen}
+    layers = [Layer(path, index[path], tracked[path], known[path][0]) for path in chosen]
+    return layers + [Layer(path, index[path], tracked[path], view) for path in chosen for view in known[path][1:]]
 
 
 class Recorder:
@@ -49,7 +53,9 @@ class Recorder:
         self.trials: list[Trial] = engine.trials
         self.ids = [t.trial_id for t in self.trials]
         first = self.trials[0]
-        self.train, self.spec, self.layers = first.train, first.measure, list(layers)
+        self.train, self.spec = first.train, first.measure
+        paths = {layer.path for layer in layers}
+        self.layers, self.further = list(layers[: len(paths)]), list(layers[len(paths) :])
         steps = self.train.steps
         self.measured = frozenset(measured_steps(self.spec, steps))
         self.evaluated = frozenset(evaluated_steps(first.evaluate, steps))
@@ -155,6 +161,10 @@ class Recorder:
             spectra = measure_layers(seen.activations, self.layers, linear=seen.linear, with_directions=following)
             measured = rows(spectra, self.spec.spectra)
             self._write(("measurements", "spectra"), step, seen, measured)
+            if self.further:
+                others = rows(measure_layers(seen.activations, self.further, linear=seen.linear), "none")
+                ids = [self.ids[seen.lanes[place]] for place in others.lane]
+                self.sink.rows("other_views", {"trial_id": ids, "step": _full(step, len(ids)), **others.measurements})
             turned = None
             if self.velocity is not None:
                 table = self.velocity.update(step, seen.lanes, spectra)

@@ -23,7 +23,6 @@ from ndt_ray.measurement.grams import BLOCKS, Shape
 from ndt_ray.measurement.measures import GRAM_SUMS as GRAM_SUMS
 from ndt_ray.measurement.views import as_matrix as as_matrix
 from ndt_ray.measurement.views import by_stimulus
-from ndt_ray.measurement.views import view_of as view_of
 
 Floats = NDArray[np.float64]
 Lanes = Tensor | Sequence[Tensor]

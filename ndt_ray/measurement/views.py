@@ -1,30 +1,9 @@
-"""How a layer's activations become a matrix: kinds of layers and their views."""
-
-from collections.abc import Mapping
+"""How a layer's activations become a matrix, by its kind and view (`layer_views`)."""
 
 from torch import Tensor
 
 from ndt_ray.errors import SpecError, did_you_mean
-
-VIEWS: dict[str, tuple[str, ...]] = {
-    "units": ("units",),
-    "positions": ("positions", "gap", "flat"),
-    "tokens": ("tokens", "mean"),
-}
-"""Views by kind of layer; the first is the default."""
-
-
-def view_of(kind: str, views: Mapping[str, str] | None = None) -> str:
-    """The view of a kind of layer: the one asked for in `views` (by kind), or the default; SpecError if unknown."""
-    if kind not in VIEWS:
-        raise SpecError(f"unknown kind of layer '{kind}'{did_you_mean(kind, VIEWS)}")
-    for asked in views or {}:
-        if asked not in VIEWS:
-            raise SpecError(f"measure.views: unknown kind of layer '{asked}'{did_you_mean(asked, VIEWS)}")
-    view = (views or {}).get(kind, VIEWS[kind][0])
-    if view not in VIEWS[kind]:
-        raise SpecError(f"measure.views.{kind}: unknown view '{view}'{did_you_mean(view, VIEWS[kind])}")
-    return view
+from ndt_ray.layer_views import VIEWS
 
 
 def kind_of(activations: Tensor) -> str:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ndt_ray.inputs import InputSpec
+from ndt_ray.layer_views import view_of, views_of
 from ndt_ray.schedule import checkpoint_steps, coarse_steps, evaluated_steps, measured_steps
-from ndt_ray.spec import VIEWS, Measure, Trial
+from ndt_ray.spec import Measure, Trial
 
 START_SECONDS = 6.0
 """From the command to the first step: imports and a local Ray with its first worker (7 s cold, 5 s warm, 2 cores)."""
@@ -31,6 +32,7 @@ ROW_BYTES: Mapping[str, float] = {
     "measurements": 43.0,
     "spectra": 22.0,
     "confirmations": 60.0,
+    "other_views": 43.0,
     "confirmation_spectra": 30.0,
     "confirmation_blocks": 50.0,
     "velocity": 22.0,
@@ -209,6 +211,7 @@ def disk_bytes(trial: Trial, lanes: int, model: ModelFacts, data: DataFacts) -> 
         "losses": (steps, 0.0),
         "scalars": (n_measured, float(classes)),
         "measurements": (n_measured * len(layers), 0.0),
+        "other_views": (n_measured * sum(len(views_of(x.kind, measure.views)) - 1 for x in layers), 0.0),
         "spectra": (n_measured * len(layers), spectrum_entries(measure, layers)),
         "confirmations": (n_saved * len(layers), 0.0),
         "confirmation_spectra": (n_saved * len(layers), spectrum_entries(measure, layers)),
@@ -235,15 +238,10 @@ def disk_bytes(trial: Trial, lanes: int, model: ModelFacts, data: DataFacts) -> 
 
 def spectrum_entries(measure: Measure, layers: Sequence[Layer]) -> float:
     """Floats in the lists of a `spectra` row, on average over layers: both spectra, Gram sums, delete-block values."""
-    ranks = [layer.eigenvalues(view_of(measure, layer), measure.probe) for layer in layers]
+    ranks = [layer.eigenvalues(view_of(layer.kind, measure.views), measure.probe) for layer in layers]
     most = {"full": None, "none": 0}.get(str(measure.spectra), measure.spectra)
     kept = ranks if most is None else [min(rank, int(most)) for rank in ranks]
     return 2 * _mean(kept) + 2.2 * GRAM_SUMS + BLOCKS
-
-
-def view_of(measure: Measure, layer: Layer) -> str:
-    """The view that a layer is measured in."""
-    return measure.views.get(layer.kind, VIEWS[layer.kind][0])
 
 
 def memory_bytes(trial: Trial, lanes: int, model: ModelFacts, data: DataFacts) -> float:
@@ -255,7 +253,8 @@ def memory_bytes(trial: Trial, lanes: int, model: ModelFacts, data: DataFacts) -
     n = trial.measure.probe
     # Training keeps what its backward pass needs; a probe's forward pass only what the next layer does.
     activations = 4.0 * model.activations * max(1.5 * batch * wide, 0.5 * n)
-    probe = sum(8.0 * _product(layer.matrix(view_of(trial.measure, layer), n)) for layer in model.layers)
+    views = [(layer, view) for layer in model.layers for view in views_of(layer.kind, trial.measure.views)]
+    probe = sum(8.0 * _product(layer.matrix(view, n)) for layer, view in views)
     kernels = 8.0 * 4 * n**2 * len(model.layers) * lanes if trial.measure.velocity else 0.0
     ring = lanes * ring_bytes(trial, model.n_parameters)
     return WORKER_BYTES + 1.2 * data.nbytes + weights + activations + probe + kernels + ring

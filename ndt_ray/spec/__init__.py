@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from ndt_ray.errors import did_you_mean
+from ndt_ray.layer_views import VIEWS
 
 SPEC_VERSION = 1
 """Enters every trial id: raised when the meaning of a field changes."""
@@ -73,18 +74,6 @@ class Train(Strict):
     label_noise: float = Field(default=0.0, ge=0, le=1, description="share of labels replaced, drawn by seed.data")
 
 
-VIEWS: dict[str, tuple[str, ...]] = {
-    "units": ("units",),
-    "positions": ("positions", "gap", "flat"),
-    "tokens": ("tokens", "mean"),
-}
-"""By kind of layer, how its activations may become a matrix; the first is the default.
-
-`positions` [B, C, H, W]: positions as samples over channels, the average over them (`gap`), or all in one row (`flat`).
-`tokens` [B, T, D]: tokens as samples, or the mean over them.
-"""
-
-
 class Measure(Strict):
     every: int = Field(default=10, gt=0, description="steps between measurements; 0 and the last always")
     dense_until: int = Field(default=0, ge=0, description="every step up to this one is measured too")
@@ -93,7 +82,11 @@ class Measure(Strict):
     confirm: int | None = Field(default=None, gt=1, description="stimuli of the confirm probe; by default as `probe`")
     probe_seed: int = Field(default=0, ge=0)
     layers: tuple[str, ...] | None = Field(default=None, description="glob patterns; by default all tracked")
-    views: dict[str, str] = Field(default_factory=dict, description="view by kind of layer, see VIEWS")
+    views: dict[str, str | tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="view by kind of layer, see VIEWS; of several the first is the layer's, the others are in"
+        " `other_views`",
+    )
     spectra: Literal["full", "none"] | Annotated[int, Field(gt=0)] = Field(
         default="full", description="eigenvalues kept a row"
     )
@@ -103,13 +96,19 @@ class Measure(Strict):
 
     @field_validator("views")
     @classmethod
-    def _views_exist(cls, value: dict[str, str]) -> dict[str, str]:
-        for kind, view in value.items():
+    def _views_exist(cls, value: dict[str, str | tuple[str, ...]]) -> dict[str, str | tuple[str, ...]]:
+        found: dict[str, str | tuple[str, ...]] = {}
+        for kind, said in value.items():
             if kind not in VIEWS:
                 raise ValueError(f"unknown kind of layer '{kind}'{did_you_mean(kind, VIEWS)}")
-            if view not in VIEWS[kind]:
-                raise ValueError(f"{kind}: unknown view '{view}'{did_you_mean(view, VIEWS[kind])}")
-        return value
+            names = (said,) if isinstance(said, str) else said
+            for view in names:
+                if view not in VIEWS[kind]:
+                    raise ValueError(f"{kind}: unknown view '{view}'{did_you_mean(view, VIEWS[kind])}")
+            if not names or len(set(names)) < len(names):
+                raise ValueError(f"{kind}: views are one or more, none twice, but got {list(names)}")
+            found[kind] = names[0] if len(names) == 1 else names  # said either way it is the same trial
+        return found
 
 
 class Evaluate(Strict):

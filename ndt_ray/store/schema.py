@@ -228,6 +228,12 @@ TABLES: dict[str, Table] = {
             _SERIES,
         ),
         Table(
+            "other_views",
+            "As `measurements`, of the same layers in further views, where `measure.views` names several.",
+            _MEASUREMENTS,
+            _SERIES,
+        ),
+        Table(
             "spectra",
             "The eigenvalues behind a measurement, and what a spectrum alone cannot give.",
             _SPECTRA,

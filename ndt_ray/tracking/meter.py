@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ndt_ray.errors import NdtError
+from ndt_ray.layer_views import VIEWS, view_of
 from ndt_ray.measurement.capture import AUTO
 from ndt_ray.measurement.rows import rows
 from ndt_ray.measurement.spectra import Layer, LinearInput, Spectrum, measure_layers
 from ndt_ray.measurement.velocity import VelocityTracker
-from ndt_ray.measurement.views import VIEWS, kind_of, view_of
+from ndt_ray.measurement.views import kind_of
 from ndt_ray.tracking.watch import Seen
 
 LOST, FEW = "lost", "few_rows"

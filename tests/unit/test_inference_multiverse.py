@@ -48,6 +48,25 @@ def run(tables: dict[str, Any], **parameters: Any) -> tuple[Any, Any]:
     return found["specification_curve"].to_pandas(), found["robustness"].to_pandas()
 
 
+def test_further_views_are_a_choice_and_layers_without_them_keep_their_own() -> None:
+    tables = sweep({"m": True, "quiet": False})
+    of_m = {t["trial_id"] for t in tables["trials"] if t["model"] == "m"}
+    rng = np.random.default_rng(1)
+    flat = [
+        row | {"view": "flat", "participation_ratio": 10 + 0.2 * rng.standard_normal()}
+        for row in tables["measurements"]
+        if row["trial_id"] in of_m and row["layer"] == "a"
+    ]
+    curve, robustness = run(tables | {"other_views": flat})
+    assert set(curve["view"]) == {"*", "flat"} and (curve.groupby("view")["specification"].nunique() == PER_FAMILY).all()
+    claim = curve[curve["claim"] == "m has more events per layer-series than quiet"]
+    own, flattened = (claim[(claim["view"] == v) & (claim["measure"] == "participation_ratio")] for v in ("*", "flat"))
+    assert (claim["n"] == claim["n"].max()).all()  # the same trials in every view
+    ratio = flattened.set_index(["centring", "detector", "threshold"])["estimate"]
+    ratio = ratio / own.set_index(["centring", "detector", "threshold"])["estimate"]
+    assert (ratio.xs("centred") < 0.7).all() and (ratio.drop("centred") > 0.9).all()  # no jump of a in that view
+
+
 def test_planted_claims_survive_every_choice() -> None:
     curve, robustness = run(sweep({"m": True, "quiet": False}))
     found = robustness.set_index("claim")

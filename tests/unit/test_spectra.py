@@ -10,7 +10,8 @@ from ndt_ray.measurement import grams
 from ndt_ray.measurement import spectra as spectra_module
 from ndt_ray.measurement.measures import GRAM_SUMS, all_measures
 from ndt_ray.measurement.rows import rows
-from ndt_ray.measurement.spectra import Layer, LinearInput, as_matrix, measure_layers, view_of
+from ndt_ray.layer_views import view_of, views_of
+from ndt_ray.measurement.spectra import Layer, LinearInput, as_matrix, measure_layers
 from ndt_ray.store.schema import TABLES
 
 # (stimuli, rows a stimulus, features): all three ways of forming the sums, odd and even numbers of stimuli.
@@ -190,6 +191,11 @@ def test_channels_last_is_the_same_matrix():
 
 def test_unknown_views_kinds_and_shapes_are_refused():
     assert view_of("positions") == "positions" and view_of("tokens", {"tokens": "mean"}) == "mean"
+    several = {"positions": ("gap", "flat")}
+    assert view_of("positions", several) == "gap" and views_of("positions", several) == ("gap", "flat")
+    assert views_of("tokens", several) == ("tokens",)
+    with pytest.raises(SpecError, match="measure.views.positions: unknown view 'flatt' - did you mean 'flat'"):
+        views_of("positions", {"positions": ("gap", "flatt")})
     with pytest.raises(SpecError, match="did you mean 'gap'"):
         view_of("positions", {"positions": "gapp"})
     with pytest.raises(SpecError, match="did you mean 'tokens'"):

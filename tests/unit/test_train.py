@@ -59,12 +59,22 @@ def _every_step_beats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ndt_ray.train.HEARTBEAT_SECONDS", 0.0)
 
 
-def trial(seed: int, model: str = "mlp_narrow", engine: str = "stack", control: str = "none", **train: Any) -> Trial:
+MEASURE = {"every": 7, "dense_until": 3, "probe": 64, "coarse": 15}
+
+
+def trial(
+    seed: int,
+    model: str = "mlp_narrow",
+    engine: str = "stack",
+    control: str = "none",
+    measure: Mapping[str, Any] = MEASURE,
+    **train: Any,
+) -> Trial:
     return Trial(
         model=model,  # type: ignore[arg-type]
         data="digits",  # type: ignore[arg-type]
         train={"steps": 30, "schedule": {"name": "cosine", "warmup": 3}, **train},  # type: ignore[arg-type]
-        measure={"every": 7, "dense_until": 3, "probe": 64, "coarse": 15},  # type: ignore[arg-type]
+        measure=measure,  # type: ignore[arg-type]
         evaluate={"every": 12, "size": 100},  # type: ignore[arg-type]
         checkpoint={"at": [0, 11], "fractions": [1.0]},  # type: ignore[arg-type]
         seed=seed,  # type: ignore[arg-type]
@@ -175,6 +185,32 @@ def test_rows_of_a_lane_do_not_depend_on_its_pack(engine: str) -> None:
     alone = run([trial(3, engine=engine)])
     packed = run([trial(1, engine=engine), trial(2, engine=engine, lr=3e-3), trial(3, engine=engine)])
     assert_same_rows(alone, packed, {trial(3, engine=engine).trial_id}, skip=("lane",))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["cnn_shallow", "transformer_narrow"])
+def test_further_views_have_the_bits_of_a_trial_in_them_alone_and_change_no_other_table(model: str) -> None:
+    def seen(**views: Any) -> Trial:
+        known = trial(0, model=model, engine="loop", steps=8, measure={"every": 4, "probe": 32, "views": views})
+        return known.model_copy(update={"checkpoint": known.checkpoint.model_copy(update={"at": ()})})
+
+    def of(sink: Memory, table: str) -> dict[tuple[Any, ...], dict[str, Any]]:
+        return {k[1:4]: {n: v for n, v in row.items() if n != "trial_id"} for k, row in sink.tables[table].items()}
+
+    alone = run([seen()])
+    both = run([seen(positions=("positions", "gap", "flat"), tokens=("tokens", "mean"))])
+    assert both.tables.keys() - alone.tables.keys() == {"other_views"} and "other_views" not in alone.tables
+    for table in ("measurements", "spectra", "velocity", "confirmations"):
+        left, right = of(alone, table), of(both, table)
+        assert left.keys() == right.keys()
+        assert all(same(value, right[k][n]) for k, row in left.items() for n, value in row.items()), table
+    further = of(both, "other_views")
+    expected = {"cnn_shallow": {"gap", "flat"}, "transformer_narrow": {"mean"}}[model]
+    assert {view for _, _, view in further} == expected and {step for step, _, _ in further} == {0, 4, 8}
+    for view in expected:
+        own = of(run([seen(positions=view) if model == "cnn_shallow" else seen(tokens=view)]), "measurements")
+        mine = {k: row for k, row in further.items() if k[2] == view}
+        assert mine and all(same(value, own[k][n]) for k, row in mine.items() for n, value in row.items()), view
 
 
 @pytest.mark.slow
