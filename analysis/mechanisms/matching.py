@@ -182,12 +182,12 @@ def best_windows(
                 best[i] = row, windows
     chosen = [best[i] for i in events.index if i in best]
     around = pd.DataFrame([row for row, _ in chosen]).reset_index(drop=True).infer_objects()
-    windows = [windows for _, windows in chosen]
-    few = around[[len(w.matched) < FEWEST_CONTROLS for w in windows]] if len(around) else around
+    taken = [windows for _, windows in chosen]
+    few = around[[len(w.matched) < FEWEST_CONTROLS for w in taken]] if len(around) else around
     if len(few):
         for i, what in matching.lacking(few, occupied(all_events, events, few)).items():
-            windows[i] = replace(windows[i], lacking=what)
-    return around, windows
+            taken[i] = replace(taken[i], lacking=what)
+    return around, taken
 
 
 def occupied(all_events: pd.DataFrame, chosen: pd.DataFrame, around: pd.DataFrame) -> pd.DataFrame:

@@ -181,7 +181,7 @@ def _moments(events: pd.DataFrame) -> Ints:
 
 
 def _types(events: pd.DataFrame) -> Ints:
-    return pd.factorize(events["type"], sort=True)[0].astype(np.int64)
+    return np.asarray(pd.factorize(events["type"], sort=True)[0], np.int64)
 
 
 def _rng(what: str, key: tuple[str, ...]) -> np.random.Generator:

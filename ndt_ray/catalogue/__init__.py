@@ -249,11 +249,11 @@ def _rank(layer: nn.Module) -> int:
     return layer.in_features + 1 if isinstance(layer, nn.Linear) else 0
 
 
-class _Flops(TorchDispatchMode):
+class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Floating-point operations by torch's formulas. Its own counter would first import the compiler, for 1.3 s."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
 
     @classmethod

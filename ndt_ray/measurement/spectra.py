@@ -90,8 +90,8 @@ class Spectrum:
 
     def part(self, layer: Layer, lanes: slice) -> "Spectrum":
         """Some of the lanes, as those of `layer`."""
-        parts = {name: None if value is None else _part(value, lanes) for name, value in self.__dict__.items()}
-        return Spectrum(**{**parts, "layer": layer})
+        parts: dict[str, Any] = {n: None if v is None else _part(v, lanes) for n, v in self.__dict__.items()}
+        return Spectrum(**(parts | {"layer": layer}))
 
 
 @torch.no_grad()

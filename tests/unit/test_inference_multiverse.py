@@ -58,7 +58,9 @@ def test_further_views_are_a_choice_and_layers_without_them_keep_their_own() -> 
         if row["trial_id"] in of_m and row["layer"] == "a"
     ]
     curve, robustness = run(tables | {"other_views": flat})
-    assert set(curve["view"]) == {"*", "flat"} and (curve.groupby("view")["specification"].nunique() == PER_FAMILY).all()
+    assert (
+        set(curve["view"]) == {"*", "flat"} and (curve.groupby("view")["specification"].nunique() == PER_FAMILY).all()
+    )
     claim = curve[curve["claim"] == "m has more events per layer-series than quiet"]
     own, flattened = (claim[(claim["view"] == v) & (claim["measure"] == "participation_ratio")] for v in ("*", "flat"))
     assert (claim["n"] == claim["n"].max()).all()  # the same trials in every view

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 
 PLACES: dict[str, int] = {
     # 0: names, specs and plans
-    "errors": 0, "registry": 0, "inputs": 0, "layer_views": 0, "spec": 0, "schedule": 0, "branching": 0, "plan": 0, "cache": 0,
-    "architectures": 0,
+    "errors": 0, "registry": 0, "inputs": 0, "layer_views": 0, "spec": 0, "schedule": 0, "branching": 0, "plan": 0,
+    "cache": 0, "architectures": 0,
     # 1: training and measuring, in memory
     "data": 1, "models": 1, "lanes": 1, "measurement": 1, "native": 1, "train": 1, "sink": 1, "catalogue": 1,
     "online": 1, "ring": 1, "triggers": 1,

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from ndt_ray.errors import SpecError
+from ndt_ray.layer_views import view_of, views_of
 from ndt_ray.measurement import grams
 from ndt_ray.measurement import spectra as spectra_module
 from ndt_ray.measurement.measures import GRAM_SUMS, all_measures
 from ndt_ray.measurement.rows import rows
-from ndt_ray.layer_views import view_of, views_of
 from ndt_ray.measurement.spectra import Layer, LinearInput, as_matrix, measure_layers
 from ndt_ray.store.schema import TABLES
 
