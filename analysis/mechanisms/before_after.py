@@ -30,33 +30,48 @@ from ndt_ray.analysis.mechanisms.matching import (
     steps_with_networks,
     with_steps,
 )
+from ndt_ray.analysis.mechanisms.symmetry import SYMMETRY
 from ndt_ray.analysis.mechanisms.tables import (
     ABLATION,
     ATTENTION,
     CHANGES,
     COLLAPSE,
+    COMPOSITION,
     DIMENSION,
     DISTANCES,
     FILTERS,
+    LLC,
     PROBES,
     SIMILARITY,
     TESTS,
+    UNIT_ABLATION_METRICS,
     UNITS,
     WHOLE,
 )
 
 BATTERY = (ATTENTION, ABLATION, FILTERS, UNITS, COLLAPSE, PROBES, DIMENSION)
+DEARER = (UNIT_ABLATION_METRICS, COMPOSITION, SYMMETRY, LLC)
+"""Compared as well, where they were computed at checkpoints."""
 _READS = ("trials", "checkpoints", "events", "event_families", "scalars", DISTANCES.name, SIMILARITY.name)
 NETWORK_METRICS = ("nc1", "nc2_norm", "nc2_angle", "nc3", "nc4")
 """Measured on the classifier, said of the network."""
 
-COPIES = ("filter_welch_excess", "activation_sparsity")
-"""Their changes are those of `filter_squared_cosine` and, negated, of `fraction_active`: one hypothesis is one test."""
+COPIES = (
+    "filter_welch_excess", "activation_sparsity", "llc_loss_excess", "llc_step_size",
+    "mean_ablation_accuracy", "zero_ablation_accuracy", "weights_zeroed_accuracy",
+)  # fmt: skip
+"""Their changes are those of `filter_squared_cosine`, `fraction_active` (negated), `llc`, and of `baseline_accuracy`
+less `…_impact`; a step size is a setting. One hypothesis is one test."""
 Panel = dict[tuple[str, str, str], dict[int, float]]
 """(trial, metric's layer, metric) -> step -> value."""
 
 
-@analysis(name="mechanisms", reads=(*_READS, *(table.name for table in BATTERY)), writes=(CHANGES, TESTS), per="sweep")
+@analysis(
+    name="mechanisms",
+    reads=(*_READS, *(table.name for table in (*BATTERY, *DEARER))),
+    writes=(CHANGES, TESTS),
+    per="sweep",
+)
 def mechanisms(
     data: AnalysisInput, *, candidates: int = 3, widest: float = 0.25, controls: int = 5
 ) -> dict[str, pd.DataFrame]:
@@ -75,7 +90,7 @@ def mechanisms(
     nothing = {CHANGES.name: pd.DataFrame(), TESTS.name: pd.DataFrame()}
     if events.empty or trials.empty:
         return nothing
-    panel = panel_of([data.frame(table.name) for table in BATTERY], data.frame(SIMILARITY.name))
+    panel = panel_of([data.frame(table.name) for table in (*BATTERY, *DEARER)], data.frame(SIMILARITY.name))
     steps = steps_with_networks(data.frame("checkpoints"), panel)
     distances = displacements(data.frame(DISTANCES.name))
     matching = Matching(trials, with_steps(data.frame("scalars"), steps), steps, distances, controls)

@@ -37,6 +37,22 @@ def test_planted_changes_are_found_with_their_size(planted: tuple[Any, pd.DataFr
     assert lo < middle < hi and not tests["exploratory"].any()
 
 
+@pytest.mark.slow
+def test_what_only_some_sweeps_compute_is_compared_like_the_rest(
+    planted: tuple[dict[str, pd.DataFrame], pd.DataFrame, pd.DataFrame],
+) -> None:
+    given, rows, tests = planted
+    units = given["unit_metrics"]
+    moved = units["metric"] == "metric 0"
+    own = units[moved].assign(metric="unit_weight_similarity")
+    setting = own.assign(metric="llc_step_size")
+    tables_ = {"unit_metrics": units[~moved], "symmetry_metrics": own, "llc_metrics": setting}
+    again, tested = run(given | tables_)
+    assert set(tested["metric"]) == set(tests["metric"]) - {"metric 0"} | {"unit_weight_similarity"}
+    before, after = (t.set_index("metric") for t in (tests, tested))
+    assert after.loc["unit_weight_similarity", "q"] == before.loc["metric 0", "q"] and len(again) == len(rows)
+
+
 def test_controls_are_matched_and_the_unmatched_stand_beside(planted: tuple[Any, pd.DataFrame, pd.DataFrame]) -> None:
     given, rows, _ = planted
     assert rows["n_controls"].between(0, 5).all() and (rows["n_controls"] >= 3).mean() > 0.5
