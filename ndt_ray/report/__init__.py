@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["Written", "write_report"]
 
 NAME = "report.html"
+MARKDOWN = (".md", ".markdown")
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,16 @@ class Written:
 def write_report(store: Store, sweep: str, out: str | Path | None = None) -> Written:
     """The report of a sweep, as far as it is committed, written to `out` or beside the sweep in its store.
 
+    HTML; Markdown, where `out` ends in .md: the same sentences and tables, with a chart's words in its place.
     StoreError for an unknown sweep, or tables that contradict each other; SpecError for a path that cannot be written.
     """
+    from ndt_ray.report.markdown import render_markdown
     from ndt_ray.report.page import collect, render
 
     started = time.perf_counter()
     page = collect(store, sweep)
-    text = render(page).encode()
+    plain = out is not None and str(out).lower().endswith(MARKDOWN)
+    text = (render_markdown if plain else render)(page).encode()
     if out is None:
         where = f"sweeps/{sweep}/{NAME}"
         store.location.write(where, text)

@@ -128,7 +128,7 @@ def _rendered(page: Page, most: int) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {"cell": _cell, "data": _data, "numeric": _numeric, "places": _places}
+    env.filters |= {"cell": cell, "data": _data, "numeric": _numeric, "places": places}
     charts = {
         f"{section.id}-{i}-{j}-{k}": spec
         for section in page.sections
@@ -180,7 +180,7 @@ def _numeric(sheet: Sheet) -> list[bool]:
     return [bool(pd.api.types.is_numeric_dtype(k) and not pd.api.types.is_bool_dtype(k)) for k in kinds]
 
 
-def _places(sheet: Sheet) -> list[int | None]:
+def places(sheet: Sheet) -> list[int | None]:
     """Decimal places of every column: about four digits of its larger numbers; None for what is not a fraction."""
     found: list[int | None] = []
     for (_, column), numeric in zip(sheet.rows.items(), _numeric(sheet), strict=True):
@@ -194,7 +194,7 @@ def _places(sheet: Sheet) -> list[int | None]:
     return found
 
 
-def _cell(value: Any, places: int | None = None) -> str:
+def cell(value: Any, places: int | None = None) -> str:
     """A value as the table shows it; all of it is in the CSV."""
     value = plain(value)
     if value is None:

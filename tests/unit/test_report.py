@@ -19,8 +19,9 @@ from ndt_ray.cli import main
 from ndt_ray.cli.reports import after_sweep
 from ndt_ray.errors import SpecError, StoreError
 from ndt_ray.report import write_report
-from ndt_ray.report.page import LIMIT, Page, collect, render
-from ndt_ray.report.parts import plain
+from ndt_ray.report.markdown import render_markdown
+from ndt_ray.report.page import BADGES, LIMIT, Page, collect, render
+from ndt_ray.report.parts import Section, Sheet, plain
 from ndt_ray.store.outputs import write_output
 from ndt_ray.store.reader import Store
 from ndt_ray.store.schema import TABLES, Column, Table, register_table
@@ -648,6 +649,36 @@ def test_a_report_is_written_beside_its_sweep_or_where_asked(whole: Store, tmp_p
     (tmp_path / "file").write_text("")
     with pytest.raises(SpecError, match="cannot be written"):
         write_report(whole, SWEEP, tmp_path / "file" / "r.html")
+
+
+def test_as_markdown_it_says_the_same(whole: Store, tmp_path: Path) -> None:
+    written = write_report(whole, SWEEP, tmp_path / "r.md")
+    text = Path(written.path).read_text()
+    assert text.startswith(f"# {SWEEP}\n") and text.endswith("\n")
+    for shown in written.page.sections:
+        assert f"## {shown.title}\n" in text
+        for claim in shown.told:
+            assert f"- **{BADGES[claim.kind]}** {claim.text}" in text
+            assert not claim.sql or claim.sql.strip() in text
+        for figure in (figure for plate in shown.plates for figure in plate.figures):
+            assert f"- Chart: {figure.title}. {figure.alt}" in text
+        assert all(f"**{sheet.title}**" in text for sheet in shown.sheets)
+        assert all(f"- {what}: `{command}`" in text for what, command in shown.missing)
+    numbers = [int(n) for n in re.findall(r"\(query (\d+)\)", text)]
+    assert numbers and max(numbers) == len(re.findall(r"^\d+\.$", text, re.M)) == len(
+        re.findall("^```sql$", text, re.M)
+    )
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        bars = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(bars) == 1, table  # a bar in a cell is escaped
+
+
+def test_a_table_of_the_markdown_is_cut_short_and_says_so() -> None:
+    rows = pd.DataFrame({"a|b": [f"x|{i}\ny" for i in range(40)], "n": np.arange(40) / 3})
+    page = Page("s", "", (Section("t", "T", sheets=[Sheet("Long", rows, sql="SELECT 1")]),), (), "", 0.0)
+    text = render_markdown(page)
+    assert "**Long**, the first 30 of 40 rows (query 1)" in text and "| x\\|29 y | 9.667 |" in text
+    assert "x\\|30" not in text and "| a\\|b | n |\n| --- | --- |" in text
 
 
 def test_a_part_whose_table_is_of_another_version_says_so_and_the_rest_stands(
