@@ -15,7 +15,8 @@ def render_markdown(page: Page) -> str:
     lines = [f"# {page.sweep}", *([page.about] if page.about else []), *_top(page, queries)]
     for section in page.sections:
         lines += _section(section, queries)
-    lines += ["## About this sweep", _table(["", ""], [[k, v] for k, v in page.facts])]
+    if page.facts:
+        lines += ["## About this sweep", _table(["", ""], [[k, v] for k, v in page.facts])]
     lines += [f"```yaml\n{page.spec.strip()}\n```"] if page.spec.strip() else []
     if queries:
         lines += ["## Queries", "`ndt query` takes them, with the name of the sweep for `$sweep`."]
