@@ -117,7 +117,7 @@ def panel_of(battery: list[pd.DataFrame], similarity: pd.DataFrame) -> Panel:
         frames.append(anchored.assign(metric=anchored["metric"] + "_to_" + anchored["reference"]))
     for rows in frames:
         known = rows[rows["value"].notna() & ~rows["metric"].isin(COPIES)]
-        columns = (known[name] for name in ("trial_id", "layer", "metric", "step", "value"))
+        columns = (known[name].tolist() for name in ("trial_id", "layer", "metric", "step", "value"))
         for trial, layer, metric, step, value in zip(*columns, strict=True):
             where = WHOLE if metric in NETWORK_METRICS else layer
             panel.setdefault((trial, where, metric), {})[int(step)] = float(value)

@@ -90,9 +90,11 @@ def displacements(rows: pd.DataFrame) -> Distances:
     """(trial, layer, first step, last step) -> displacement of the layer's weights, or of all where it has none."""
     if rows.empty:
         return lambda *_: float("nan")
-    keys = zip(rows["trial_id"], rows["layer"], rows["other_step"], rows["step"], strict=True)
-    known = dict(zip(keys, rows["displacement"].astype(np.float64), strict=True))
-    own = set(zip(rows["trial_id"], rows["layer"], strict=True))
+    # As lists: a trial of 100 checkpoints has 5,000 pairs a layer, and columns of Arrow are slow one by one.
+    trials, layers = rows["trial_id"].tolist(), rows["layer"].tolist()
+    keys = zip(trials, layers, rows["other_step"].tolist(), rows["step"].tolist(), strict=True)
+    known = dict(zip(keys, rows["displacement"].astype(np.float64).tolist(), strict=True))
+    own = set(zip(trials, layers, strict=True))
 
     def moved(trial: str, layer: str, start: int, end: int) -> float:
         return float(known.get((trial, layer if (trial, layer) in own else WHOLE, start, end), np.nan))

@@ -28,7 +28,7 @@ def pseudo_events(
     saved = {trial: np.unique(group["step"]) for trial, group in checkpoints.groupby("trial_id")}
     taken = {trial: list(zip(g["step_before"], g["step_after"], strict=True)) for trial, g in busy.groupby("trial_id")}
     found = []
-    for row in layers.itertuples(index=False):
+    for row in layers.sort_values(["trial_id", "layer_index"]).itertuples(index=False):  # one draw, whatever the order
         steps = saved[row.trial_id]
         for _ in range(TRIES):
             phase = rng.choice(np.asarray(phases)) + rng.uniform(-0.02, 0.02)

@@ -267,6 +267,7 @@ def test_pseudo_events_keep_clear_of_real_ones_and_have_their_phases() -> None:
     starts: dict[str, list[int]] = {"t": [], "u": []}
     for i in range(200):
         drawn = pseudo_events(layers, saved, (0.1, 0.5), busy, (str(i),))
+        assert drawn.equals(pseudo_events(layers[::-1], saved, (0.1, 0.5), busy, (str(i),)))
         assert list(zip(drawn["trial_id"], drawn["layer"], strict=True)) == [("t", "a"), ("t", "b"), ("u", "a")]
         assert drawn["step_before"].isin(saved["step"]).all() and drawn["step_after"].isin(saved["step"]).all()
         assert (drawn["step_after"] - drawn["step_before"]).isin([20, 40, 60]).all()
