@@ -114,6 +114,8 @@ class Analysis:
     function: Callable[..., Mapping[str, pd.DataFrame]]
     context: tuple[str, ...] | None = None
     """Glob patterns of modules whose outputs it wants besides the tracked layers; None: it wants no network."""
+    optional: tuple[str, ...] = ()
+    """Of the tables it reads, those that no analysis is run for: they are read where they are."""
     defaults: Mapping[str, Any] = field(init=False)
     hints: Mapping[str, Any] = field(init=False)
     """Annotations of its parameters, where they can be told."""
@@ -134,7 +136,7 @@ class Analysis:
         module, name = self.function.__module__, self.function.__qualname__
         if module.startswith("ndt_ray.") and _found(module, name) is self:
             return _found, (module, name)
-        return Analysis, (self.name, self.reads, self.writes, self.per, self.function, self.context)
+        return Analysis, (self.name, self.reads, self.writes, self.per, self.function, self.context, self.optional)
 
     def parameters(self, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """All parameters, defaults filled in; SpecError for one that is unknown, not of its type, or not plain JSON."""
@@ -181,11 +183,14 @@ def analysis(
     writes: tuple[Table, ...],
     per: Per,
     context: bool | Sequence[str] = False,
+    optional: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Mapping[str, pd.DataFrame]]], Analysis]:
     """Declare a function `(AnalysisInput, *, parameters…) -> {table name: DataFrame}` an analysis.
 
     Keyword-only arguments are its parameters; each needs a default that JSON can hold. The function must depend on
     nothing else: no clock, no global state, randomness only from seeds among its inputs.
+
+    `optional` tables are read besides, where the store has them: what writes them is not run for this one's sake.
 
     With `context` it is given networks too (`AnalysisInput.context`): the outputs of all tracked layers and attention
     patterns, and of the modules that match the glob patterns given instead of True. Per checkpoint, the
@@ -194,7 +199,7 @@ def analysis(
     wanted = None if context is False else () if context is True else tuple(context)
 
     def declare(function: Callable[..., Mapping[str, pd.DataFrame]]) -> Analysis:
-        return Analysis(name, reads, writes, per, function, wanted)
+        return Analysis(name, (*reads, *optional), writes, per, function, wanted, optional)
 
     return declare
 

@@ -68,9 +68,10 @@ Panel = dict[tuple[str, str, str], dict[int, float]]
 
 @analysis(
     name="mechanisms",
-    reads=(*_READS, *(table.name for table in (*BATTERY, *DEARER))),
+    reads=(*_READS, *(table.name for table in BATTERY)),
     writes=(CHANGES, TESTS),
     per="sweep",
+    optional=tuple(table.name for table in DEARER),
 )
 def mechanisms(
     data: AnalysisInput, *, candidates: int = 3, widest: float = 0.25, controls: int = 5

@@ -16,9 +16,9 @@ Named = tuple[str | Analysis, Mapping[str, Any] | None]
 
 
 def in_order(analyses: Sequence[Named]) -> list[Named]:
-    """The analyses and, with default parameters, the registered ones whose tables they read, writers first.
+    """The analyses and, with default parameters, the registered ones whose tables they need, writers first.
 
-    Otherwise in the order given. SpecError where two of them wait for each other.
+    Tables that are optional bring nobody in, but whoever writes them goes first if asked for. Otherwise in the order given. SpecError where two of them wait for each other.
     """
     known: dict[str, Analysis] = {}
     asked: dict[str, Named] = {}
@@ -27,16 +27,21 @@ def in_order(analyses: Sequence[Named]) -> list[Named]:
         known[found.name] = found
         asked.setdefault(found.name, (named, parameters))
     writers = _writers(known.values())
-    needs: dict[str, list[str]] = {}
+    before: dict[str, dict[str, Analysis]] = {}
     open_names = list(known)
     while open_names:
         name = open_names.pop(0)
-        before = {w.name: w for table in known[name].reads if (w := writers(table)) is not None and w.name != name}
-        needs[name] = list(before)
-        for other, analysis in before.items():
+        of = known[name]
+        tables = [table for table in of.reads if table not in of.optional]
+        before[name] = {w.name: w for table in tables if (w := writers(table)) is not None and w.name != name}
+        for other, analysis in before[name].items():
             if other not in known:
                 known[other] = analysis
                 open_names.append(other)
+    needs = {name: list(found) for name, found in before.items()}
+    for name, own in needs.items():
+        beside = {w.name for table in known[name].optional if (w := writers(table)) is not None}
+        own += sorted((beside & known.keys()) - {name, *own})
     try:
         list(TopologicalSorter(needs).static_order())
     except CycleError as error:

@@ -1,5 +1,7 @@
 """Analyses run after those whose tables they read, which come along where they are not asked for."""
 
+import pickle
+
 import pandas as pd
 import pytest
 
@@ -42,6 +44,18 @@ def test_what_is_stood_on_comes_along():
     assert names([("events", None)]) == ["series_tests", "events"]
     found = names([("recovery", None)])
     assert found[-1] == "recovery" and found.index("series_tests") < found.index("events")
+
+
+def test_what_is_read_where_it_is_brings_nobody_in_but_comes_first():
+    table = Table("order_d", "Planted.", (Column("n", "int64", "a number"),), ("n",))
+    fourth = Analysis("order_fourth", ("order_a", "order_b"), (table,), "sweep", lambda data: {}, None, ("order_b",))
+    assert names([(fourth, None), (FIRST, None)]) == ["order_first", "order_fourth"]
+    assert names([(fourth, None), (SECOND, None), (FIRST, None)]) == ["order_first", "order_second", "order_fourth"]
+    found = names([("mechanisms", None)])
+    assert not {"llc", "composition", "symmetry", "unit_ablation"} & set(found) and "units" in found
+    assert names([("mechanisms", None), ("symmetry", None)]).index("symmetry") < len(found)
+    again = pickle.loads(pickle.dumps(registry.resolve("analysis", "mechanisms")))
+    assert again.optional and set(again.optional) < set(again.reads)
 
 
 def test_every_registered_analysis_has_its_place():
