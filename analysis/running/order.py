@@ -18,7 +18,8 @@ Named = tuple[str | Analysis, Mapping[str, Any] | None]
 def in_order(analyses: Sequence[Named]) -> list[Named]:
     """The analyses and, with default parameters, the registered ones whose tables they need, writers first.
 
-    Tables that are optional bring nobody in, but whoever writes them goes first if asked for. Otherwise in the order given. SpecError where two of them wait for each other.
+    Tables that are optional bring nobody in, but whoever writes them goes first if asked for. Otherwise in the order
+    given. SpecError where two of them wait for each other.
     """
     known: dict[str, Analysis] = {}
     asked: dict[str, Named] = {}
