@@ -177,10 +177,10 @@ def _single(source: Source) -> Iterator[Claim]:
 
 
 _SCARCE = {
-    "length": "no three stretches between checkpoints are as long as the event's and without an event",
-    "phase": "of those that are, under three lie within 5 % of the run of the event",
-    "lr": "of those, under three have its learning rate",
-    "displacement": "of those, under three move the weights as far, within 20 %",
+    "length": "as long as the event and without one",
+    "phase": "within 5 % of the run of it",
+    "lr": "at its learning rate",
+    "displacement": "that move the weights as far, within 20 %",
 }
 
 
@@ -196,7 +196,7 @@ def _lacking(source: Source) -> str:
         return ""
     n = dict(zip(rows["lacking"], rows["n"].astype(int), strict=True))
     said = "; ".join(f"{words} ({n[what]:,})" for what, words in _SCARCE.items() if what in n)
-    return f"What events lack, by the first thing that leaves too few: {said}. "
+    return f"Events with under three, by the first thing that fewer windows meet: {said}. "
 
 
 def _patterns(source: Source) -> Iterator[Claim]:

@@ -98,7 +98,7 @@ def test_what_events_change_turns_with_its_q(store: Store, q: float | None, kind
     assert claim.kind == kind and words in claim.text and claim.headline
     assert [c.kind for c in rest] == [{0.01: "finding", 0.3: "nothing", None: "caution"}[q]]
     assert "Taken one by one, 1 event gives 1 change of a metric" in rest[0].text and "have none" in rest[0].text
-    assert ("under three lie within 5 % of the run of the event (1)" in rest[0].text) == (q is None)
+    assert ("that fewer windows meet: within 5 % of the run of it (1)." in rest[0].text) == (q is None)
 
 
 def test_candidates_are_not_called_events_and_claim_nothing_at_the_top(store: Store) -> None:
