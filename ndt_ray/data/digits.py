@@ -48,7 +48,7 @@ def digits() -> Dataset:
 def _bundled() -> NDArray[np.float64]:
     """Pixels and class, `[1797, 65]`; scikit-learn is imported only where its file is not where it was.
 
-    The import takes 1.8 s in every process that loads the digits: longer than reading and training the first epochs.
+    The import takes 1.8 s (one EPYC core, profiled) in every process that loads the digits.
     """
     spec = importlib.util.find_spec("sklearn")
     file = Path(spec.origin).parent / "datasets/data/digits.csv.gz" if spec and spec.origin else None

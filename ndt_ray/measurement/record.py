@@ -54,8 +54,10 @@ class Recorder:
         self.ids = [t.trial_id for t in self.trials]
         first = self.trials[0]
         self.train, self.spec = first.train, first.measure
-        paths = {layer.path for layer in layers}
-        self.layers, self.further = list(layers[: len(paths)]), list(layers[len(paths) :])
+        own: dict[str, Layer] = {}
+        for layer in layers:
+            own.setdefault(layer.path, layer)
+        self.layers, self.further = list(own.values()), [layer for layer in layers if layer is not own[layer.path]]
         steps = self.train.steps
         self.measured = frozenset(measured_steps(self.spec, steps))
         self.evaluated = frozenset(evaluated_steps(first.evaluate, steps))

@@ -39,17 +39,18 @@ def sketch(factory: Factory, inputs: InputSpec, params: Mapping[str, Any]) -> nn
 
 
 LARGEST = 25_000_000
-"""Numbers in one tensor up to which a dry run makes it: 100 MB, and 1 s at the most."""
+"""Numbers in one tensor up to which a dry run may copy it: 100 MB."""
 
 
 def dry_run(module: nn.Module, sample: torch.Tensor) -> Any:
     """What a module gives for a sample, with zeros for its weights: each a single number seen as its shape.
 
-    A sketch runs so without the memory of its weights. Only where a tensor is `LARGEST` does it run on the meta device:
-    that imports torch's compiler first, which takes longer than all the rest of a plan.
+    A sketch runs so without the memory of its weights. A user's own, whose code may look at numbers, and one with a
+    tensor beyond `LARGEST` run on the meta device, which refuses to be looked at but imports torch's compiler first.
     """
     state = [*module.named_parameters(), *module.named_buffers()]
-    device = "meta" if any(tensor.numel() > LARGEST for _, tensor in state) else "cpu"
+    plain = is_builtin(type(module)) and all(tensor.numel() <= LARGEST for _, tensor in state)
+    device = "cpu" if plain else "meta"
     zeros = {n: torch.zeros((), dtype=t.dtype, device=device).expand(t.shape) for n, t in state}
     return torch.func.functional_call(module, zeros, (sample.to(device),))
 

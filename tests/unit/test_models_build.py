@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 from torch import nn
 
+from ndt_ray.catalogue import model_facts
 from ndt_ray.errors import SpecError
 from ndt_ray.inputs import InputSpec
 from ndt_ray.models import build, describe, init_parameters, load_user_factory, outline, sketch, source_hash
@@ -277,6 +278,34 @@ def test_a_changed_file_is_read_again_and_its_neighbours_can_be_imported(tmp_pat
 def test_a_path_that_is_hard_to_quote(weird_path: Path) -> None:
     (weird_path / "m.py").write_text("def f(): return 1\n")
     assert load_user_factory(f"{weird_path / 'm.py'}:f")() == 1
+
+
+LOOKS_AT_ITS_WEIGHTS = """
+import torch
+from torch import nn
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.open = nn.Parameter(torch.ones(()))
+        self.narrow, self.wide, self.last = nn.Linear(64, 3), nn.Linear(64, 20), nn.Linear(20, 10)
+    def forward(self, x):
+        x = x.flatten(1)
+        if self.open > 0:  # with zeros for weights the other way would be taken, and its layer measured
+            return self.last(self.wide(x))
+        return self.narrow(x).new_zeros(len(x), 10)
+
+def gated():
+    return Gated()
+"""
+
+
+def test_a_users_module_that_looks_at_its_weights_is_described_with_them(tmp_path: Path) -> None:
+    (tmp_path / "gated.py").write_text(LOOKS_AT_ITS_WEIGHTS)
+    factory = load_user_factory(f"{tmp_path / 'gated.py'}:gated")
+    assert list(outline(factory, DIGITS, {}).tracked) == ["wide", "last"]
+    facts, module = model_facts(factory, DIGITS, {})
+    assert [layer.path for layer in facts.layers] == ["wide", "last"] and module.wide.weight.abs().sum() > 0
 
 
 def test_describe_allocates_nothing_and_leaves_the_module_as_it_was() -> None:
