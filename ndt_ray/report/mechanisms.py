@@ -93,7 +93,7 @@ def _tested(source: Source, answer: Answer) -> Iterator[Claim]:
     if judged.empty:
         said = listed(f"{readable(str(f))} {n:,}" for f, n in answer.rows["flag"].value_counts().items())
         text = f"That events change anything in the networks could not be tested, by reason: {said}."
-        yield Claim(text, "nothing", answer.sql, headline=True)
+        yield Claim(text, "caution", answer.sql, headline=True)
         return
     of = "in SDs of the changes over windows of the same phase, length, rate and displacement; Benjamini–Hochberg over "
     of += count(len(judged), "test")
@@ -245,7 +245,7 @@ def _plates(source: Source, rows: pd.DataFrame) -> Iterator[Plate]:
                 "text": [f"{number(r.difference, 2)} {interval(r.lo, r.hi)}, q {level(r.q)}" for r in top.itertuples()],
             }
         )
-        figures.append(forest_figure(drawn, source.label(cell), "change at events - at matched windows, SDs"))
+        figures.append(forest_figure(drawn, source.label(cell), "events - matched windows, SDs"))
     if figures:
         note = (
             "Zero: what windows of the same phase, length, learning rate and displacement of the weights change. Line: "

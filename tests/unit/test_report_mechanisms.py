@@ -88,7 +88,7 @@ def change(q: float | None = None) -> dict[str, Any]:
         (0.01, "finding", "Events change 1 metric of a cell more than matched windows do: class selectivity in mlp "
                           "+1.5 [0.5, 2.5], 7 events of 4 trials, without matching 2.5, q = 0.01"),
         (0.3, "nothing", "It is not shown that events change anything more than matched windows do: smallest q = 0.3"),
-        (None, "nothing", "could not be tested, by reason: few trials 1"),
+        (None, "caution", "could not be tested, by reason: few trials 1"),
     ],
 )  # fmt: skip
 def test_what_events_change_turns_with_its_q(store: Store, q: float | None, kind: str, words: str) -> None:
