@@ -116,6 +116,7 @@ _TABLE: dict[str, dict[str, str]] = {
         "seed_similarity": "ndt_ray.analysis.mechanisms.over_time:seed_similarity",
         "weights": "ndt_ray.analysis.mechanisms.over_time:weights",
         "mechanisms": "ndt_ray.analysis.mechanisms.before_after:mechanisms",
+        "escape": "ndt_ray.analysis.mechanisms.escape:escape",
         "composition": "ndt_ray.analysis.mechanisms.composition:composition",
         "dependencies": "ndt_ray.analysis.mechanisms.dependencies:dependencies",
         "features": "ndt_ray.analysis.mechanisms.seeing.analyses:features",

@@ -19,6 +19,7 @@ from ndt_ray.analysis.critical.rate_tests import adjusted
 from ndt_ray.analysis.critical.tables import (
     COORDINATION,
     COORDINATION_PAIRS,
+    CRITICAL_CHANGES,
     CRITICAL_PERIODS,
     CRITICAL_SERIES,
     LOSS_COUPLING,
@@ -28,7 +29,14 @@ from ndt_ray.analysis.nulls import generator
 from ndt_ray.analysis.series import Clock, Series, clock, layer_series
 from ndt_ray.store.schema import Table
 
-TABLES: tuple[Table, ...] = (CRITICAL_SERIES, CRITICAL_PERIODS, COORDINATION, COORDINATION_PAIRS, LOSS_COUPLING)
+TABLES: tuple[Table, ...] = (
+    CRITICAL_SERIES,
+    CRITICAL_CHANGES,
+    CRITICAL_PERIODS,
+    COORDINATION,
+    COORDINATION_PAIRS,
+    LOSS_COUPLING,
+)
 COUPLING_WINDOW = 31
 """Measurements over which the common course is smoothed away before correlations: what is slower is not asked about."""
 
@@ -82,11 +90,21 @@ def above(values: Floats, percentile: float) -> tuple[Bools, float]:
     return size > threshold, threshold
 
 
-def _described(mode: str, series: Series, trial: Clock, percentile: float) -> tuple[dict[str, Any], Bools]:
-    """The founding counts of one series, and which changes are critical by its rule."""
+def _described(
+    mode: str, series: Series, trial: Clock, percentile: float, found: dict[str, list[dict[str, Any]]]
+) -> tuple[dict[str, Any], Bools]:
+    """Founding counts of one series, and which changes are critical by its rule; each goes to `critical_changes`."""
     velocity = np.diff(series.values)
     critical, threshold = above(velocity, percentile)
-    transitions, _ = above(np.diff(velocity), percentile)
+    acceleration = np.diff(velocity)
+    transitions, _ = above(acceleration, percentile)
+    for kind, values, flags in (("velocity", velocity, critical), ("acceleration", acceleration, transitions)):
+        span = len(velocity) + 1 - len(values)
+        found[CRITICAL_CHANGES.name] += [
+            {**_identity(series, trial), "mode": mode, "kind": kind}
+            | {"step_first": int(series.steps[i]), "step_last": int(series.steps[i + span]), "value": float(values[i])}
+            for i in np.flatnonzero(flags)
+        ]
     path = np.abs(velocity)
     half, ratio = np.nan, np.nan
     if path.sum() > 0 and trial.steps:
@@ -120,7 +138,7 @@ def _original(
 ) -> None:
     critical = []
     for series in group:
-        row, flags = _described("original", series, trial, percentile)
+        row, flags = _described("original", series, trial, percentile, found)
         found["critical_series"].append(row)
         critical.append(flags)
     steps = group[0].steps
@@ -185,7 +203,7 @@ def _default(
     rows = []
     for series in group:
         since = series.since(1)  # the change out of step 0 is a sign step of the optimizer, not the run's own
-        row, _ = _described("default", since, trial, percentile)
+        row, _ = _described("default", since, trial, percentile, found)
         test, periods = _bursts(since, trial, n_surrogates)
         rows.append(row | test)
         found["critical_periods"] += [_with_loss(p, loss) for p in periods]

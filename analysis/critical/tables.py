@@ -34,6 +34,22 @@ CRITICAL_SERIES = Table(
     ("trial_id", "mode", "measure", "layer_index", "view"),
 )
 
+CRITICAL_CHANGES = Table(
+    "critical_changes",
+    "The founding plan's critical changes and transitions, one by one: a tenth of every series by construction.",
+    (
+        *_SERIES,
+        _MODE,
+        Column("kind", "string", "velocity: a critical change; acceleration: a transition"),
+        Column("step_first", "int32", "first measurement that it is a difference of", "steps"),
+        Column(
+            "step_last", "int32", "last one: the next for a velocity, the one after it for an acceleration", "steps"
+        ),
+        Column("value", "float64", "first or second difference between measurements, in units of the measure"),
+    ),
+    ("trial_id", "mode", "measure", "layer_index", "view", "kind", "step_first"),
+)
+
 CRITICAL_PERIODS = Table(
     "critical_periods",
     "Stretches in which a layer moves faster than its slow-down and its noise explain.",

@@ -1,10 +1,10 @@
-"""What drives the timing of events: can they be foretold from the gradient, the loss, the update or the learning rate?
+"""What drives the timing of events: can they be foretold from gradient, loss, update, learning rate or mini-batches?
 
 A discrete-time hazard model: at each measurement of a run, the log-odds that an event begins before the next one, from
-what was known by then. Events grow rarer while everything else changes too, so the question is what a driver adds to
-the *phase* of training: the gain in AUC on held-out seeds. AUC is taken within each run: that one architecture has more
-events than another is not timing. Null: within a cell, seeds exchange their drivers and keep their events, which keeps
-the common course of both exactly.
+what was known by then: the mini-batches in between too, whose order was settled before the run began. Events grow rarer
+while everything else changes too, so the question is what a driver adds to the *phase* of training: the gain in AUC on
+held-out seeds. AUC is taken within each run: that one architecture has more events than another is not timing. Null:
+within a cell, seeds exchange their drivers and keep their events, which keeps the common course of both exactly.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from scipy.stats import t as student
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.blocks import arrangements, codes, shuffles
 from ndt_ray.analysis.detection import Floats, Ints
+from ndt_ray.analysis.events.batches import STATISTICS, Drawn, drawn_again
 from ndt_ray.analysis.events.significant import primary, replicates
 from ndt_ray.analysis.nulls import generator
 from ndt_ray.store.schema import Column, Table
@@ -29,7 +30,7 @@ CONTROLS = 20
 """Event-free measurements kept for each event when a model is fitted; all are kept when it is judged."""
 
 PHASE = ("phase", "log_step")
-DRIVERS = ("grad_norm", "loss_velocity", "batch_loss", "update_norm", "lr", "epoch_boundary")
+DRIVERS = ("grad_norm", "loss_velocity", "batch_loss", "update_norm", "lr", "epoch_boundary", *STATISTICS)
 
 TIMING_MODELS = Table(
     "timing_models",
@@ -88,11 +89,15 @@ class Panel:
     per="sweep",
 )
 def timing(data: AnalysisInput, *, permutations: int = 99) -> dict[str, pd.DataFrame]:
-    """Whether events are foretold by gradient, loss, update or learning rate beyond the phase, on held-out seeds."""
+    """Whether events are foretold by gradient, loss, lr or mini-batches beyond the phase, on held-out seeds.
+
+    `batch_classes`, `batch_inputs`: how far the mini-batches up to the next measurement are from the training data.
+    """
     trials, scalars = replicates(data), data.frame("scalars")
     if scalars.empty or trials.empty or trials["untrained"].all():
         return {"timing_models": pd.DataFrame(), "timing_effects": pd.DataFrame()}
-    made = panel(trials[~trials["untrained"]], scalars, primary(data.frame("events"), data.frame("event_families")))
+    learned, events = trials[~trials["untrained"]], primary(data.frame("events"), data.frame("event_families"))
+    made = panel(learned, scalars, events, drawn_again(learned, data.notes))
     flag = _why_not(made)
     if made is None or flag:
         row: dict[str, Any] = dict.fromkeys(c.name for c in TIMING_MODELS.columns)
@@ -116,18 +121,25 @@ def _why_not(made: Panel | None) -> str | None:
     return None if made.names else "no_drivers"
 
 
-def panel(trials: pd.DataFrame, scalars: pd.DataFrame, events: pd.DataFrame) -> Panel | None:
-    """One row a trial and measurement (all but the first two and the last); None where no trial has any."""
+def panel(
+    trials: pd.DataFrame, scalars: pd.DataFrame, events: pd.DataFrame, drawn: Drawn | None = None
+) -> Panel | None:
+    """One row a trial and measurement (all but the first two and the last); None where no trial has any.
+
+    `drawn`: what the mini-batches between measurements were like, a driver where it is given.
+    """
     onsets = set(zip(events["trial_id"], events["step_before"], strict=True)) if len(events) else set()
     rows_of = dict(tuple(scalars.groupby("trial_id")))
     parts, phases, marks, place = [], [], [], []
     ordered = trials[trials["trial_id"].isin(list(rows_of))].sort_values("trial_id", ignore_index=True)
     for k, trial in enumerate(ordered.to_dict("records")):
         rows = rows_of[trial["trial_id"]].sort_values("step")
-        rows = rows[rows["step"] > 0].iloc[:-1]
+        rows = rows[rows["step"] > 0]
+        seen = [] if drawn is None else [drawn(trial, rows["step"].to_numpy(np.int64)).iloc[:-1]]
+        rows = rows.iloc[:-1]
         steps = rows["step"].to_numpy(np.float64)
         total = float(trial["steps"]) if not pd.isna(trial["steps"]) else float(steps.max(initial=1.0))
-        parts.append(drivers(rows))
+        parts.append(pd.concat([drivers(rows).reset_index(drop=True), *seen], axis=1))
         phases.append(np.column_stack([steps / total, np.log(steps)]) if len(steps) else np.zeros((0, 2)))
         marks.append(np.array([(trial["trial_id"], int(s)) in onsets for s in steps], dtype=np.float64))
         place.append(np.full(len(rows), k, np.int64))

@@ -201,7 +201,8 @@ def unit_responses(
     for layer in context.layers:
         acts = context.activations(layer.path)
         responses = context.stimuli(layer.path, rectified=True)
-        state = units.states(acts, 1 if layer.kind == "positions" else -1)
+        unit_axis = 1 if layer.kind == "positions" else -1
+        state = units.states(acts, unit_axis)
         lifetime = units.treves_rolls(responses)
         positive = np.maximum(acts, 0)
         plain = {
@@ -249,6 +250,7 @@ def unit_responses(
                     "clear_means": [None] * len(state) if chosen is None else list(_clear(responses, chosen)),
                     "fraction_active": (responses > threshold).mean(0),
                     "treves_rolls": lifetime,
+                    "diversity": units.unit_diversity(acts, unit_axis),
                     "state": state,
                 }
             )

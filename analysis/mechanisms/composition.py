@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.mechanisms.context import ProbeContext
-from ndt_ray.analysis.mechanisms.probes import ridge_predict
+from ndt_ray.analysis.mechanisms.probes import Ridge
 from ndt_ray.analysis.mechanisms.tables import COMPOSITION, WHOLE, Metrics
 from ndt_ray.analysis.nulls import generator
 
@@ -47,16 +47,23 @@ def dependency_depth(layers: Sequence[ArrayLike], threshold: float = DEPENDENT) 
     return longest
 
 
-def predicted(early: ArrayLike, late: ArrayLike, folds: int = FOLDS) -> Floats:
-    """R² `[late units]` of ridge predictions on stimuli left out; negative: worse than the mean. NaN where constant."""
-    x, y = np.asarray(early, dtype=np.float64), np.asarray(late, dtype=np.float64)
-    guess = np.empty_like(y)
-    for fold in range(folds):
-        held = np.arange(len(x)) % folds == fold
-        guess[held] = ridge_predict(x[~held], y[~held], x[held])
-    total = ((y - y.mean(0)) ** 2).sum(0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.where(total > 0, 1 - ((y - guess) ** 2).sum(0) / total, np.nan))
+class Predictor:
+    """Ridge predictions from the responses of one layer, each stimulus by a fit to the other folds."""
+
+    def __init__(self, early: ArrayLike, folds: int = FOLDS) -> None:
+        x = np.asarray(early, dtype=np.float64)
+        held = [np.arange(len(x)) % folds == fold for fold in range(folds)]
+        self._folds = [(h, x[h], Ridge(x[~h])) for h in held]
+
+    def r2(self, late: ArrayLike) -> Floats:
+        """R² `[late units]` on stimuli left out; negative: worse than the mean. NaN for a unit that never changes."""
+        y = np.asarray(late, dtype=np.float64)
+        guess = np.empty_like(y)
+        for held, x, ridge in self._folds:
+            guess[held] = ridge.predict(y[~held], x)
+        total = ((y - y.mean(0)) ** 2).sum(0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(np.where(total > 0, 1 - ((y - guess) ** 2).sum(0) / total, np.nan))
 
 
 @analysis(name="composition", reads=("trials", "checkpoints"), writes=(COMPOSITION,), per="checkpoint", context=True)
@@ -68,10 +75,11 @@ def composition(data: AnalysisInput, *, draws: int = 20) -> dict[str, pd.DataFra
         _sampled(context.stimuli(layer.path), str(data.partition.trial_id), layer.path) for layer in context.layers
     ]
     for (early, before), (late, layer) in itertools.pairwise(zip(sampled, context.layers, strict=True)):
+        predictor = Predictor(early)
         null = [late[rng.permutation(context.n)] for _ in range(draws)]
         for metric, values in (
             ("dependent_share", [float((correlations(early, y) > DEPENDENT).mean()) for y in (late, *null)]),
-            ("predicted_r2", [_median(predicted(early, y)) for y in (late, *null)]),
+            ("predicted_r2", [_median(predictor.r2(y)) for y in (late, *null)]),
         ):
             out.add(
                 layer.path,

@@ -61,19 +61,31 @@ def stratified_folds(labels: NDArray[np.int64], folds: int, rng: np.random.Gener
     return fold
 
 
+class Ridge:
+    """Ridge regressions from one matrix `x` [n, d] to any targets: decomposed once."""
+
+    def __init__(self, x: Floats) -> None:
+        self.centre = x.mean(0)
+        self.scale = np.sqrt(((x - self.centre) ** 2).mean()) or 1.0
+        self.left, self.singular, self.right = np.linalg.svd((x - self.centre) / self.scale, full_matrices=False)
+
+    def predict(self, y: Floats, held: Floats) -> Floats:
+        """Targets predicted for `held` [m, d], with the strength of least leave-one-out error on targets `y` [n, k]."""
+        level, power = y.mean(0), self.singular**2
+        projected = self.left.T @ (y - level)
+        best, chosen = np.inf, np.zeros_like(power)
+        for strength in STRENGTHS * (power.mean() or 1.0):
+            shrink = power / (power + strength)
+            leverage = (self.left**2 * shrink).sum(1) + 1 / len(y)
+            residual = (y - level - self.left @ (shrink[:, None] * projected)) / np.maximum(1 - leverage, 1e-12)[
+                :, None
+            ]
+            error = float((residual**2).sum())
+            if error < best:
+                best, chosen = error, self.singular / (power + strength)
+        return np.asarray(level + ((held - self.centre) / self.scale) @ self.right.T @ (chosen[:, None] * projected))
+
+
 def ridge_predict(x: Floats, y: Floats, held: Floats) -> Floats:
     """Targets predicted for `held`, with the strength of least leave-one-out error on `x` [n, d], `y` [n, k]."""
-    centre, level = x.mean(0), y.mean(0)
-    scale = np.sqrt(((x - centre) ** 2).mean()) or 1.0
-    left, singular, right = np.linalg.svd((x - centre) / scale, full_matrices=False)
-    projected = left.T @ (y - level)
-    power = singular**2
-    best, chosen = np.inf, np.zeros_like(singular)
-    for strength in STRENGTHS * (power.mean() or 1.0):
-        shrink = power / (power + strength)
-        leverage = (left**2 * shrink).sum(1) + 1 / len(x)
-        residual = (y - level - left @ (shrink[:, None] * projected)) / np.maximum(1 - leverage, 1e-12)[:, None]
-        error = float((residual**2).sum())
-        if error < best:
-            best, chosen = error, singular / (power + strength)
-    return np.asarray(level + ((held - centre) / scale) @ right.T @ (chosen[:, None] * projected))
+    return Ridge(x).predict(y, held)

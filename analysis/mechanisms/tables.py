@@ -72,6 +72,7 @@ UNIT_VALUES = Table(
         ),
         Column("fraction_active", "float64", "share of stimuli with a response above the threshold"),
         Column("treves_rolls", "float64", "lifetime sparseness (mean r)^2 / mean r^2: 1 is dense"),
+        Column("diversity", "int32", "patterns of activity over positions or tokens; at most 2 without these"),
         Column("state", "string", "dead, always_on or live"),
     ),
     ("trial_id", "layer_index", "unit", "step"),

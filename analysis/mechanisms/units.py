@@ -108,6 +108,15 @@ def diversity(acts: ArrayLike, threshold: float = 0.0) -> int:
     return len({row.tobytes() for row in bits})
 
 
+def unit_diversity(acts: ArrayLike, unit_axis: int, threshold: float = 0.0) -> NDArray[np.int32]:
+    """`diversity` of each unit alone, `[units]`: different patterns of activity over its positions or tokens.
+
+    Without positions a unit is on or off, and has 2 at most; a map of m positions has up to min(n, 2^m).
+    """
+    values = np.moveaxis(np.asarray(acts), unit_axis, 0)
+    return np.array([diversity(unit, threshold) for unit in values], dtype=np.int32)
+
+
 def states(acts: NDArray[np.float32], unit_axis: int) -> NDArray[np.str_]:
     """dead, always_on or live, of each unit: whether its output is ever, or always, above 0, at any position."""
     axes = tuple(a for a in range(acts.ndim) if a != unit_axis % acts.ndim)

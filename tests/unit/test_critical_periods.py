@@ -130,6 +130,22 @@ def test_the_tables_of_a_trial_agree_with_each_other() -> None:
     assert periods["step_first"].between(1150, 1250).sum() >= 4
 
 
+def test_each_critical_change_and_transition_has_its_steps() -> None:
+    """A ramp of one unit a measurement with a jump of 9 between 1000 and 1010, and a step back 500 steps later."""
+    values = np.arange(N, dtype=float)
+    values[101:] += 8
+    values[151:] -= 4
+    out = critical_periods(_input(_rows({"a": values})))
+    found = out["critical_changes"].to_pandas().set_index("kind")
+    moved = found.loc["velocity"].set_index("step_first")
+    assert moved["step_last"].to_dict() == {1000: 1010, 1500: 1510} and moved["value"].tolist() == [9, -3]
+    turned = found.loc["acceleration"].set_index("step_first")
+    assert turned["step_last"].to_dict() == {990: 1010, 1000: 1020, 1490: 1510, 1500: 1520}
+    assert turned["value"].tolist() == [8, -8, -4, 4]
+    (series,) = out["critical_series"].to_pylist()
+    assert series["n_critical"] == 2 and series["n_transitions"] == 4
+
+
 @pytest.mark.parametrize(
     "values", [np.full(N, 4.0), np.r_[np.full(N // 2, np.nan), np.arange(N - N // 2) % 3 + 1.0], np.arange(N) * 1.0]
 )

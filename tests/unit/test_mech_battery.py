@@ -133,6 +133,9 @@ def test_units_have_rows_of_their_own(store: Store) -> None:
     assert found.groupby("layer").size().to_dict() == {"conv_layers.0": 6, "conv_layers.3": 8, "fc": 10}
     assert set(found["state"]) <= {"dead", "live", "always_on"}
     live = found[found["state"] != "dead"]
+    diverse = found.groupby("layer")["diversity"].max()
+    assert diverse["fc"] <= 2 < diverse["conv_layers.0"]  # a map of positions has patterns, a unit is on or off
+    assert (found.loc[found["state"] != "live", "diversity"] == 1).all() and live["diversity"].ge(1).all()
     assert live["best_class"].between(0, 9).all() and live["class_means"].map(len).eq(10).all()
     again = battery.unit_responses(given)["unit_values"].to_pandas()
     pd.testing.assert_frame_equal(found, again)  # shuffles are keyed by trial, step and layer

@@ -9,7 +9,7 @@ from mech_store import SWEEP, folder, looked_at, trial_of
 
 from ndt_ray.analysis.api import Partition
 from ndt_ray.analysis.mechanisms import dependencies
-from ndt_ray.analysis.mechanisms.composition import correlations, dependency_depth, predicted
+from ndt_ray.analysis.mechanisms.composition import Predictor, correlations, dependency_depth
 from ndt_ray.analysis.mechanisms.context import Contexts, Layer
 from ndt_ray.analysis.running.stored import StoredSweep, analyze
 from ndt_ray.errors import SpecError
@@ -40,10 +40,10 @@ def test_a_planted_chain_has_its_length():
 def test_prediction_is_judged_on_stimuli_left_out():
     x = RNG.normal(size=(200, 10))
     linear = x @ RNG.normal(size=(10, 3)) + 0.1 * RNG.normal(size=(200, 3))
-    assert (predicted(x, linear) > 0.95).all()
+    assert (Predictor(x).r2(linear) > 0.95).all()
     wide = RNG.normal(size=(60, 50))
-    assert np.median(predicted(wide, RNG.normal(size=(60, 20)))) < 0.05  # in-sample it would be near 0.8
-    assert np.isnan(predicted(x, np.ones((200, 1)))).all()
+    assert np.median(Predictor(wide).r2(RNG.normal(size=(60, 20)))) < 0.05  # in-sample it would be near 0.8
+    assert np.isnan(Predictor(x).r2(np.ones((200, 1)))).all()
 
 
 @pytest.fixture(scope="module")

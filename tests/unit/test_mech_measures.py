@@ -207,6 +207,13 @@ def test_sparseness_of_one_answer_and_of_all() -> None:
     assert units.states(acts, 1).tolist() == ["dead", "always_on", "live"]
 
 
+def test_diversity_of_single_units_counts_their_maps() -> None:
+    maps = np.array([[[1, 0], [1, 1]], [[0, 1], [1, 1]], [[1, 0], [1, 1]]])  # [n, units, positions]
+    assert units.unit_diversity(maps, 1).tolist() == [2, 1]
+    assert units.unit_diversity(np.moveaxis(maps, 1, 2), -1).tolist() == [2, 1]  # [n, tokens, units]
+    assert units.unit_diversity(np.array([[1.0, 0.0], [-1.0, 0.0]]), -1).tolist() == [2, 1]
+
+
 # -- similarity: rows 15 and 16 --------------------------------------------------------------------------------------
 
 

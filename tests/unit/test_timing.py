@@ -6,7 +6,10 @@ import pytest
 from phase1_frames import EVERY, STEPS, given, trials
 from test_taxonomy import FAMILIES, event
 
+from ndt_ray.analysis.events.batches import batch_statistics
 from ndt_ray.analysis.events.timing import auc, fit, timing
+from ndt_ray.data import load
+from ndt_ray.spec import Trial
 
 GRID = np.arange(0, STEPS + 1, EVERY)
 
@@ -52,6 +55,25 @@ def test_a_planted_driver_is_found_on_held_out_seeds_and_named() -> None:
     assert (
         effects.loc["grad_norm", "lo"] > 0.3 and effects["log_odds"].drop(["phase", "log_step"]).idxmax() == "grad_norm"
     )
+
+
+def test_odd_mini_batches_are_a_driver_where_their_order_is_known() -> None:
+    """Real trials on digits whose events are put where the mini-batches that follow are the oddest."""
+    tables = sweep(0.0, models=("mlp_a",))
+    digits, train = load("digits"), {"steps": STEPS, "batch": 16, "optimizer": "adam", "lr": 1e-3}
+    specs, events = [], []
+    for trial in tables["trials"].to_dict("records"):
+        made = {"model": "mlp_narrow", "data": "digits", "seed": trial["seed"], "train": train}
+        specs.append(Trial.model_validate(made))
+        odd = batch_statistics(specs[-1], digits, GRID)["batch_inputs"].to_numpy()[1:-1]
+        for i in 1 + np.argsort(odd)[-8:]:
+            events.append(event(trial["trial_id"], GRID[i] / STEPS, 0.1, 0, 10.0) | {"step_before": GRID[i]})
+    known = tables["trials"].assign(spec=[t.model_dump_json() for t in specs], data_hash=digits.hash)
+    models = run(tables | {"trials": known, "events": pd.DataFrame(events)})["timing_models"].set_index("model")
+    assert models.loc["phase + batch_inputs", "gain"] > 0.3 > models.loc["phase + batch_classes", "gain"]
+    assert models.loc["phase + batch_inputs", "p"] == pytest.approx(1 / 40)
+    other = run(tables | {"trials": known.assign(data_hash="another"), "events": pd.DataFrame(events)})
+    assert not other["timing_models"]["features"].str.contains("batch_inputs").any()
 
 
 @pytest.mark.slow
