@@ -23,12 +23,12 @@ def report(
     sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep in the store.")],
     store: StoreOption = DEFAULT_STORE,
     out: Annotated[
-        str | None, typer.Option("--out", "-o", help="The file (.html or .md); by default beside the sweep.")
+        str | None, typer.Option("--out", "-o", help="The file (.html, .pdf or .md); by default beside the sweep.")
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write what a sweep's tables say as one HTML file that works offline, or as Markdown, and print its path."""
+    """Write what a sweep's tables say as one HTML file that works offline, as PDF or Markdown, and print its path."""
     from ndt_ray.report import write_report
 
     written = write_report(opened(store), sweep, out)

@@ -15,6 +15,7 @@ __all__ = ["Written", "write_report"]
 
 NAME = "report.html"
 MARKDOWN = (".md", ".markdown")
+PDF = ".pdf"
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,20 @@ class Written:
 def write_report(store: Store, sweep: str, out: str | Path | None = None) -> Written:
     """The report of a sweep, as far as it is committed, written to `out` or beside the sweep in its store.
 
-    HTML; Markdown, where `out` ends in .md: the same sentences and tables, with a chart's words in its place.
-    StoreError for an unknown sweep, or tables that contradict each other; SpecError for a path that cannot be written.
+    HTML; PDF, where `out` ends in .pdf, printed by a browser that is on the machine; Markdown, where it ends in .md:
+    the same sentences and tables, with a chart's words in its place. StoreError for an unknown sweep, or tables that
+    contradict each other; SpecError for a path that cannot be written, and for a PDF without a browser.
     """
     from ndt_ray.report.markdown import render_markdown
     from ndt_ray.report.page import collect, render
+    from ndt_ray.report.pdf import printed
 
     started = time.perf_counter()
     page = collect(store, sweep)
-    plain = out is not None and str(out).lower().endswith(MARKDOWN)
-    text = (render_markdown if plain else render)(page).encode()
+    kind = "" if out is None else Path(out).suffix.lower()
+    text = (render_markdown if kind in MARKDOWN else render)(page).encode()
+    if kind == PDF:
+        text = printed(text)
     if out is None:
         where = f"sweeps/{sweep}/{NAME}"
         store.location.write(where, text)

@@ -16,6 +16,7 @@ from chromium import ARGUMENTS, CHROMIUM, MARKS
 from report_store import SEEDS, SWEEP, event
 
 from ndt_ray.report import write_report
+from ndt_ray.store.reader import open_store
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
 pytestmark = MARKS
@@ -162,6 +163,15 @@ def test_the_keyboard_reaches_what_was_found_first(opened: Opened) -> None:
     opened.page.keyboard.press("Tab")
     outline = opened.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid", "what has the focus is seen"
+
+
+def test_as_pdf_it_has_every_chart(report: str, browser: Any, opened: Opened, tmp_path: Path) -> None:
+    store = open_store(Path(report.removeprefix("file://")).parents[2])
+    written = write_report(store, SWEEP, tmp_path / "r.pdf")
+    pdf = (tmp_path / "r.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF") and len(pdf) == written.bytes
+    charts = opened.page.locator("[data-chart] canvas").count()
+    assert charts > 3 and pdf.count(b"/Subtype /Image") >= charts
 
 
 def test_the_printed_page_is_light_and_whole(opened: Opened) -> None:

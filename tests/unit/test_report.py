@@ -671,6 +671,27 @@ def test_as_markdown_it_says_the_same(whole: Store, tmp_path: Path) -> None:
         assert len(bars) == 1, table  # a bar in a cell is escaped
 
 
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (None, "none of chromium"),
+        ("echo broken >&2; exit 3", r"exit 3\): broken"),
+        ("exit 0", r"did not print"),
+    ],
+)
+def test_a_pdf_needs_a_browser_that_works(
+    whole: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, said: str
+) -> None:
+    monkeypatch.delenv("NDT_BROWSER", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if script:
+        (tmp_path / "chromium").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "chromium").chmod(0o755)
+    with pytest.raises(SpecError, match=said):
+        write_report(whole, SWEEP, tmp_path / "r.pdf")
+    assert not (tmp_path / "r.pdf").exists()
+
+
 def test_a_table_of_the_markdown_is_cut_short_and_says_so() -> None:
     rows = pd.DataFrame({"a|b": [f"x|{i}\ny" for i in range(40)], "n": np.arange(40) / 3})
     page = Page("s", "", (Section("t", "T", sheets=[Sheet("Long", rows, sql="SELECT 1")]),), (), "", 0.0)

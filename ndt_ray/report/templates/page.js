@@ -20,8 +20,10 @@
     redraw();
   });
   dark.addEventListener("change", () => { showTheme(); redraw(); });
+  // Paper has no room for more columns: such a table stays folded, and says where it is.
+  const widest = 16;
   addEventListener("beforeprint", () => {
-    for (const fold of document.querySelectorAll(".fold")) fold.open = true;
+    for (const fold of document.querySelectorAll(".fold")) fold.open = fold.querySelectorAll("th").length <= widest;
     if (isDark()) { root.dataset.theme = "light"; showTheme(); redraw(); } });
 
   // Charts: drawn when they come near the window, the others while nothing else is to be done.
@@ -61,7 +63,8 @@
   const near = new IntersectionObserver(entries => {
     for (const entry of entries) if (entry.isIntersecting) draw(entry.target);
   }, { rootMargin: "500px" });
-  const idle = window.requestIdleCallback || (work => setTimeout(work, 60));
+  // A browser that prints without a window is never idle: `ndt report -o NAME.pdf` opens the page with #print.
+  const idle = (location.hash !== "#print" && window.requestIdleCallback) || (work => setTimeout(work, 60));
   const rest = mine => idle(async () => {
     const next = charts.find(node => node.dataset.turn !== String(turn));
     if (mine !== turn || !next) { if (!next) root.dataset.drawn = String(turn); return; }
