@@ -40,7 +40,8 @@ def printed(html: bytes) -> bytes:
         sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
         command = [program, *OPTIONS, *sandbox, f"--user-data-dir={name}/profile", f"--print-to-pdf={made}"]
         try:
-            done = subprocess.run([*command, f"{page.as_uri()}#print"], capture_output=True, timeout=LONGEST, check=False)
+            command.append(f"{page.as_uri()}#print")
+            done = subprocess.run(command, capture_output=True, timeout=LONGEST, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise SpecError(f"{program} did not print the report: {error}") from error
         if done.returncode or not made.exists():
