@@ -24,7 +24,7 @@ STACKABLE = ("seed", "control", "train.lr", "train.weight_decay")
 """What may differ between the lanes of one pack."""
 LARGE = 100_000
 """Trials from which on planning takes noticeable time and memory: said before it starts."""
-PLAN_SECONDS, PLAN_BYTES = 6e-5, 500
+PLAN_SECONDS, PLAN_BYTES = 6e-5, 700
 """Per trial (measured: 1e6 trials, one core)."""
 MAX_PROBLEMS = 20
 EXPENSIVE_SECONDS = 5.0
