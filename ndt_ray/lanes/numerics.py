@@ -7,6 +7,7 @@ import platform
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ndt_ray import native
@@ -15,9 +16,11 @@ from ndt_ray import native
 def configure(device: torch.device, threads: int = 1) -> None:
     """One thread, no reduced precision, deterministic kernels. Process-wide; call it before any engine is made.
 
-    Intra-op threads lose time on every shape measured, and with two of them results depend on the pack's size.
+    Intra-op threads lose time on every shape measured, and with two of them results depend on the pack's size. NumPy's
+    own, for LAPACK, are limited too: Ray's workers begin with one, a process that trains inline does not.
     """
     torch.set_num_threads(threads)
+    threadpool_limits(limits=threads)
     _keep_memory()
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

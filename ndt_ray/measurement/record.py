@@ -196,11 +196,8 @@ class Recorder:
 
     def _scalars(self, step: int, lanes: list[int], before: Tensor | None, probe: Mapping[str, np.ndarray]) -> None:
         weights, grads = self.engine.arena.weights, self.engine.arena.grads
-        found = []
-        for lane in lanes:
-            others = None if step == 0 else grads[lane], None if before is None else before[lane]
-            found.append(self.norms.squares(*others, weights[lane], self.start[lane]))
-        by_layer = dict(zip(("grad", "update", "weight", "moved"), np.stack(found, 1), strict=True))
+        found = self.norms.squares(None if step == 0 else grads, before, weights, self.start, lanes)
+        by_layer = dict(zip(("grad", "update", "weight", "moved"), found, strict=True))
         total = {name: np.sqrt(values.sum(1)) for name, values in by_layer.items()}
         factor = lr_factor(self.train.schedule, step, self.train.steps)
         ids = [self.ids[lane] for lane in lanes]

@@ -87,13 +87,21 @@ class Kernels:
         return found
 
     def squares(
-        self, grad: Singles | None, before: Singles | None, weights: Singles, start: Singles, starts: Places
+        self,
+        grads: Singles | None,
+        before: Singles | None,
+        weights: Singles,
+        start: Singles,
+        chosen: Places,
+        starts: Places,
     ) -> Floats:
-        """Sums of squares `[4, layers]` of slices of rows: of the gradient, of weights - before, of the weights, of
-        weights - start. Layer l is from starts[l] to before starts[l + 1]. NaN for what is None."""
-        layers = len(starts) - 1
-        out = np.empty((4, layers))
-        self._call("ndt_squares", grad, before, weights, start, starts, layers, out)
+        """Sums of squares `[chosen, 4, layers]` of slices of the chosen rows of `[rows, width]`: of the gradient, of
+        weights - before, of the weights, of weights - start. Layer l is from starts[l] to before starts[l + 1]. NaN for
+        what is None."""
+        rows, layers, width = len(chosen), len(starts) - 1, weights.shape[1]
+        out = np.empty((rows, 4, layers))
+        given = (grads, before, weights, start, ctypes.c_int64(width), chosen, rows, starts, layers)
+        self._call("ndt_squares", *given, out)
         return out
 
     def cross(self, x: Singles, y: Singles) -> Floats:
@@ -132,5 +140,6 @@ class Kernels:
                 yield from self.stimulus_sums(np.stack([single] * 9, 1), 16, across)
             yield self.cross(single, single[::-1, :, : n // 2 + 1].copy())
             yield self.cross(single, single[0])
-            flat = single.reshape(2, -1)
-            yield self.squares(flat[0], None, flat[1], flat[0] * 0.3, np.array([0, n, n, flat.shape[1]]))[[0, 2, 3]]
+            one, other = single.reshape(2, 1, -1)
+            layers = np.array([0, n, n, one.shape[1]])
+            yield self.squares(one, None, other, one * 0.3, np.array([0]), layers)[0, [0, 2, 3]]

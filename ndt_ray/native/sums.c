@@ -311,17 +311,20 @@ static double squares(const float *x, const float *y, size_t n) {
     return total;
 }
 
-/* Sums of squares by layer, [4, layers]: of the gradient, the last update, the weights, and the way from the start, each
- * a row of floats; layer l is from starts[l] to before starts[l + 1]. Without a gradient or an update, NaN. Returns 0. */
-int ndt_squares(const float *grad, const float *before, const float *weights, const float *start, const int64_t *starts,
-                 int layers, double *out) {
-    for (int l = 0; l < layers; l++) {
-        const int64_t at = starts[l], n = starts[l + 1] - at;
-        const float *w = weights + at;
-        out[l] = grad ? squares(grad + at, 0, n) : __builtin_nan("");
-        out[layers + l] = before ? squares(w, before + at, n) : __builtin_nan("");
-        out[2 * layers + l] = squares(w, 0, n);
-        out[3 * layers + l] = squares(w, start + at, n);
+/* Sums of squares by layer, [rows, 4, layers]: of the gradient, the last update, the weights, and the way from the
+ * start, each rows of `width` floats of which those in `chosen` are wanted; layer l is from starts[l] to before
+ * starts[l + 1]. Without a gradient or an update, NaN. Returns 0. */
+int ndt_squares(const float *grad, const float *before, const float *weights, const float *start, int64_t width,
+                 const int64_t *chosen, int rows, const int64_t *starts, int layers, double *out) {
+    for (int r = 0; r < rows; r++, out += 4 * layers) {
+        for (int l = 0; l < layers; l++) {
+            const int64_t at = chosen[r] * width + starts[l], n = starts[l + 1] - starts[l];
+            const float *w = weights + at;
+            out[l] = grad ? squares(grad + at, 0, n) : __builtin_nan("");
+            out[layers + l] = before ? squares(w, before + at, n) : __builtin_nan("");
+            out[2 * layers + l] = squares(w, 0, n);
+            out[3 * layers + l] = squares(w, start + at, n);
+        }
     }
     return 0;
 }

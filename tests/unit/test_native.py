@@ -208,15 +208,15 @@ def test_inner_products_of_kernels_are_those_of_numpy_in_any_company(shape: tupl
 @kernel_only
 def test_sums_of_squares_are_those_of_numpy() -> None:
     rng = np.random.default_rng(0)
-    grad, before, weights, start = rng.normal(size=(4, 1000)).astype(np.float32)
-    starts = np.array([0, 7, 64, 64, 1000])
-    found = native.kernels().squares(grad, before, weights, start, starts)
-    exact = [x.astype(np.float64) for x in (grad, weights, start, before)]
-    rows = (exact[0], exact[1] - exact[3], exact[1], exact[1] - exact[2])
-    expected = [[(row[a:b] ** 2).sum() for a, b in zip(starts, starts[1:], strict=False)] for row in rows]
-    np.testing.assert_allclose(found, expected, rtol=1e-14)
-    none = native.kernels().squares(None, None, weights, start, starts)
-    assert np.isnan(none[:2]).all() and same_bits(none[2:], found[2:])
+    grads, before, weights, start = rng.normal(size=(4, 3, 1000)).astype(np.float32)
+    chosen, starts = np.array([2, 0]), np.array([0, 7, 64, 64, 1000])
+    found = native.kernels().squares(grads, before, weights, start, chosen, starts)
+    exact = [x.astype(np.float64)[chosen] for x in (grads, weights, start, before)]
+    sides = np.stack([exact[0], exact[1] - exact[3], exact[1], exact[1] - exact[2]], 1)
+    expected = [(sides[..., a:b] ** 2).sum(-1) for a, b in zip(starts, starts[1:], strict=False)]
+    np.testing.assert_allclose(found, np.stack(expected, -1), rtol=1e-14)
+    none = native.kernels().squares(None, None, weights, start, chosen[:1], starts)
+    assert np.isnan(none[:, :2]).all() and same_bits(none[:, 2:], found[:1, 2:])
 
 
 def measured(shape: tuple[int, ...]) -> dict[str, np.ndarray]:

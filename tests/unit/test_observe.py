@@ -96,10 +96,11 @@ def test_norms_are_right_to_a_millionth():
     model = nn.Sequential(nn.Linear(300, 70), nn.ReLU(), nn.Linear(70, 3))
     norms = LayerNorms(Layout(model))
     g = torch.Generator().manual_seed(0)
-    start, before, weights, grads = torch.randn(4, norms._scratch.shape[1], generator=g) * 1e-3
-    found = norms.squares(grads, before, weights, start)
+    start, before, weights, grads = torch.randn(4, 3, norms._scratch.shape[1], generator=g) * 1e-3
+    found = norms.squares(grads, before, weights, start, [0, 2])
     starts = [0, 21008 + 80]  # each parameter is padded to 16
-    for row, values in zip(found, (grads, weights - before, weights, weights - start), strict=True):
-        np.testing.assert_allclose(row, np.add.reduceat(values.double().numpy() ** 2, starts), rtol=1e-6)
-    first = norms.squares(None, None, weights, start)
-    assert np.isnan(first[:2]).all() and (first[2:] == found[2:]).all()
+    for rows, values in zip(found, (grads, weights - before, weights, weights - start), strict=True):
+        for lane, row in zip((0, 2), rows, strict=True):
+            np.testing.assert_allclose(row, np.add.reduceat(values[lane].double().numpy() ** 2, starts), rtol=1e-6)
+    first = norms.squares(None, None, weights, start, [2])
+    assert np.isnan(first[:2]).all() and (first[2:, 0] == found[2:, 1]).all()

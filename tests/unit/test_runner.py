@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from analysis_tables import Folder, measurements, noise, trial
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from ndt_ray import registry
 from ndt_ray.analysis.api import AnalysisInput, Partition, analysis, conform
@@ -64,6 +65,26 @@ def test_every_partition_is_computed_once_and_then_left_alone(folder: Folder) ->
     assert (again.total, again.done, again.skipped) == (6, 0, 6)
     assert calls == TRIALS and first.rows == {"test_means": 6}
     assert folder.output("means", "test_means")["trial_id"].tolist() == TRIALS
+
+
+def test_an_analysis_in_this_process_has_one_thread_as_a_worker_has_and_leaves_the_process_as_it_was(
+    folder: Folder,
+) -> None:
+    seen = []
+
+    def compute(data: AnalysisInput) -> dict[str, pd.DataFrame]:
+        seen.append(_threads())
+        return {"test_means": pd.DataFrame()}
+
+    counted = analysis(name="means", reads=("trials",), writes=(MEANS,), per="trial")(compute)
+    with threadpool_limits(limits=2):
+        before = _threads()
+        assert run(counted, folder, partitions=[Partition(TRIALS[0])]).ok and _threads() == before
+    assert seen == [{1}] and 2 in before
+
+
+def _threads() -> set[int]:
+    return {library["num_threads"] for library in threadpool_info()}
 
 
 @pytest.mark.slow
