@@ -33,7 +33,7 @@ PLACES: dict[str, int] = {
 """First part of the module name below ndt_ray ("" is the package itself) -> layer."""
 
 LAYER_0 = {"pydantic", "yaml"}
-LAYER_1 = {"numpy", "torch", "psutil"}
+LAYER_1 = {"numpy", "torch", "psutil", "threadpoolctl"}
 HEAVY = {
     "torch", "ray", "pandas", "pyarrow", "duckdb", "scipy", "sklearn", "matplotlib", "numpy", "fastapi", "uvicorn",
     "starlette", "vl_convert",
