@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from ndt_ray import cluster, native, registry
@@ -72,7 +73,7 @@ def prepared(gpus: float) -> Iterator[torch.device]:
     Nothing of ours draws from the global generators, but a user's module may. Outside, they are as they were: a
     sweep may be run from a notebook.
     """
-    device = pick_device(gpus)
+    device, threads, limits = pick_device(gpus), torch.get_num_threads(), threadpool_limits(limits=1)
     configure(device)
     generators = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
@@ -92,6 +93,8 @@ def prepared(gpus: float) -> Iterator[torch.device]:
         torch.set_rng_state(generators[0])
         np.random.set_state(generators[1])  # noqa: NPY002
         random.setstate(generators[2])
+        limits.restore_original_limits()
+        torch.set_num_threads(threads)
         if device.type == "cuda":
             gc.collect()
             torch.cuda.empty_cache()  # other packs share the card

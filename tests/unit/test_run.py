@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from ndt_ray import run as running
 from ndt_ray.errors import CheckpointError, SpecError, StoreError
@@ -15,6 +17,7 @@ from ndt_ray.run import Options, Result, continue_from, run_sweep
 from ndt_ray.spec.axes import Sweep
 from ndt_ray.spec.sweepfile import load_sweep, parse_sweep, with_overrides
 from ndt_ray.store.reader import Store, open_store
+from ndt_ray.worker import prepared
 
 SPEC = """
 name: small
@@ -81,6 +84,22 @@ def test_a_trial_goes_on_from_any_checkpoint_bit_for_bit(
     stored, _ = store.checkpoint(trial, until or 12)
     assert state.keys() == stored.keys()
     assert all(np.array_equal(state[name], stored[name]) for name in stored)
+
+
+def test_a_pack_has_one_thread_and_the_process_is_as_it_was_afterwards() -> None:
+    def threads() -> tuple[int, set[int]]:
+        return torch.get_num_threads(), {library["num_threads"] for library in threadpool_info()}
+
+    own = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with threadpool_limits(limits=2):
+            before = threads()
+            with prepared(0.0):
+                assert threads() == (1, {1})
+            assert threads() == before and before[0] == 2
+    finally:
+        torch.set_num_threads(own)
 
 
 def test_a_trial_does_not_go_on_elsewhere(done: tuple[Store, Result], monkeypatch: pytest.MonkeyPatch) -> None:
