@@ -114,6 +114,12 @@ def test_grad_cam_is_the_class_activation_map_of_a_network_with_average_pooling(
     cam = torch.einsum("nchw,nc->nhw", maps, model[3].weight.detach()[target]) / 64
     assert torch.allclose(grad_cam(model, "0", x, target, relu=False)[:, 0], cam, atol=1e-6)
     assert (grad_cam(model, "0", x, target) >= 0).all()
+    whole = grad_cam(model, "0", x, target, relu=False, upsampled=True)
+    assert whole.shape == (4, 1, 10, 10)
+    assert torch.allclose(whole, nn.functional.interpolate(cam[:, None], (10, 10), mode="bilinear"), atol=1e-6)
+    np.testing.assert_array_equal(
+        FeatureVisualizer(model).class_activation_map("0", x, target, relu=False, upsampled=True), whole[:, 0].numpy()
+    )
     with pytest.raises(SpecError, match="needs maps"):
         grad_cam(model, "3", x, target)
 

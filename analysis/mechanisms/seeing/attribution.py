@@ -45,10 +45,12 @@ def integrated_gradients(
     return found.detach(), delta.detach()
 
 
-def grad_cam(model: nn.Module, path: str, inputs: Tensor, targets: Tensor, relu: bool = True) -> Tensor:
+def grad_cam(
+    model: nn.Module, path: str, inputs: Tensor, targets: Tensor, relu: bool = True, upsampled: bool = False
+) -> Tensor:
     """Channel maps of the module at `path` weighted by their mean gradient, `[n, 1, h, w]`; `relu`: positive part only.
 
-    SpecError where the module gives no maps.
+    `upsampled`: bilinearly to the size of the inputs, to be laid over them. SpecError where the module gives no maps.
     """
     module = model.get_submodule(path)
     with evaluating(model):
@@ -56,4 +58,7 @@ def grad_cam(model: nn.Module, path: str, inputs: Tensor, targets: Tensor, relu:
         found: Tensor = cam.attribute(inputs, target=targets, relu_attributions=relu)
     if found.ndim != 4:
         raise SpecError(f"Grad-CAM needs maps [n, channels, h, w], but '{path}' gives {found.ndim} axes")
-    return found.detach()
+    found = found.detach()
+    if upsampled:
+        found = _captum().LayerAttribution.interpolate(found, tuple(inputs.shape[-2:]), interpolate_mode="bilinear")
+    return found

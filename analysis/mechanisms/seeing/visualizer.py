@@ -25,9 +25,12 @@ class FeatureVisualizer:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
-    def class_activation_map(self, layer: str, inputs: Tensor, targets: Any = None, relu: bool = True) -> Floats:
-        """Grad-CAM of a convolution, `[n, h, w]`."""
-        return _array(attribution.grad_cam(self.model, layer, inputs, self._targets(inputs, targets), relu)[:, 0])
+    def class_activation_map(
+        self, layer: str, inputs: Tensor, targets: Any = None, relu: bool = True, upsampled: bool = False
+    ) -> Floats:
+        """Grad-CAM of a convolution, `[n, h, w]` of its maps, or of the inputs if `upsampled`."""
+        chosen = self._targets(inputs, targets)
+        return _array(attribution.grad_cam(self.model, layer, inputs, chosen, relu, upsampled)[:, 0])
 
     def saliency(self, inputs: Tensor, targets: Any = None) -> Floats:
         """|gradient| of the target's logit, in the shape of the inputs."""
