@@ -16,6 +16,7 @@ from ndt_ray.figures.charts import config
 from ndt_ray.figures.charts.theme import DARK, LIGHT
 from ndt_ray.report.across import across
 from ndt_ray.report.dictionaries import dictionaries
+from ndt_ray.report.escape import escaping
 from ndt_ray.report.events import events, transients
 from ndt_ray.report.grokking import grokking
 from ndt_ray.report.interventions import interventions
@@ -86,7 +87,7 @@ def collect(store: Store, sweep: str) -> Page:
         ("dictionaries", "Dictionaries", lambda: dictionaries(source)),
         ("recovery", "Recovery", lambda: interventions(source)),
         ("why", "Why", lambda: why(source)),
-        ("transients", "Transients", lambda: transients(source, measure)),
+        ("transients", "Transients", lambda: escaping(source, transients(source, measure))),
         ("learning", "Training", lambda: learning(source)),
         ("jumps", "Threshold rules", lambda: noise(source)),
     ]

@@ -651,6 +651,27 @@ def test_a_report_is_written_beside_its_sweep_or_where_asked(whole: Store, tmp_p
         write_report(whole, SWEEP, tmp_path / "file" / "r.html")
 
 
+@pytest.mark.parametrize(
+    ("q", "flag", "kind", "said"),
+    [
+        (0.01, None, "finding", r"2 of 3 metrics .* 80 % of the change of loss by 5 % of the run \(mlp, q = 0\.01\)"),
+        (0.4, None, "nothing", r"No metric changes faster than an even course .* smallest q is 0\.4 "),
+        (None, "no_checkpoint", "caution", r"could not be tested: no checkpoint \(3\)"),
+    ],
+)
+def test_what_changes_while_layers_leave_their_initialisation_is_told(
+    tmp_path: Path, q: float | None, flag: str | None, kind: str, said: str
+) -> None:
+    store = planted.planted(tmp_path)
+    row = {"cell": "mlp", "layer": "*", "n_trials": 6, "share": 0.8, "time_share": 0.05, "effect": 3.0, "flag": flag}
+    rows = [row | {"metric": name, "p": p, "q": p} for name, p in (("nc3", q), ("loss", q), ("nc1", q and 0.9))]
+    planted.put(store, "escape", {"escape": rows})
+    section = next(s for s in collect(store, SWEEP).sections if s.id == "transients")
+    (claim,) = [c for c in section.claims if "leave their initialisation" in c.text]
+    assert claim.kind == kind and re.search(said, claim.text), claim.text
+    assert any(sheet.table == "escape" for sheet in section.sheets)
+
+
 def test_as_markdown_it_says_the_same(whole: Store, tmp_path: Path) -> None:
     written = write_report(whole, SWEEP, tmp_path / "r.md")
     text = Path(written.path).read_text()
