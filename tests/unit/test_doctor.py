@@ -59,7 +59,7 @@ def test_an_unknown_kind_of_store_fails(tmp_path: Path) -> None:
     [
         ({"torch": "2.6.0"}, {"torch": "fail"}),
         ({"ray": "missing"}, {"ray": "fail"}),
-        ({"python": "3.12.1", "ndt-ray": "0.0.9"}, {"python": "fail", "ndt-ray": "fail"}),
+        ({"python": "3.10.0", "ndt-ray": "0.0.9"}, {"python": "fail", "ndt-ray": "fail"}),
     ],
 )
 def test_versions_must_equal_the_drivers(
