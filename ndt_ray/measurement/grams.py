@@ -93,7 +93,7 @@ def sums(stacks: Sequence[Tensor]) -> Sums:
     first = stacks[0]
     shape = Shape(*first.shape[1:])
     if shape.rows == 1 and _is_narrow(first):
-        return _compiled([native.kernels().gram_sums(_single(stack), BLOCKS) for stack in stacks])
+        return _compiled([native.kernels().gram_sums([_single(stack) for stack in stacks], BLOCKS)])
     if shape.rows > 1 and shape.total > shape.features and _is_compiled(first):
         return _compiled([_by_stimulus(stack) for stack in stacks])
     if shape.total <= shape.features:

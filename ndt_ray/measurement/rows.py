@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ndt_ray.measurement.measures import GRAM_SUMS, NAMES, all_measures, participation_ratio_corrected
 from ndt_ray.measurement.spectra import Spectrum
+from ndt_ray.sink import Lists
 
 Floats = NDArray[np.float64]
 
@@ -98,11 +99,7 @@ def _column(parts: Sequence[Floats | None], lanes: list[int]) -> Floats:
     )
 
 
-def _lists(parts: Sequence[Floats | None], lanes: list[int], size: int | None, dtype: type) -> list[Any]:
+def _lists(parts: Sequence[Floats | None], lanes: list[int], size: int | None, dtype: type) -> Lists:
     # A lane on its way to infinity may be too large for float32 before it is for float64: it is inf here.
     with np.errstate(over="ignore"):
-        return [
-            row
-            for part, n in zip(parts, lanes, strict=True)
-            for row in ([None] * n if part is None else part[:, :size].astype(dtype))
-        ]
+        return Lists([n if p is None else p[:, :size].astype(dtype) for p, n in zip(parts, lanes, strict=True)])

@@ -2,7 +2,7 @@
 
 import ctypes
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,13 +60,26 @@ class Kernels:
         self._call("ndt_gram", x, count, n, f, out)
         return out
 
-    def gram_sums(self, x: Singles, blocks: int) -> GramSums:
-        """All sums over stimuli of matrices `[k, n, f]` with one row a stimulus; row a is of block a mod `blocks`."""
-        count, n, f = x.shape
+    def gram_sums(self, stacks: Sequence[Singles], blocks: int) -> GramSums:
+        """All sums over stimuli of matrices `[k, n, f]` with one row a stimulus, of stacks that are alike in n and f, one
+        after the other; row a is of block a mod `blocks`."""
+        count, (n, f) = sum(map(len, stacks)), stacks[0].shape[1:]
         square, vector = (count, f, f), (count,)
-        shapes = (square, square, vector, (count, 1, -(-n // blocks) * blocks), vector, (count, 4, blocks), x.shape)
+        shapes = (
+            square,
+            square,
+            vector,
+            (count, 1, -(-n // blocks) * blocks),
+            vector,
+            (count, 4, blocks),
+            (count, n, f),
+        )
         found = GramSums(*(np.empty(shape) for shape in shapes))
-        self._call("ndt_sums", x, count, n, f, blocks, *found)
+        start = 0
+        for x in stacks:
+            own = (values[start : start + len(x)] for values in found)
+            self._call("ndt_sums", x, len(x), n, f, blocks, *own)
+            start += len(x)
         return found
 
     def stimulus_sums(self, x: Singles, blocks: int, across: bool = False) -> GramSums:
@@ -135,7 +148,7 @@ class Kernels:
             yield from self.eigen(np.stack([*made, np.diag(np.arange(n) % 4.0), np.zeros((n, n))] * 4), min(5, n))
             single = np.stack([x, x[::-1]]).astype(np.float32)
             yield self.gram(single)
-            yield from self.gram_sums(single, 16)
+            yield from self.gram_sums([single[:1], single[1:]], 16)
             for across in (False, True):
                 yield from self.stimulus_sums(np.stack([single] * 9, 1), 16, across)
             yield self.cross(single, single[::-1, :, : n // 2 + 1].copy())

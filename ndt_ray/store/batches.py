@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from ndt_ray.errors import SpecError, did_you_mean
+from ndt_ray.sink import Lists
 from ndt_ray.store.parquet import sort
 from ndt_ray.store.schema import Precision, Table
 
@@ -59,15 +60,17 @@ class Batches:
 def _is_scalar(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.ndim == 0
-    if isinstance(value, list):  # as nearly all are: the next question costs ten times this one
+    if isinstance(value, list | Lists):  # as nearly all are: the next question costs ten times this one
         return False
     return isinstance(value, str | bytes) or not isinstance(value, Sequence)
 
 
 def _chunk(value: Any, rows: int) -> Any:
-    """A copy (the caller may reuse its arrays): an ndarray, or a list."""
+    """A copy (the caller may reuse its arrays): an ndarray, or a list; `Lists` are left alone by their maker."""
     if isinstance(value, np.ndarray) and value.ndim and value.dtype != object:
         return value.copy()
+    if isinstance(value, Lists):
+        return value
     if _is_scalar(value):
         return [value.item() if isinstance(value, np.generic | np.ndarray) else value] * rows
     return list(value)
@@ -76,13 +79,15 @@ def _chunk(value: Any, rows: int) -> Any:
 def _bytes(chunk: Any) -> int:
     if isinstance(chunk, np.ndarray):
         return int(chunk.nbytes)
+    if isinstance(chunk, Lists):
+        return 8 * len(chunk) + chunk.nbytes
     arrays = chunk if chunk and isinstance(chunk[0], np.ndarray) else ()
     return 8 * len(chunk) + sum(getattr(value, "nbytes", 0) for value in arrays)
 
 
 def _column(chunks: list[Any], kind: pa.DataType) -> pa.Array:
     if pa.types.is_list(kind):
-        return pa.concat_arrays([_lists(chunk, kind) for chunk in chunks])
+        return _lists([part for chunk in chunks for part in _matrices(chunk)], kind)
     if all(isinstance(c, np.ndarray) and c.dtype == chunks[0].dtype for c in chunks) and not _masked(chunks):
         chunks = [np.concatenate(chunks)]
     elif not any(isinstance(c, np.ndarray) for c in chunks):
@@ -101,15 +106,29 @@ def _flat(values: Any, kind: pa.DataType) -> pa.Array:
     return pa.array(values, type=kind, from_pandas=True)
 
 
-def _lists(chunk: Any, kind: pa.DataType) -> pa.Array:
-    """A list array from rows that are arrays, sequences or None; a 2-D array is one list a row."""
-    if isinstance(chunk, np.ndarray) and chunk.ndim != 2:
-        raise ValueError(f"one list a row is wanted, but got shape {chunk.shape}")
-    lengths = [0 if row is None else len(row) for row in chunk]
-    flat = [np.asarray(row, dtype=kind.value_type.to_pandas_dtype()) for row in chunk if row is not None]
-    values = np.concatenate(flat) if flat else np.empty(0, kind.value_type.to_pandas_dtype())
+def _matrices(chunk: Any) -> Sequence[np.ndarray | int]:
+    """Lists of a column as parts of `Lists`, from rows that are arrays, sequences or None."""
+    if isinstance(chunk, Lists):
+        return chunk.parts
+    if isinstance(chunk, np.ndarray):
+        if chunk.ndim != 2:
+            raise ValueError(f"one list a row is wanted, but got shape {chunk.shape}")
+        return [chunk]
+    rows = [1 if row is None else np.asarray(row)[None] for row in chunk]
+    if odd := [row.shape[1:] for row in rows if not isinstance(row, int) and row.ndim != 2]:
+        raise ValueError(f"one list a row is wanted, but got shape {odd[0]}")
+    return rows
+
+
+def _lists(parts: Sequence[np.ndarray | int], kind: pa.DataType) -> pa.Array:
+    """A list array of matrices, one list a row, and of rows without any."""
+    dtype = kind.value_type.to_pandas_dtype()
+    lists = [part for part in parts if not isinstance(part, int)]
+    values = np.concatenate([np.asarray(part, dtype=dtype).ravel() for part in lists]) if lists else np.empty(0, dtype)
+    rows = [part if isinstance(part, int) else len(part) for part in parts]
+    lengths = np.repeat([0 if isinstance(part, int) else part.shape[1] for part in parts], rows)
+    null = pa.array(np.repeat([isinstance(part, int) for part in parts], rows), type=pa.bool_())
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int32)]).astype(np.int32)
-    null = pa.array([row is None for row in chunk], type=pa.bool_())
     items = pa.array(values, from_pandas=True).cast(kind.value_type)
     return pa.ListArray.from_arrays(pa.array(offsets), items, type=kind, mask=null)
 

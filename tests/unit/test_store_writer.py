@@ -12,10 +12,13 @@ import pytest
 from store_rows import LAYERS, STEPS, TRIALS, contents, files, local, measure, object_store, part_files, start, train
 
 from ndt_ray.errors import CheckpointError, SpecError, StoreError
+from ndt_ray.sink import Lists
 from ndt_ray.store import filesystem, manifests
 from ndt_ray.store import writer as writer_module
+from ndt_ray.store.batches import Batches
 from ndt_ray.store.manifests import Superseded
 from ndt_ray.store.reader import Store, open_store
+from ndt_ray.store.schema import Column, Table
 from ndt_ray.store.writer import COMMIT_ROWS, COMMIT_SHARE, PackWriter
 
 STATE = {"weights": np.ones(3)}
@@ -429,3 +432,25 @@ def test_attempts_hold_what_may_differ_between_runs(tmp_path: Path) -> None:
     assert rows[0]["error"] == "lane 3 exploded" and rows[0]["fingerprint"] == "cpu"
     assert rows[1]["from_step"] == 4 and rows[1]["to_step"] == STEPS
     assert rows[0]["pid"] == os.getpid() and rows[1]["ended"] >= rows[1]["started"] >= rows[0]["ended"]
+
+
+def test_lists_as_matrices_are_stored_as_lists_row_by_row() -> None:
+    table = Table("t", "", (Column("k", "int32", ""), Column("v", "list:float32", "")), ("k",))
+    matrix = np.arange(6.0).reshape(3, 2)
+    matrix[1, 1] = np.nan
+    column = Lists([matrix, 2, matrix[:1, :1]])
+    assert len(column) == 6 and [None if r is None else r.tolist() for r in (column[2], column[3], column[-1])] == [
+        [4, 5], None, [0],
+    ]  # fmt: skip
+    assert column[3:5] == [None, None]
+    with pytest.raises(IndexError):
+        column[6]
+    one, other = Batches(table, "float32"), Batches(table, "float32")
+    one.add({"k": np.arange(6), "v": column})
+    other.add({"k": np.arange(6), "v": [column[i] for i in range(6)]})
+    assert one.arrow().equals(other.arrow())
+    assert one.arrow()["v"].to_pylist() == [[0, 1], [2, None], [4, 5], None, None, [0]]
+    bad = Batches(table, "float32")
+    bad.add({"k": [0], "v": [3.0]})
+    with pytest.raises(SpecError, match="column v .*one list a row"):
+        bad.arrow()
