@@ -61,8 +61,8 @@ class Kernels:
         return out
 
     def gram_sums(self, stacks: Sequence[Singles], blocks: int) -> GramSums:
-        """All sums over stimuli of matrices `[k, n, f]` with one row a stimulus, of stacks that are alike in n and f, one
-        after the other; row a is of block a mod `blocks`."""
+        """All sums over stimuli of matrices `[k, n, f]` with one row a stimulus, of stacks alike in n and f, one after
+        the other; row a is of block a mod `blocks`."""
         count, (n, f) = sum(map(len, stacks)), stacks[0].shape[1:]
         square, vector = (count, f, f), (count,)
         shapes = (
