@@ -31,6 +31,14 @@ class GramSums(NamedTuple):
     means: Floats
 
 
+def _room(count: int, stimuli: int, f: int, sums: int, blocks: int) -> GramSums:
+    """Arrays for so many matrices of f features and sums of each stimulus; every block has the same room."""
+    square, vector = (count, f, f), (count,)
+    padded = (count, sums, -(-stimuli // blocks) * blocks)
+    shapes = (square, square, vector, padded, vector, (count, 4, blocks), (count, stimuli, f))
+    return GramSums(*(np.empty(shape) for shape in shapes))
+
+
 class Kernels:
     """The functions of a loaded library; arrays must be contiguous."""
 
@@ -64,17 +72,7 @@ class Kernels:
         """All sums over stimuli of matrices `[k, n, f]` with one row a stimulus, of stacks alike in n and f, one after
         the other; row a is of block a mod `blocks`."""
         count, (n, f) = sum(map(len, stacks)), stacks[0].shape[1:]
-        square, vector = (count, f, f), (count,)
-        shapes = (
-            square,
-            square,
-            vector,
-            (count, 1, -(-n // blocks) * blocks),
-            vector,
-            (count, 4, blocks),
-            (count, n, f),
-        )
-        found = GramSums(*(np.empty(shape) for shape in shapes))
+        found = _room(count, n, f, 1, blocks)
         start = 0
         for x in stacks:
             own = (values[start : start + len(x)] for values in found)
@@ -85,17 +83,7 @@ class Kernels:
     def stimulus_sums(self, x: Singles, blocks: int, across: bool = False) -> GramSums:
         """The same of lanes `[k, p, n, f]` with n rows a stimulus; of `[k, p, f, n]` if `across`."""
         count, p, n, f = (*x.shape[:2], x.shape[3], x.shape[2]) if across else x.shape
-        square, vector = (count, f, f), (count,)
-        shapes = (
-            square,
-            square,
-            vector,
-            (count, 5, -(-p // blocks) * blocks),
-            vector,
-            (count, 4, blocks),
-            (count, p, f),
-        )
-        found = GramSums(*(np.empty(shape) for shape in shapes))
+        found = _room(count, p, f, 5, blocks)
         self._call("ndt_stimulus_sums", x, count, p, n, f, int(across), blocks, *found)
         return found
 
