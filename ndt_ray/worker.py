@@ -74,18 +74,18 @@ def prepared(gpus: float) -> Iterator[torch.device]:
     sweep may be run from a notebook.
     """
     device, threads, limits = pick_device(gpus), torch.get_num_threads(), threadpool_limits(limits=1)
-    configure(device)
     generators = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
-    torch.set_default_dtype(torch.float32)
-    torch.set_grad_enabled(True)
-    torch.set_flush_denormal(False)
-    torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002
-    random.seed(0)
-    if device.type == "cuda" and gpus < 1:
-        torch.cuda.set_per_process_memory_fraction(gpus)  # Ray counts GPUs, it does not divide their memory
     try:
+        configure(device)
+        torch.set_default_dtype(torch.float32)
+        torch.set_grad_enabled(True)
+        torch.set_flush_denormal(False)
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        random.seed(0)
+        if device.type == "cuda" and gpus < 1:
+            torch.cuda.set_per_process_memory_fraction(gpus)  # Ray counts GPUs, it does not divide their memory
         yield device
     finally:
         torch.set_default_dtype(dtype)

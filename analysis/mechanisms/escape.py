@@ -2,7 +2,8 @@
 
 A layer leaves its initialisation by the end of its initial transient (`transients`), which is no event: what changes
 there is told here. Much changes early because everything does; so a change is compared with an even course, in which
-the part of it that is done is the part of the run that is over.
+the part of it that is done is the part of the run that is over. Similarity to the first or last network is left out: it
+is 1 there by definition, so that of a network which only jitters it falls at once.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.mechanisms.before_after import BATTERY, DEARER, panel_of
 from ndt_ray.analysis.mechanisms.changes import metric_test, with_q
 from ndt_ray.analysis.mechanisms.matching import arms
-from ndt_ray.analysis.mechanisms.tables import SIMILARITY, WHOLE
+from ndt_ray.analysis.mechanisms.tables import WHOLE
 from ndt_ray.errors import SpecError
 from ndt_ray.store.schema import Column, Table
 
@@ -27,7 +28,7 @@ ESCAPE = Table(
     "What changes while layers leave their initialisation, against an even course over the run; by cell.",
     (
         Column("cell", "string", "everything but seeds and controls, short, and the control where there is one"),
-        Column("layer", "string", "module path; * for the network, which settles when half of its layers have"),
+        Column("layer", "string", "module path; * for the network, which settles with the median of its layers"),
         Column("metric", "string", "name of the metric"),
         Column("n_trials", "int32", "trials with a value at all three steps: the unit"),
         Column("settled", "float64", "mean step at which the layer's initial transient ends", "steps"),
@@ -69,7 +70,7 @@ class Escape:
 
 @analysis(
     name="escape",
-    reads=("trials", "transients", SIMILARITY.name, *(table.name for table in BATTERY)),
+    reads=("trials", "transients", *(table.name for table in BATTERY)),
     writes=(ESCAPE,),
     per="sweep",
     optional=tuple(table.name for table in DEARER),
@@ -77,11 +78,11 @@ class Escape:
 def escape(data: AnalysisInput, *, measure: str = "participation_ratio") -> dict[str, pd.DataFrame]:
     """What changes while layers leave their initialisation, beyond an even course: the battery until they settle.
 
-    A layer has settled where the initial transient of `measure` ends, in all of its views. A metric that has no network
-    between that and the end of the run (see `checkpoint` in the sweep) is named, and untested.
+    A layer has settled where the initial transient of `measure` ends in the last of its views. Where there is none, or
+    no network between its end and that of the run (see `checkpoint` in the sweep), a metric is named, and untested.
     """
     trials, transients = data.frame("trials"), data.frame("transients")
-    panel = panel_of([data.frame(table.name) for table in (*BATTERY, *DEARER)], data.frame(SIMILARITY.name))
+    panel = panel_of([data.frame(table.name) for table in (*BATTERY, *DEARER)], pd.DataFrame())
     if trials.empty or transients.empty or not panel:
         return {ESCAPE.name: pd.DataFrame()}
     known = set(transients["measure"])
@@ -92,25 +93,30 @@ def escape(data: AnalysisInput, *, measure: str = "participation_ratio") -> dict
     groups: dict[tuple[str, str, str], dict[str, Escape | str]] = {}
     for (trial, layer, metric), values in panel.items():
         if trial in cells and len(values) > 1 and 0 in values:
-            found = _escape(values, settled.get((trial, layer), settled.get((trial, WHOLE))))
+            # Attention and its like are no measured layers: they settle with the network.
+            found = _escape(values, settled.get((trial, layer), settled.get((trial, WHOLE), np.nan)))
             groups.setdefault((cells[trial], layer, metric), {})[trial] = found
     return {ESCAPE.name: with_q(pd.DataFrame(_rows(groups)))}
 
 
 def settling(transients: pd.DataFrame) -> dict[tuple[str, str], float]:
-    """Step at which each (trial, layer) has settled, the last of its views; (trial, *): the median of its layers."""
-    fitted = transients[transients["flag"].isna()]
-    by_layer = fitted.groupby(["trial_id", "layer"])["ends"].max().astype(np.float64)
+    """Step at which each (trial, layer) has settled, the last of its views; (trial, *): the median of its layers.
+
+    0 without any transient; NaN for a layer that is constant or has too few measurements to tell.
+    """
+    ends = transients["ends"].astype(np.float64).where(transients["flag"].isna())
+    ends = ends.mask(transients["flag"] == "none", 0.0)
+    by_layer = ends.groupby([transients["trial_id"], transients["layer"]]).max()
     whole = by_layer.groupby(level="trial_id").median()
     return {**by_layer.to_dict(), **{(trial, WHOLE): step for trial, step in whole.items()}}
 
 
-def _escape(values: Mapping[int, float], settled: float | None) -> Escape | str:
+def _escape(values: Mapping[int, float], settled: float) -> Escape | str:
     """None of it, with the reason, where the layer has no transient or no network between its end and the last."""
-    if settled is None:
+    if not settled > 0:
         return NO_TRANSIENT
     steps = sorted(values)
-    between = [step for step in steps[:-1] if step >= max(settled, 1)]
+    between = [step for step in steps[:-1] if step >= settled]
     if not between:
         return NO_CHECKPOINT
     step, last = between[0], steps[-1]

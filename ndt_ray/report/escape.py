@@ -35,8 +35,8 @@ def _claims(source: Source, answer: Answer) -> Iterator[Claim]:
     found = tested[tested["q"] <= ALPHA]
     what = f"{count(len(tested), 'metric')} of layers and networks"
     if found.empty:
-        text = f"No metric changes faster than an even course while layers leave their initialisation: of {what} the"
-        text += f" smallest q is {number(tested['q'].min())} (Benjamini-Hochberg)."
+        text = "No metric changes otherwise than an even course would while layers leave their initialisation:"
+        text += f" of {what} the smallest q is {number(tested['q'].min())} (Benjamini-Hochberg)."
         yield Claim(text, "nothing", answer.sql)
         return
     named = listed((_spoken(source, row) for _, row in found.head(SPOKEN).iterrows()), most=SPOKEN)

@@ -28,12 +28,15 @@ def browser() -> str | None:
 def printed(html: bytes) -> bytes:
     """A self-contained page as PDF. SpecError where no browser is found, or where it fails."""
     program = browser()
+    if program is None and (named := os.environ.get("NDT_BROWSER")):
+        raise SpecError(f"a PDF is printed by a browser, and NDT_BROWSER={named} is none that can be run")
     if program is None:
         raise SpecError(
             f"a PDF is printed by a browser, and none of {', '.join(BROWSERS)} is on the PATH: install one, name it in "
             "NDT_BROWSER, or write .html and print that"
         )
-    with tempfile.TemporaryDirectory(prefix="ndt-pdf-") as name:
+    # Children of the browser may still write into its profile when it has ended.
+    with tempfile.TemporaryDirectory(prefix="ndt-pdf-", ignore_cleanup_errors=True) as name:
         page, made = Path(name, "report.html"), Path(name, "report.pdf")
         page.write_bytes(html)
         # As root, as in most containers, Chromium does not start with its sandbox; it opens nothing but this page.

@@ -48,7 +48,7 @@ class Batches:
         for field in self.schema:
             try:
                 columns.append(_column(self._chunks[field.name], field.type))
-            except (pa.ArrowException, ValueError, TypeError) as error:
+            except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
                 detail = (str(error).splitlines() or [""])[0]
                 raise SpecError(f"table {self.table.name}, column {field.name} ({field.type}): {detail}") from error
         rows = pa.table(columns, schema=self.schema)
@@ -87,7 +87,7 @@ def _bytes(chunk: Any) -> int:
 
 def _column(chunks: list[Any], kind: pa.DataType) -> pa.Array:
     if pa.types.is_list(kind):
-        return _lists([part for chunk in chunks for part in _matrices(chunk)], kind)
+        return _lists([part for chunk in chunks for part in _matrices(chunk, kind)], kind)
     if all(isinstance(c, np.ndarray) and c.dtype == chunks[0].dtype for c in chunks) and not _masked(chunks):
         chunks = [np.concatenate(chunks)]
     elif not any(isinstance(c, np.ndarray) for c in chunks):
@@ -106,7 +106,7 @@ def _flat(values: Any, kind: pa.DataType) -> pa.Array:
     return pa.array(values, type=kind, from_pandas=True)
 
 
-def _matrices(chunk: Any) -> Sequence[np.ndarray | int]:
+def _matrices(chunk: Any, kind: pa.DataType) -> Sequence[np.ndarray | int]:
     """Lists of a column as parts of `Lists`, from rows that are arrays, sequences or None."""
     if isinstance(chunk, Lists):
         return chunk.parts
@@ -114,7 +114,9 @@ def _matrices(chunk: Any) -> Sequence[np.ndarray | int]:
         if chunk.ndim != 2:
             raise ValueError(f"one list a row is wanted, but got shape {chunk.shape}")
         return [chunk]
-    rows = [1 if row is None else np.asarray(row)[None] for row in chunk]
+    dtype = kind.value_type.to_pandas_dtype()
+    # Here, where NumPy refuses Python's numbers that do not fit; of arrays it wraps them.
+    rows = [1 if row is None else np.asarray(row, dtype=dtype)[None] for row in chunk]
     if odd := [row.shape[1:] for row in rows if not isinstance(row, int) and row.ndim != 2]:
         raise ValueError(f"one list a row is wanted, but got shape {odd[0]}")
     return rows

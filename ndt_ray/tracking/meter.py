@@ -1,5 +1,6 @@
 """From what was seen of some layers at one step to rows of the tables, those of lost layers included."""
 
+import functools
 import hashlib
 import json
 import math
@@ -77,7 +78,6 @@ class Meter:
         self._index: dict[str, int] = {}
         self._view: dict[str, str] = {}
         self._waiting: list[_Measured] = []
-        self._threads = ThreadpoolController()
 
     def measure(self, step: int, seen: Seen, order: Mapping[str, int], scalars: Mapping[str, Any]) -> None:
         """Measure a step; `order` is that of execution, by path, `scalars` are its columns in that table."""
@@ -145,7 +145,7 @@ class Meter:
         """One thread where no output is large: there more save nothing, and wait for each other where cores are busy (3
         layers of an MLP on 2 cores at a load of 4 to 5: 13 to 15 ms a step instead of 240 to 450, n = 3)."""
         sizes = [math.prod(o.shape) * min(len(o), o.shape[-1]) for o in outputs if isinstance(o, Tensor) and o.ndim > 1]
-        return self._threads.limit(limits=1) if max(sizes, default=0) <= ONE_THREAD else nullcontext()
+        return _controller().limit(limits=1) if max(sizes, default=0) <= ONE_THREAD else nullcontext()
 
     def _place(self, order: Mapping[str, int]) -> None:
         """Give layers that ran for the first time the next places, in the order in which they ran."""
@@ -217,6 +217,12 @@ class Meter:
         # A layer that has never run has no place yet: a negative one, of its own, for rows need different keys.
         unplaced = {name: -1 - i for i, (name, _) in enumerate(self.layers.values())}
         return name, self._index.get(name, unplaced[name]), self._view.get(name, NEVER_SEEN)
+
+
+@functools.cache
+def _controller() -> ThreadpoolController:
+    """Of the libraries loaded by the first measurement. Not a tracker's own: it cannot be copied, and they are."""
+    return ThreadpoolController()
 
 
 def _joined(parts: Sequence[Any]) -> Any:

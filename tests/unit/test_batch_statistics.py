@@ -1,12 +1,14 @@
 """How odd mini-batches were: the seed says which they were, and both statistics have known values."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from ndt_ray.analysis.events import batches as batches_module
 from ndt_ray.analysis.events.batches import batch_statistics, drawn_again
 from ndt_ray.data import load
 from ndt_ray.lanes.batches import Batches
@@ -62,3 +64,22 @@ def test_only_trials_of_a_sweep_on_the_same_data_have_them():
     gone = trial({"name": "arrays", "path": "gone.npz"}).model_dump_json()
     assert drawn_again(rows.assign(spec=gone), notes) is None and "gone.npz" in notes[-1]
     assert drawn_again(rows.drop(columns="data_hash"), notes) is None
+
+
+def test_large_intervals_take_no_more_room_than_a_batch():
+    """2,000 updates of 512 samples in one interval: gathered at once they were 262 MB."""
+    tracemalloc.start()
+    batch_statistics(trial(batch=512, steps=2000), DIGITS, np.array([0, 2000]))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+
+
+def test_each_data_set_is_read_once_for_all_trials(monkeypatch):
+    made = [Trial.model_validate({**trial().model_dump(), "seed": seed}) for seed in range(4)]
+    loads = []
+    monkeypatch.setattr(batches_module, "load", lambda *given: loads.append(given) or DIGITS)
+    rows = pd.DataFrame({"spec": [t.model_dump_json() for t in made], "data_hash": DIGITS.hash})
+    again = drawn_again(rows, [])
+    found = [again(row, np.array([0, 5])) for row in rows.to_dict("records")]
+    assert len(loads) == 1 and len({table["batch_inputs"].iloc[0] for table in found}) == 4

@@ -60,12 +60,25 @@ def test_even_courses_are_rejected_at_the_nominal_rate() -> None:
     assert (run(courses)["p"] <= 0.05).mean() <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 400)
 
 
-def test_the_network_settles_with_half_of_its_layers_and_the_last_view_counts() -> None:
+def test_the_network_settles_with_its_median_layer_and_the_last_view_counts() -> None:
     names = trials(("mlp",), 1)
     found = settling(transients(names))
     trial = names["trial_id"].iloc[0]
-    assert found == {(trial, "a"): 30, (trial, "b"): 90, (trial, "*"): 60}
-    assert run({("*", "nc1"): STEPS / 100.0}).loc[("*", "nc1"), "step"] == 100
+    assert found == {
+        (trial, "a"): 30,
+        (trial, "b"): 90,
+        (trial, "c"): 0,
+        (trial, "*"): 30,
+    }  # c is settled from the start
+    rows = run({("*", "nc1"): STEPS / 100.0, ("c", "m"): STEPS / 100.0, ("c.attn", "m"): STEPS / 100.0})
+    assert rows.loc[("*", "nc1"), "settled"] == pytest.approx(
+        (30 + 5 * 60) / 6
+    )  # c was planted in the first trial only
+    assert rows.loc[("c.attn", "m"), "step"] > 0  # no measured layer: it settles with the network
+    alone = run({("c", "m"): STEPS / 100.0}, seeds=1)
+    assert alone.loc[("c", "m"), "flag"] == "no_transient"
+    constant = transients(names).assign(flag="constant")
+    assert np.isnan(list(settling(constant).values())).all()
 
 
 def test_what_cannot_be_told_is_named() -> None:

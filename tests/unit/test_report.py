@@ -655,7 +655,7 @@ def test_a_report_is_written_beside_its_sweep_or_where_asked(whole: Store, tmp_p
     ("q", "flag", "kind", "said"),
     [
         (0.01, None, "finding", r"2 of 3 metrics .* 80 % of the change of loss by 5 % of the run \(mlp, q = 0\.01\)"),
-        (0.4, None, "nothing", r"No metric changes faster than an even course .* smallest q is 0\.4 "),
+        (0.4, None, "nothing", r"No metric changes otherwise than an even course .* smallest q is 0\.4 "),
         (None, "no_checkpoint", "caution", r"could not be tested: no checkpoint \(3\)"),
     ],
 )
@@ -711,6 +711,9 @@ def test_a_pdf_needs_a_browser_that_works(
     with pytest.raises(SpecError, match=said):
         write_report(whole, SWEEP, tmp_path / "r.pdf")
     assert not (tmp_path / "r.pdf").exists()
+    monkeypatch.setenv("NDT_BROWSER", "/nowhere/chrome")
+    with pytest.raises(SpecError, match="NDT_BROWSER=/nowhere/chrome is none"):
+        write_report(whole, SWEEP, tmp_path / "r.pdf")
 
 
 def test_a_table_of_the_markdown_is_cut_short_and_says_so() -> None:

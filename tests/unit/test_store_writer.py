@@ -450,7 +450,11 @@ def test_lists_as_matrices_are_stored_as_lists_row_by_row() -> None:
     other.add({"k": np.arange(6), "v": [column[i] for i in range(6)]})
     assert one.arrow().equals(other.arrow())
     assert one.arrow()["v"].to_pylist() == [[0, 1], [2, None], [4, 5], None, None, [0]]
-    bad = Batches(table, "float32")
-    bad.add({"k": [0], "v": [3.0]})
-    with pytest.raises(SpecError, match="column v .*one list a row"):
-        bad.arrow()
+    for kind, row, said in (
+        ("list:float32", 3.0, "one list a row"),
+        ("list:int32", [2**40], "too large|out of bounds"),
+    ):
+        bad = Batches(Table("t", "", (Column("k", "int32", ""), Column("v", kind, "")), ("k",)), "float32")
+        bad.add({"k": [0], "v": [row]})
+        with pytest.raises(SpecError, match=f"column v .*({said})"):
+            bad.arrow()

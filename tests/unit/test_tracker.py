@@ -274,6 +274,13 @@ def test_a_forgotten_tracker_takes_its_hooks_with_it(tmp_path: Path) -> None:
     assert open_store(tmp_path / "store").tables()["measurements"] == 6
 
 
+def test_what_holds_a_tracker_can_be_copied() -> None:
+    owner = mlp()
+    owner.tracker = HighFrequencyTracker(mlp(), 1)  # type: ignore[assignment]
+    copied = copy.deepcopy(owner)
+    assert isinstance(copied.tracker, HighFrequencyTracker)
+
+
 def test_copies_of_a_tracked_model_are_not_tracked() -> None:
     model = mlp()
     tracker = HighFrequencyTracker(model, 1)
