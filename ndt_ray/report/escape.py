@@ -11,7 +11,7 @@ from ndt_ray.report.words import count, level, listed, number, readable, share
 
 SPOKEN = 5
 """Findings that a sentence names."""
-COLUMNS = ("cell", "layer", "metric", "share", "time_share", "n_trials", "p", "q", "flag")
+COLUMNS = ("cell", "layer", "metric", "initial", "after", "final", "share", "time_share", "n_trials", "p", "q", "flag")
 
 
 def escaping(source: Source, section: Section) -> Section:
@@ -47,8 +47,12 @@ def _claims(source: Source, answer: Answer) -> Iterator[Claim]:
 
 
 def _spoken(source: Source, row: "pd.Series[object]") -> str:
-    where = "" if row["layer"] == "*" else f" of {row['layer']}"
-    done = "" if pd.isna(row["share"]) else f"{share(float(row['share']), 1.0)} of the change of "
+    name = readable(str(row["metric"])) + ("" if row["layer"] == "*" else f" of {row['layer']}")
+    if 0 <= float(row["share"]) <= 1:
+        said = f"{share(float(row['share']), 1.0)} of the change of {name}"
+    else:  # it comes back, or goes on the other way: a share of the whole change says little
+        said = (
+            f"{name} goes from {number(row['initial'])} to {number(row['after'])} ({number(row['final'])} at the end)"
+        )
     time = share(float(row["time_share"]), 1.0)
-    label = source.label(row["cell"])
-    return f"{done}{readable(str(row['metric']))}{where} by {time} of the run ({label}, q {level(row['q'])})"
+    return f"{said} by {time} of the run ({source.label(row['cell'])}, q {level(row['q'])})"

@@ -654,7 +654,13 @@ def test_a_report_is_written_beside_its_sweep_or_where_asked(whole: Store, tmp_p
 @pytest.mark.parametrize(
     ("q", "flag", "kind", "said"),
     [
-        (0.01, None, "finding", r"2 of 3 metrics .* 80 % of the change of loss by 5 % of the run \(mlp, q = 0\.01\)"),
+        (
+            0.01,
+            None,
+            "finding",
+            r"2 of 3 metrics .* 80 % of the change of loss by 5 % of the run \(mlp, q = 0\.01\)"
+            r" and nc3 goes from 1 to 5 \(2 at the end\) by",
+        ),
         (0.4, None, "nothing", r"No metric changes otherwise than an even course .* smallest q is 0\.4 "),
         (None, "no_checkpoint", "caution", r"could not be tested: no checkpoint \(3\)"),
     ],
@@ -665,6 +671,7 @@ def test_what_changes_while_layers_leave_their_initialisation_is_told(
     store = planted.planted(tmp_path)
     row = {"cell": "mlp", "layer": "*", "n_trials": 6, "share": 0.8, "time_share": 0.05, "effect": 3.0, "flag": flag}
     rows = [row | {"metric": name, "p": p, "q": p} for name, p in (("nc3", q), ("loss", q), ("nc1", q and 0.9))]
+    rows[0] |= {"share": 4.0, "initial": 1.0, "after": 5.0, "final": 2.0}  # it comes back
     planted.put(store, "escape", {"escape": rows})
     section = next(s for s in collect(store, SWEEP).sections if s.id == "transients")
     (claim,) = [c for c in section.claims if "leave their initialisation" in c.text]

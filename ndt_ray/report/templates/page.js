@@ -23,7 +23,7 @@
   // Paper has no room for more columns: such a table stays folded, and says where it is.
   const widest = 16;
   addEventListener("beforeprint", () => {
-    for (const fold of document.querySelectorAll(".fold")) fold.open = fold.querySelectorAll("th").length <= widest;
+    for (const fold of document.querySelectorAll(".fold")) if (fold.querySelectorAll("th").length <= widest) fold.open = true;
     if (isDark()) { root.dataset.theme = "light"; showTheme(); redraw(); } });
 
   // Charts: drawn when they come near the window, the others while nothing else is to be done.
