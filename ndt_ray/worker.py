@@ -73,7 +73,7 @@ def prepared(gpus: float) -> Iterator[torch.device]:
     Nothing of ours draws from the global generators, but a user's module may. Outside, they are as they were: a
     sweep may be run from a notebook.
     """
-    device, threads, limits = pick_device(gpus), torch.get_num_threads(), threadpool_limits(limits=1)
+    device, threads, limits = pick_device(gpus), torch.get_num_threads(), threadpool_limits()
     generators = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
     try:

@@ -184,7 +184,7 @@ class InlinePool:
     """One attempt at a time, in this process: breakpoints work, and a crash is a crash.
 
     On one thread, as Ray's workers: last bits of products and decompositions depend on how many there are, and two
-    threads that wait for a busy core in turn make small ones up to a hundred times slower.
+    threads that wait for a busy core in turn can make small ones a hundred times slower.
     """
 
     def __init__(self, jobs: tuple[Job, ...]) -> None:

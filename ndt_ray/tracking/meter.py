@@ -1,10 +1,8 @@
 """From what was seen of some layers at one step to rows of the tables, those of lost layers included."""
 
-import functools
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -12,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 
 from ndt_ray.errors import NdtError
@@ -26,8 +23,6 @@ from ndt_ray.tracking.watch import Seen
 
 LOST, FEW = "lost", "few_rows"
 NOT_RUN = "did not run"
-ONE_THREAD = 2**28
-"""Products of a layer's Gram matrix, some 10 ms of one core, up to which one thread measures it."""
 NEVER_SEEN = "none"
 """View in the rows of a layer that has not run yet, so that it is not known what it puts out."""
 
@@ -91,7 +86,7 @@ class Meter:
                     found.append((self._layer(name, kind, seen.outputs[path]), seen.outputs[path]))
                 except Exception as error:  # the row says lost, and the reason is told
                     lost[path] = _why(error)
-        with torch.no_grad(), _on_host(), self._threads_for(output for _, output in found):
+        with torch.no_grad(), _on_host():
             spectra, failed = self._spectra_of(sorted(found, key=lambda pair: pair[0].index))
             velocity = [] if self._velocity is None else [self._tracker(s).update(step, [0], [s]) for s in spectra]
         reasons = {self.layers[path][0]: why for path, why in lost.items()} | failed
@@ -140,12 +135,6 @@ class Meter:
                 self._tracker(name).load(part)
 
     # -- one step --------------------------------------------------------------------------------------------------
-
-    def _threads_for(self, outputs: Iterable[Any]) -> AbstractContextManager[Any]:
-        """One thread where no output is large: there more save nothing, and wait for each other where cores are busy (3
-        layers of an MLP on 2 cores at a load of 4 to 5: 13 to 15 ms a step instead of 240 to 450, n = 3)."""
-        sizes = [math.prod(o.shape) * min(len(o), o.shape[-1]) for o in outputs if isinstance(o, Tensor) and o.ndim > 1]
-        return _controller().limit(limits=1) if max(sizes, default=0) <= ONE_THREAD else nullcontext()
 
     def _place(self, order: Mapping[str, int]) -> None:
         """Give layers that ran for the first time the next places, in the order in which they ran."""
@@ -217,12 +206,6 @@ class Meter:
         # A layer that has never run has no place yet: a negative one, of its own, for rows need different keys.
         unplaced = {name: -1 - i for i, (name, _) in enumerate(self.layers.values())}
         return name, self._index.get(name, unplaced[name]), self._view.get(name, NEVER_SEEN)
-
-
-@functools.cache
-def _controller() -> ThreadpoolController:
-    """Of the libraries loaded by the first measurement. Not a tracker's own: it cannot be copied, and they are."""
-    return ThreadpoolController()
 
 
 def _joined(parts: Sequence[Any]) -> Any:

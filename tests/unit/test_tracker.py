@@ -19,18 +19,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor, nn
 
 from ndt_ray import HighFrequencyTracker, JumpDetector, native
 from ndt_ray.errors import SpecError, StoreError
 from ndt_ray.jobs import ForeignFingerprint
 from ndt_ray.measurement.measures import participation_ratio, stable_rank
-from ndt_ray.measurement.spectra import measure_layers
 from ndt_ray.store import writer as writer_module
 from ndt_ray.store.filesystem import Location
 from ndt_ray.store.reader import open_store
-from ndt_ray.tracking import meter as meter_module
 from ndt_ray.tracking import recording as recording_module
 from ndt_ray.tracking import tracker as tracker_module
 from ndt_ray.tracking.overhead import Overhead, Stopwatch
@@ -226,27 +223,6 @@ def test_training_is_bit_identical_with_and_without(how: str, tmp_path: Path) ->
     assert losses == tracked_losses
     assert all(torch.equal(state[name], tracked_state[name]) for name in state)
     assert torch.equal(generators[0], tracked_generators[0]) and generators[1:] == tracked_generators[1:]
-
-
-@pytest.mark.parametrize(("most", "threads"), [(2**28, {1}), (0, {2})])
-def test_small_layers_are_measured_on_one_thread_and_large_ones_on_all(
-    most: int, threads: set[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[set[int]] = []
-
-    def look(*given: Any, **more: Any) -> Any:
-        seen.append(blas())
-        return measure_layers(*given, **more)
-
-    def blas() -> set[int]:
-        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
-
-    monkeypatch.setattr(meter_module, "measure_layers", look)
-    monkeypatch.setattr(meter_module, "ONE_THREAD", most)
-    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
-    with threadpool_limits(limits=2, user_api="blas"), HighFrequencyTracker(model, sampling_frequency=1) as tracker:
-        model(torch.randn(20, 6))
-        assert tracker.log(0) and seen[-1] == threads and blas() == {2}
 
 
 def test_closing_takes_every_hook_off() -> None:
