@@ -6,7 +6,7 @@ sees them, for every memory of a grid, so that the likelihood of all events in m
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.signal import lfilter
 from scipy.special import expit
 
-from ndt_ray.analysis.detection import Floats
+from ndt_ray.analysis.detection import Floats, Ints
 from ndt_ray.analysis.detection.kept import Kept
 
 Singles = NDArray[np.float32]
@@ -140,12 +140,14 @@ class Whitened:
     """The atoms as noise of one memory sees them: whitened, without the whitened trend, of unit length.
 
     `basis [n, columns]`: orthonormal whitened trend. `units [n, atoms]`, float32: a whitened series times these is
-    every atom's signed root of the residual energy that it explains; 0 for atoms that the trend swallows.
+    every atom's signed root of the residual energy that it explains; 0 for atoms that the trend swallows. `inverse
+    [atoms]`: what an atom's values, whitened and without the trend, were multiplied by.
     """
 
     memory: Memory
     basis: Floats
     units: Singles
+    inverse: Floats
 
 
 def whiten(values: Floats, memory: Memory) -> Floats:
@@ -191,8 +193,93 @@ def _whitened(n: int, shape: Shape, memory: Memory) -> Whitened:
     centred = seen - basis[:, :1] @ (basis[:, :1].T @ seen)
     least = np.where([kind == "kink" for kind in known.kind], SWALLOWED_KINK, SWALLOWED)
     swallowed = left < least * np.einsum("ij,ij->j", centred, centred)
-    unit = np.where(swallowed, 0.0, rest / np.sqrt(np.where(swallowed, 1.0, left)))
-    return Whitened(memory, basis, unit.astype(np.float32))
+    inverse = np.where(swallowed, 0.0, 1 / np.sqrt(np.where(swallowed, 1.0, left)))
+    return Whitened(memory, basis, (rest * inverse).astype(np.float32), inverse)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every memory of a grid at once: `whiten` and its transpose of series `[memories, count, n]`, each by its own.
+
+    `roots [memories, most]`, with 0 for none, and `moving`: which memories have which roots of a moving average.
+    `scaling [memories]`: their `log_scaling`.
+    """
+
+    roots: Floats
+    moving: Mapping[tuple[float, ...], Ints]
+    scaling: Floats
+
+    def whiten(self, values: Floats) -> Floats:
+        """Innovations of series `[count, n]` under every memory, `[memories, count, n]`, or of such an array."""
+        values = np.broadcast_to(values, (len(self.roots), *values.shape[-2:])).copy()
+        for root in self.roots.T[:, :, None]:
+            left = values.copy()
+            left[..., 1:] -= root[..., None] * values[..., :-1]
+            left[..., 0] *= np.sqrt(1 - root * root)
+            values = left
+        return self._moved(values, 1)
+
+    def transposed(self, values: Floats) -> Floats:
+        """Series times the transpose of the matrix that whitens."""
+        values = self._moved(values.copy(), -1)
+        for root in self.roots.T[::-1, :, None]:
+            left = values.copy()
+            left[..., 0] *= np.sqrt(1 - root * root)
+            left[..., :-1] -= root[..., None] * values[..., 1:]
+            values = left
+        return values
+
+    def _moved(self, values: Floats, direction: int) -> Floats:
+        for moving, rows in self.moving.items():
+            some = values[rows][..., ::direction]
+            for root in moving:
+                some = lfilter([1.0], [1.0, -root], some, axis=-1)
+            values[rows] = some[..., ::direction]
+        return values
+
+
+@functools.lru_cache(maxsize=6)
+def grid(memories: tuple[Memory, ...]) -> Grid:
+    """These memories, at once."""
+    roots = np.zeros((len(memories), max(len(memory.roots) for memory in memories)))
+    moving: dict[tuple[float, ...], list[int]] = {}
+    for j, memory in enumerate(memories):
+        roots[j, : len(memory.roots)] = memory.roots
+        if memory.moving:
+            moving.setdefault(memory.moving, []).append(j)
+    scaling = np.array([log_scaling(memory) for memory in memories])
+    return Grid(roots, {key: np.array(rows) for key, rows in moving.items()}, scaling)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """What a few series need of the dictionaries of all memories of a grid: the atoms themselves stay as they are.
+
+    `basis [memories, n, columns]` and `inverse [memories, atoms]` as in `Whitened`.
+    """
+
+    grid: Grid
+    basis: Floats
+    inverse: Floats
+
+    def innovations(self, values: Floats) -> Floats:
+        """Series `[count, n]`, or `[memories, count, n]`, whitened and without the whitened trend."""
+        seen = self.grid.whiten(values)
+        return np.asarray(seen - (seen @ self.basis) @ self.basis.transpose(0, 2, 1))
+
+    def products(self, seen: Floats, atoms: Floats) -> Floats:
+        """Innovations `[memories, count, n]` times every atom's `[n, atoms]`, those of unit length."""
+        return np.asarray((self.grid.transposed(seen) @ atoms) * self.inverse[:, None])
+
+
+def bank(n: int, shape: Shape, memories: Sequence[Memory]) -> Bank:
+    """All memories of a grid for n measurements."""
+    return _kept.get((n, shape, tuple(memories), "bank"), lambda: _bank(n, shape, memories), lambda b: b.basis.nbytes)
+
+
+def _bank(n: int, shape: Shape, memories: Sequence[Memory]) -> Bank:
+    each = [whitened(n, shape, memory) for memory in memories]
+    return Bank(grid(tuple(memories)), np.stack([w.basis for w in each]), np.stack([w.inverse for w in each]))
 
 
 @dataclass(frozen=True)

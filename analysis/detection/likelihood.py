@@ -6,6 +6,7 @@ estimated anew on either side, neither drift nor memory nor a changing scale pas
 of the largest gain hardly depends on them, and surrogates that go through the same steps settle the rest.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from ndt_ray.analysis.detection.atoms import (
     Singles,
     Whitened,
     apart,
+    atoms,
+    bank,
     log_scaling,
     products,
     trend,
@@ -31,7 +34,8 @@ EVENTS = 2
 IMPLAUSIBLE = 120.0
 """Twice the log likelihood by which another memory explains a null series better than one that is not tried."""
 MANY, MOST_PRODUCTS = 64, 1500
-"""Series from which on, and atoms up to which, the products of every two atoms are kept (at most 9 MB a memory)."""
+"""Series from which on each memory's dictionary is worth its reading, and atoms up to which the products of every two
+are kept (at most 9 MB a memory)."""
 _TINY = 1e-12
 
 
@@ -57,14 +61,18 @@ def standardised(values: Floats, shape: Shape, even: bool = False) -> tuple[Floa
 
     Where it is `even`, the scale is 1, and there are no spikes.
     """
-    n = values.shape[-1]
-    basis, _ = np.linalg.qr(trend(n))
+    basis = _basis(values.shape[-1])
     rest = values - (values @ basis) @ basis.T
     if even:
         return rest, np.ones_like(rest)
     scale = local_scale(rest)
     rest = rest / scale
     return (despiked(rest) if shape == "level" else rest), scale
+
+
+@functools.lru_cache(maxsize=6)
+def _basis(n: int) -> Floats:
+    return np.asarray(np.linalg.qr(trend(n))[0])
 
 
 def local_scale(rest: Floats) -> Floats:
@@ -82,6 +90,7 @@ def local_scale(rest: Floats) -> Floats:
     return np.asarray(np.maximum(local, np.where(floor > 0, floor, 1.0)) ** 2)
 
 
+@functools.lru_cache(maxsize=6)
 def _window(n: int) -> Floats:
     """`[n - 2, n]`: weights that average second differences around every measurement."""
     reach = max(0.2 * n, 8.0)
@@ -140,11 +149,28 @@ def fit(
     `within` (twice the logarithm): for series that are known to hold none (`IMPLAUSIBLE`).
     """
     count, n = values.shape
+    if count < MANY and within == np.inf:
+        level, chosen = _few(values, shape, events, free, memories)
+    else:
+        level, chosen = _many(values, shape, events, free, memories, within)
+    best = level.max(axis=1)
+    at = level.argmax(axis=1)
+    gain = np.diff(best, axis=0).T
+    atom = np.take_along_axis(chosen, at[1:, None], axis=1)[:, 0].T
+    return Fitted(gain, atom, at.T)
+
+
+def _many(
+    values: Floats, shape: Shape, events: int, free: Singles | None, memories: Sequence[Memory], within: float
+) -> tuple[Floats, Ints]:
+    """Twice the log likelihood `[events + 1, memories, count]`, -inf where it is not sought, and the atoms."""
+    count, n = values.shape
     level = np.full((events + 1, len(memories), count), -np.inf)
     chosen = np.zeros((events, len(memories), count), np.int64)
     known = [whitened(n, shape, memory) for memory in memories]
+    seen = [whiten(values, memory) for memory in memories]
     for j, dictionary in enumerate(known):
-        level[0, j] = _level(_energy(whiten(values, dictionary.memory), dictionary), dictionary.memory, n)
+        level[0, j] = _level(_energy(seen[j], dictionary), log_scaling(dictionary.memory), n)
     plausible = level[0] >= level[0].max(axis=0) - within
     separate = apart(n, shape)
     for j, dictionary in enumerate(known):
@@ -152,12 +178,51 @@ def fit(
         if len(rows):
             many = len(rows) >= MANY and len(separate) <= MOST_PRODUCTS
             pairs = products(n, shape, dictionary.memory) if many else None
-            level[1:, j, rows], chosen[:, j, rows] = _greedy(values[rows], dictionary, pairs, separate, events, free)
-    best = level.max(axis=1)
-    at = level.argmax(axis=1)
-    gain = np.diff(best, axis=0).T
-    atom = np.stack([chosen[k, at[k + 1], np.arange(count)] for k in range(events)], axis=1)
-    return Fitted(gain, atom, at.T)
+            level[1:, j, rows], chosen[:, j, rows] = _greedy(seen[j][rows], dictionary, pairs, separate, events, free)
+    return level, chosen
+
+
+def _few(
+    values: Floats, shape: Shape, events: int, free: Singles | None, memories: Sequence[Memory]
+) -> tuple[Floats, Ints]:
+    """The same with every memory at once: the atoms, which all share, are read once instead of every dictionary.
+
+    Whitened, and by the transpose again, a series has the same products with atoms as its innovations with whitened
+    ones.
+    """
+    count, n = values.shape
+    dictionary, known = bank(n, shape, memories), atoms(n, shape).values
+    scaling = dictionary.grid.scaling[:, None]
+    level = np.empty((events + 1, len(memories), count))
+    chosen = np.empty((events, len(memories), count), np.int64)
+    each, rows = np.ogrid[: len(memories), :count]
+    seen = dictionary.innovations(values)
+    energy = np.einsum("jin,jin->ji", seen, seen)
+    least = _TINY * energy
+    level[0] = _level(energy, scaling, n)
+    if events == 0:
+        return level, chosen
+    score = dictionary.products(seen, known)
+    left, allowed, done = np.ones(()), np.ones((), np.float32) if free is None else free, list[Floats]()
+    for k in range(events):
+        squared = score * score * allowed / left
+        pick = squared.argmax(axis=-1)
+        chosen[k] = pick
+        energy = energy - squared[each, rows, pick]
+        level[k + 1] = _level(np.maximum(energy, least), scaling, n)
+        if k + 1 == events:
+            break
+        atom = dictionary.innovations(known.T[pick]) * dictionary.inverse[each, pick][..., None]
+        column = dictionary.products(atom, known)
+        for before in done:
+            column -= before * before[each, rows, pick][..., None]
+        length = np.sqrt(np.maximum(column[each, rows, pick], 1e-6))[..., None]
+        column /= length
+        score = score - column * (score[each, rows, pick][..., None] / length)
+        left = np.maximum(left - column * column, 0.02)
+        allowed = allowed * apart(n, shape)[pick]
+        done.append(column)
+    return level, chosen
 
 
 def _energy(seen: Floats, dictionary: Whitened) -> Floats:
@@ -165,27 +230,26 @@ def _energy(seen: Floats, dictionary: Whitened) -> Floats:
     return np.asarray(np.einsum("ij,ij->i", seen, seen) - np.sum((seen @ dictionary.basis) ** 2, axis=1))
 
 
-def _level(energy: Floats, memory: Memory, n: int) -> Floats:
+def _level(energy: Floats, scaling: float | Floats, n: int) -> Floats:
     """Twice the log likelihood, maximised over the size of the noise."""
-    return np.asarray(log_scaling(memory) - n * np.log(np.maximum(energy, 1e-300) / n))
+    return np.asarray(scaling - n * np.log(np.maximum(energy, 1e-300) / n))
 
 
 def _greedy(
-    values: Floats,
+    seen: Floats,
     dictionary: Whitened,
     pairs: Singles | None,
     separate: Singles,
     events: int,
     free: Singles | None,
 ) -> tuple[Floats, Ints]:
-    """Twice the log likelihood with 1 … events events `[events, count]` at one memory, and the atoms.
+    """Twice the log likelihood of whitened series with 1 … events events `[events, count]`, and the atoms.
 
     Orthogonal matching pursuit: a chosen atom, without those before it, is projected out of the series and of all
     other atoms; those that overlap it are out. `pairs`: the products of every two atoms, where they are known.
     """
-    count, n = values.shape
-    seen = whiten(values, dictionary.memory)
-    energy = _energy(seen, dictionary)
+    count, n = seen.shape
+    energy, scaling = _energy(seen, dictionary), log_scaling(dictionary.memory)
     least = _TINY * energy
     level = np.empty((events, count))
     chosen = np.empty((events, count), np.int64)
@@ -202,7 +266,7 @@ def _greedy(
         pick = squared.argmax(axis=1)
         chosen[k] = pick
         energy = energy - squared[rows, pick]
-        level[k] = _level(np.maximum(energy, least), dictionary.memory, n)
+        level[k] = _level(np.maximum(energy, least), scaling, n)
         if k + 1 == events:
             break
         column = dictionary.units[:, pick].T @ dictionary.units if pairs is None else pairs[pick]

@@ -18,7 +18,7 @@ from ndt_ray.analysis.detection.atoms import (
     atoms,
     bends,
     curve,
-    log_scaling,
+    grid,
     trend,
     whiten,
 )
@@ -72,16 +72,24 @@ def left_by(columns: Floats, values: Floats) -> Floats:
     return np.asarray(values - (values @ basis) @ basis.T)
 
 
-def likelihood(seen: Floats, columns: Floats, memories: Sequence[Memory]) -> float:
-    """Twice the log likelihood of a weighted series given weighted columns, maximised over the noise's memory."""
-    n = len(seen)
-    best = -np.inf
-    for memory in memories:
-        basis, _ = np.linalg.qr(whiten(columns.T, memory).T)
-        white = whiten(seen, memory)
-        energy = float(white @ white - np.sum((white @ basis) ** 2))
-        best = max(best, float(log_scaling(memory) - n * np.log(max(energy, 1e-300) / n)))
-    return best
+def likelihood(seen: Floats, columns: Floats, memories: Sequence[Memory], without: int = 0) -> Floats:
+    """Twice the log likelihood of a weighted series given weighted columns, maximised over the noise's memory.
+
+    `[1 + without]`: the last so many columns are also left out, one at a time.
+    """
+    n, known = len(seen), grid(tuple(memories))
+    white = known.whiten(seen[None])[:, 0]
+    basis, triangle = np.linalg.qr(known.whiten(columns.T).transpose(0, 2, 1))
+    taken = (white[:, None] @ basis)[:, 0]
+    energy = np.einsum("jn,jn->j", white, white) - np.einsum("jk,jk->j", taken, taken)
+    energies = [energy]
+    if without:
+        # A column's share of the sum of squares: its coefficient, squared, over its place in (X'X)^-1.
+        inverse = np.linalg.inv(triangle)
+        share = (inverse @ taken[..., None])[..., 0] ** 2 / np.einsum("jkl,jkl->jk", inverse, inverse)
+        energies += list(energy + share[:, columns.shape[1] - without :].T)
+    level = known.scaling - n * np.log(np.maximum(np.stack(energies), 1e-300) / n)
+    return np.asarray(level.max(axis=1))
 
 
 @dataclass(frozen=True)
@@ -165,7 +173,7 @@ def _kink_or_not(
     tried = [kink, located(n, "level", int(found.atom[0, 0]))]
     for event in tried:
         events = refined(seen, weight, [*settled.events, event], memory, settled.smooth)
-        levels.append(likelihood(seen, design(settled.smooth, events) * weight[:, None], memories))
+        levels.append(likelihood(seen, design(settled.smooth, events) * weight[:, None], memories)[0])
     return tried[int(levels[1] >= levels[0])]
 
 
@@ -176,7 +184,7 @@ def _bent(
     weight = 1 / scale
     seen = values * weight
     events = refined(seen, weight, [*settled.events, event], memory, settled.smooth)
-    with_event = likelihood(seen, design(settled.smooth, events) * weight[:, None], memories)
+    with_event = likelihood(seen, design(settled.smooth, events) * weight[:, None], memories)[0]
     common, curves = bends(len(values))
     columns = design(common, settled.events) * weight[:, None]
     explained, bend = _best_bend(seen, columns, curves * weight[:, None], memories)
@@ -187,18 +195,18 @@ def _bent(
 
 def _best_bend(seen: Floats, columns: Floats, curves: Floats, memories: Sequence[Memory]) -> tuple[float, int]:
     """`likelihood` of a weighted series given weighted columns and one of weighted curves, the best; and which."""
-    n, found = len(seen), (-np.inf, 0)
-    for memory in memories:
-        basis, _ = np.linalg.qr(whiten(columns.T, memory).T)
-        white, bent = whiten(seen, memory), whiten(curves.T, memory)
-        rest, left = white - basis @ (basis.T @ white), bent - (bent @ basis) @ basis.T
-        own = np.einsum("ij,ij->i", left, left)
-        told = own > STRAIGHT * np.einsum("ij,ij->i", bent, bent)
-        taken = np.where(told, (left @ rest) ** 2 / np.maximum(own, 1e-300), 0.0)
-        energy = max(float(rest @ rest - taken.max()), 1e-300)
-        level = float(log_scaling(memory) - n * np.log(energy / n))
-        found = max(found, (level, int(taken.argmax())))
-    return found
+    n, known = len(seen), grid(tuple(memories))
+    basis, _ = np.linalg.qr(known.whiten(columns.T).transpose(0, 2, 1))
+    whole = known.whiten(np.concatenate([seen[None], curves.T]))
+    rest = whole - (whole @ basis) @ basis.transpose(0, 2, 1)
+    white, left = rest[:, 0], rest[:, 1:]
+    own, had = (np.einsum("jin,jin->ji", x, x) for x in (left, whole[:, 1:]))
+    told = own > STRAIGHT * had
+    taken = np.where(told, (left @ white[..., None])[..., 0] ** 2 / np.maximum(own, 1e-300), 0.0)
+    energy = np.maximum(np.einsum("jn,jn->j", white, white) - taken.max(axis=1), 1e-300)
+    levels = known.scaling - n * np.log(energy / n)
+    best = int(levels.argmax())
+    return float(levels[best]), int(taken[best].argmax())
 
 
 def settle(
@@ -223,13 +231,8 @@ def settle(
         found = _distinct(found, smooth)
         columns = design(smooth, found) * weight[:, None]
         first = columns.shape[1] - len(found)
-        whole = likelihood(seen, columns, regime.memories)
-        losses = np.array(
-            [
-                whole - likelihood(seen, np.delete(columns, first + k, axis=1), regime.memories)
-                for k in range(len(found))
-            ]
-        )
+        levels = likelihood(seen, columns, regime.memories, without=len(found))
+        losses = levels[0] - levels[1:]
         solved = np.linalg.lstsq(whiten(columns.T, memory).T, whiten(seen, memory), rcond=None)[0]
         sizes = np.asarray(solved[first:], dtype=np.float64)
         losses[_in_shadow(found, sizes)] = 0.0

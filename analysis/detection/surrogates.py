@@ -139,7 +139,7 @@ def describe(values: Floats, shape: Shape, rng: np.random.Generator) -> Describe
 
 def _smooth(series: Floats, events: int) -> bool:
     """Whether a standardised series, so many events aside, is likeliest as a curve of several equal roots."""
-    memory = MEMORIES[int(fit(series[None]).memory[0, events])]
+    memory = MEMORIES[int(fit(series[None], events=events).memory[0, events])]
     return len(memory.roots) > 1 and not memory.moving and memory.roots[0] >= LASTING
 
 
