@@ -14,14 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import Bar, finish, parser, report
-from ndt_ray.analysis.validity.tasks import FULL, QUICK, Progress
+from ndt_ray.analysis.validity.tasks import FULL, QUICK, SMALL_BATCHES, Progress
 from ndt_ray.analysis.validity.validate import validate
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 DEFAULT = "profile"
-PARAMETERS = {"n_surrogates": 100}
-"""First batch of surrogates: series that 10 of these match are decided, the others get more, as with the usual 500.
-54,000 series take 4,700 CPU seconds so (0.05 s each where nothing is found), and twice that with 500."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     out = options.out / ("quick" if options.quick else "full")
     card = validate(
         DEFAULT,
-        PARAMETERS,
+        SMALL_BATCHES,
         size=QUICK if options.quick else FULL,
         out=out,
         workers=options.workers,

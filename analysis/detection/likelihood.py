@@ -33,7 +33,7 @@ EVENTS = 2
 """Events that are sought in every series, surrogates included."""
 IMPLAUSIBLE = 120.0
 """Twice the log likelihood by which another memory explains a null series better than one that is not tried."""
-MANY, MOST_PRODUCTS = 64, 1500
+MANY, MOST_PRODUCTS = 50, 1500
 """Series from which on each memory's dictionary is worth its reading, and atoms up to which the products of every two
 are kept (at most 9 MB a memory)."""
 _TINY = 1e-12

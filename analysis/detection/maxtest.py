@@ -45,19 +45,18 @@ class Tail:
 
 @dataclass(frozen=True)
 class Null:
-    """Largest statistics of null series, sorted, and the tail fitted to them if one was needed and believed."""
+    """Largest statistics of null series, sorted, and the tail fitted to them if one was needed and believed.
+
+    `attainable`: the smallest p that any series could have had, whatever it took to tell.
+    """
 
     statistics: Floats
+    attainable: float
     tail: Tail | None = None
 
     @property
     def count(self) -> int:
         return len(self.statistics)
-
-    @property
-    def attainable(self) -> float:
-        """The smallest p that these null series can give."""
-        return LEAST if self.tail is not None else 1 / (1 + self.count)
 
     def p(self, statistic: Floats) -> Floats:
         """(1 + null series as large) / (1 + null series), or the tail's where it is smaller than that can resolve."""
@@ -78,16 +77,17 @@ def sequential(
     statistic: float, draw: Callable[[int], Floats], rng: np.random.Generator, batch: int = BATCH, most: int = MOST
 ) -> Null:
     """Null statistics for one series: `draw(count)` gives those of so many further null series."""
+    attainable = LEAST if int(TAIL_SHARE * most) >= SMALLEST_TAIL else 1 / (1 + most)
     drawn = np.sort(draw(batch))
     while True:
         larger = len(drawn) - int(np.searchsorted(drawn, statistic, side="left"))
         if larger >= ENOUGH:
-            return Null(drawn)
+            return Null(drawn, attainable)
         tail = pareto(drawn, rng)
         if tail is not None:
-            return Null(drawn, tail)
+            return Null(drawn, attainable, tail)
         if len(drawn) >= most:
-            return Null(drawn)
+            return Null(drawn, attainable)
         drawn = np.sort(np.concatenate([drawn, draw(min(2 * batch, most - len(drawn)))]))
 
 

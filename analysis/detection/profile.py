@@ -28,6 +28,9 @@ SHORTEST = 24
 """Fewer measurements hold no trend, noise and event."""
 LONGEST = 1024
 """Longer series are judged on every k-th measurement: the cost of a series grows with the square of this."""
+LENGTHS = 50
+"""Transients end at multiples of 1 / 50 of a series: series of one sweep have few lengths, each of which needs its own
+dictionaries (0.5 s at 400 measurements)."""
 RESOLUTION = 1e-6
 """Relative spread at which a series is constant: measures are kept in float32."""
 COLLAPSE = 200.0
@@ -106,7 +109,8 @@ def judge(
         return Judged("constant", len(values), stride=stride, phi=np.nan, noise_sd=float(values.std()))
     rng = generator("judge", key, shape, null)
     transient = find(values)
-    first = min(max(transient.ends, -(-skip // stride)), len(values) - SHORTEST)
+    grain = max(1, len(values) // LENGTHS)
+    first = min(-(-max(transient.ends, -(-skip // stride)) // grain) * grain, len(values) - SHORTEST)
     kept = values[first:]
     unit = float(np.ptp(kept))
     if unit <= RESOLUTION * float(np.abs(kept).max()):
@@ -147,7 +151,7 @@ def judge(
     if continuations is None:
         spread = sequential(statistic, more, rng, n_surrogates, most)
     else:
-        spread = Null(np.sort(more(len(continuations))))
+        spread = Null(np.sort(more(len(continuations))), 1 / (1 + len(continuations)))
     critical = spread.quantile(1 - CANDIDATE)
     null_gains = np.concatenate(gains)
     p = float(spread.p(np.array([statistic]))[0])
@@ -225,11 +229,18 @@ def _visible(values: Floats, event: Located, before: int, after: int, size: floa
 
 @dataclass(frozen=True)
 class Verdict(Events):
-    """Events of one series with the p of the series (NaN where it is not calibrated)."""
+    """Events of one series with the p of the series (NaN where it is not calibrated), and what `Event` knows of each.
 
+    `location`, `width` (10-90 %) and `scale` are in steps, `shapes` are the events' kinds; `kind` is the series'.
+    """
+
+    location: Floats
+    width: Floats
+    scale: Floats
+    shapes: tuple[str, ...]
     p: float = np.nan
     kind: str = "calibrated"
-    q_attainable: float = np.nan
+    p_attainable: float = np.nan
 
 
 @dataclass(frozen=True)
@@ -245,9 +256,9 @@ class Profile(Parameters):
     name = "profile"
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1 or self.n_surrogates < 100 or self.most < self.n_surrogates:
+        if not 0 < self.alpha < 1 or self.n_surrogates < 50 or self.most < self.n_surrogates:
             raise SpecError(
-                "0 < alpha < 1 and 100 <= n_surrogates <= most must hold,"
+                "0 < alpha < 1 and 50 <= n_surrogates <= most must hold,"
                 f" but got ({self.alpha=}, {self.n_surrogates=}, {self.most=})"
             )
 
@@ -262,6 +273,10 @@ class Profile(Parameters):
         z = sign * np.array([e.statistic for e in chosen], np.float64)
         before, after = ints["before"], ints["after"]
         nothing = np.zeros(0, np.int64)
+        start, every = (int(s[0]), int(s[1] - s[0])) if len(s) > 1 else (0, 1)
+        location, width, scale = (
+            every * np.array([getattr(e, name) for e in chosen], np.float64) for name in ("location", "width", "scale")
+        )
         return Verdict(
             before,
             s[before] if len(chosen) else nothing,
@@ -269,9 +284,13 @@ class Profile(Parameters):
             np.abs(size),
             z,
             sign,
+            start + location,
+            width,
+            scale,
+            tuple(e.kind for e in chosen),
             p=found.p,
             kind=found.kind,
-            q_attainable=found.p_attainable,
+            p_attainable=found.p_attainable,
         )
 
     def judge(self, values: Floats, key: str = "") -> Judged:

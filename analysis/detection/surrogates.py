@@ -46,7 +46,10 @@ MAX_ORDER = 20
 STATIONARY = 0.9975
 """Largest root of an autoregression that can be drawn from."""
 LARGEST_REFLECTION = 1 - 1e-9
+HEAVY, HEAVIEST = 30.0, 1.5
+"""Degrees of freedom below which a tail is corrected, and to which at most."""
 _BURN = 200
+_TAIL_RUNS = 8
 _BIAS_RUNS = 200
 _IAAFT_ROUNDS = 40
 
@@ -279,22 +282,49 @@ def _sieve(known: Described, count: int, rng: np.random.Generator) -> Floats:
     if known.shape == "level":
         drawn = rng.choice(innovations, (count, n + _BURN))
     else:
-        degrees, scale = student(innovations)
-        drawn = scale * rng.standard_t(degrees, (count, n + _BURN))
+        degrees, scale, weight = _tails(known, innovations, rng)
+        # How heavy a tail is, is known no better than so many innovations tell.
+        which = rng.choice(len(weight), count, p=weight)
+        drawn = scale[which, None] * rng.standard_t(degrees[which, None], (count, n + _BURN))
     return cast(Floats, lfilter([1.0], np.r_[1.0, -known.coefficients], drawn, axis=-1)[:, _BURN:])
 
 
-def student(values: Floats) -> tuple[float, float]:
-    """Degrees of freedom and scale of the Student-t that values are likeliest under; 200 stands for the Gaussian."""
+def _tails(known: Described, innovations: Floats, rng: np.random.Generator) -> tuple[Floats, Floats, Floats]:
+    """Degrees of freedom, scales and probabilities of the Student-t's that innovations may come from.
+
+    A high value raises the local scale that it was divided by, and tails look lighter than they are: by as much as
+    those of a few series drawn from the likeliest t do.
+    """
+    degrees, scales, weights = students(innovations[None])
+    scale, weight = scales[0], weights[0]
+    if weight @ np.log(degrees) > np.log(HEAVY):
+        return degrees, scale, weight
+    best = int(weight.argmax())
+    drawn = known.scale * scale[best] * rng.standard_t(degrees[best], (_TAIL_RUNS, len(known.scale)))
+    again = students(drawn / local_scale(drawn))[2]
+    lighter = float(np.mean(again @ np.log(degrees)) - np.log(degrees[best]))
+    heavier = np.maximum(degrees * np.exp(-max(lighter, 0.0)), HEAVIEST)
+    # The same spread: half of all values of a t lie within its quartiles.
+    return heavier, scale * student_t.ppf(0.75, degrees) / student_t.ppf(0.75, heavier), weight
+
+
+def students(values: Floats) -> tuple[Floats, Floats, Floats]:
+    """Student-t's for series `[count, n]`: degrees of freedom `[k]`, the scale of each that a series is likeliest under
+    `[count, k]`, and the likelihoods `[count, k]`, which sum to 1.
+
+    200 degrees stand for the Gaussian.
+    """
     degrees = np.array([2.1, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0, 50.0, 200.0])
-    squared = np.maximum(values**2, 1e-30 * max(float((values**2).max()), 1e-300))
-    variance = np.full(len(degrees), float(np.median(squared)) * 2 + 1e-300)
+    squared = (values**2)[:, None]
+    squared = np.maximum(squared, 1e-30 * np.maximum(squared.max(axis=-1, keepdims=True), 1e-300))
+    variance = np.repeat(np.median(squared, axis=-1) * 2 + 1e-300, len(degrees), axis=1)
     for _ in range(30):
-        weight = (degrees[:, None] + 1) / (degrees[:, None] + squared / variance[:, None])
+        weight = (degrees[:, None] + 1) / (degrees[:, None] + squared / variance[..., None])
         variance = (weight * squared).mean(axis=-1)
-    log_likelihood = student_t.logpdf(values, degrees[:, None], scale=np.sqrt(variance)[:, None]).sum(axis=-1)
-    best = int(log_likelihood.argmax())
-    return float(degrees[best]), float(np.sqrt(variance[best]))
+    scale = np.sqrt(variance)
+    log_likelihood = student_t.logpdf(values[:, None], degrees[:, None], scale=scale[..., None]).sum(axis=-1)
+    likelihood = np.exp(log_likelihood - log_likelihood.max(axis=-1, keepdims=True))
+    return degrees, scale, likelihood / likelihood.sum(axis=-1, keepdims=True)
 
 
 def _iaaft(known: Described, count: int, rng: np.random.Generator) -> Floats:

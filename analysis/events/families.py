@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.detection.maxtest import LEAST
 from ndt_ray.analysis.events.tables import EVENT_FAMILIES, EVENTS, KEY
 from ndt_ray.analysis.inference.multiplicity import attainable_q, benjamini_bogomolov, bh
 from ndt_ray.errors import SpecError
@@ -72,8 +71,7 @@ def judged(tests: pd.DataFrame, candidates: pd.DataFrame, alpha: float) -> tuple
     q = bh(p)
     tested, selected = int(np.isfinite(p).sum()), int((q <= alpha).sum())
     level = benjamini_bogomolov(selected, tested, alpha)
-    smallest = np.where(tests["tail"] == "pareto", LEAST, 1 / (1 + tests["n_surrogates"].to_numpy(np.float64)))
-    attainable = np.array([attainable_q(tested, s) for s in smallest])
+    attainable = np.array([attainable_q(tested, s) for s in tests["p_attainable"].to_numpy(np.float64)])
     verdicts = tests[list(KEY)].assign(p_series=p, q=q, q_attainable=attainable, level=level)
     if candidates.empty:
         rows = pd.DataFrame()

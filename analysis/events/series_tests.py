@@ -158,6 +158,7 @@ def _test(found: Judged, case: Case, grid: str, trial: Clock) -> dict[str, Any]:
         "statistic": _number(found.statistic),
         "p": _number(found.p),
         "n_surrogates": found.n_surrogates,
+        "p_attainable": found.p_attainable,
         "tail": found.tail,
         "null_candidates": _number(found.null_candidates),
     }

@@ -276,6 +276,8 @@ OTHERS: dict[str, Null] = {
 """Families on which nothing is required: they show how far the detector can be trusted beyond."""
 CALIBRATED = tuple(name for name, null in NULLS.items() if not null.may_be_marked)
 """Families on which a detector has to hold its level."""
+RATES = tuple(name for name in CALIBRATED if name not in ("drift", "quantised"))
+"""Those on which it has to where it takes them for rates (velocities), which neither rise for good nor are counted."""
 
 BASELINE: dict[str, tuple[float, float, float]] = {
     "iid": (22.1, 1.9, 0.05),

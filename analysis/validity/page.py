@@ -17,7 +17,7 @@ from ndt_ray.analysis.validity.tasks import BAR_SNR
 
 Row = Mapping[str, Any]
 CURVES = (("step", "step"), ("sigmoid_20", "sigmoid, width 20"), ("sigmoid_60", "sigmoid, width 60"), ("kink", "kink"))
-HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444")
+HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#444444")
 """Okabe and Ito's, which colour-blind readers can tell apart."""
 
 
@@ -94,6 +94,7 @@ def blocks(card: Row, name: str = "validity") -> list[Block]:
         ),
         Text("Where there is no event", 2),
         *_nulls(judged, others),
+        *_rates(judged),
         Text("Beyond the requirements", 3),
         Text("Other smooth curves and other memories, on which nothing is required."),
         _null_table(judged, others, "others"),
@@ -153,6 +154,13 @@ def _nulls(judged: Row, others: Sequence[Row]) -> list[Block]:
             ),
         ]
     return found
+
+
+def _rates(judged: Row) -> list[Block]:
+    if not judged["rates"]:
+        return []
+    words = "The same families taken for rates of change, as representation velocity is: there a burst is an event."
+    return [Text("As rates", 3), Text(words), _null_table(judged, (), "rates")]
 
 
 def _baseline(card: Row) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
+from scipy.stats import beta, binom
 
 from ndt_ray.analysis.inference.multiplicity import benjamini_bogomolov, bh
 from ndt_ray.analysis.validity import battery, families
@@ -42,13 +42,17 @@ Results = Mapping[Task, Sequence[Found]]
 
 @dataclass(frozen=True)
 class Bar:
-    """A requirement, what was measured against it, and from how many series. `met` is None where it does not apply."""
+    """A requirement, what was measured against it, and from how many series. `met` is None where it does not apply.
+
+    `counted`: the value is a share of these series.
+    """
 
     what: str
     value: float | None
     limit: float
     at_most: bool
     n: int
+    counted: bool = False
 
     @property
     def met(self) -> bool | None:
@@ -56,9 +60,21 @@ class Bar:
             return None
         return bool(self.value <= self.limit if self.at_most else self.value >= self.limit)
 
+    def refuted(self, level: float) -> bool:
+        """Whether the requirement itself would give so bad a count with a probability below `level` (exact binomial).
+
+        A value that is no count has no such bound: it refutes the requirement where it does not meet it.
+        """
+        if self.value is None or not self.counted:
+            return self.met is False
+        k = round(self.value * self.n)
+        tail = binom.sf(k - 1, self.n, self.limit) if self.at_most else binom.cdf(k, self.n, self.limit)
+        return bool(tail < level)
+
     def asdict(self) -> Row:
         return {"what": self.what, "value": self.value, "limit": self.limit, "at_most": self.at_most, "n": self.n} | {
-            "met": self.met
+            "counted": self.counted,
+            "met": self.met,
         }
 
 
@@ -76,12 +92,18 @@ def proportion(k: int, n: int) -> Row:
     return {"k": k, "n": n, "share": k / n if n else None, "lo": low if n else None, "hi": high if n else None}
 
 
-def scorecard(judged: Subject, size: Size, results: Results, n: int = families.LENGTH) -> Row:
-    """Everything as one JSON object: `nulls`, `power`, `fdr`, `needle`, `battery`, `bars`."""
+def scorecard(
+    judged: Subject, size: Size, results: Results, n: int = families.LENGTH, rates: Results | None = None
+) -> Row:
+    """Everything as one JSON object: `nulls`, `rates`, `power`, `fdr`, `needle`, `battery`, `bars`.
+
+    `rates`: what the same detector says of null series that it takes for rates (velocities), where it knows these.
+    """
     # A user's function may give p-values: it does if it gave any.
     gives_p = judged.gives_p and any(f.marked or not math.isnan(f.p) for found in results.values() for f in found)
     nulls = [_null(name, list(_of(results, "null", name)), n, gives_p) for name in families.NULLS]
     others = [_null(name, list(_of(results, "null", name)), n, gives_p) for name in families.OTHERS]
+    as_rates = [_null(name, list(_of(rates, "null", name)), n, gives_p) for name in families.RATES if rates]
     power = [_power(group, results, gives_p) for group in _points(results)]
     false = [_fdr(share, size.families, results, gives_p) for share in families.TRUE_SHARES]
     needle = _needle(results) if gives_p else None
@@ -96,6 +118,7 @@ def scorecard(judged: Subject, size: Size, results: Results, n: int = families.L
         "series": sum(len(found) for found in results.values()),
         "nulls": nulls,
         "others": others,
+        "rates": as_rates,
         "power": power,
         "fdr": false,
         "needle": needle,
@@ -285,20 +308,23 @@ def _battery(results: Results, gives_p: bool) -> Row:
 def bars(card: Mapping[str, Any]) -> list[Bar]:
     """The requirements: calibration and false discoveries only where there are p-values, the others of any detector."""
     found: list[Bar] = []
-    for row in card["nulls"] if card["gives_p"] else ():
+    rates = [row | {"family": f"{row['family']}, as a rate"} for row in card["rates"]]
+    for row in [*card["nulls"], *rates] if card["gives_p"] else ():
         if not row["may_be_marked"]:
             share = row["marked"] / row["series"]
-            found.append(Bar(f"{row['family']}: share of series declined", share, MAX_DECLINED, True, row["series"]))
+            found.append(
+                Bar(f"{row['family']}: share of series declined", share, MAX_DECLINED, True, row["series"], True)
+            )
         for alpha in LEVELS:
             # Of a family that may be declined, every series counts: what is declined raises no false alarm.
             p = row[f"p_{alpha:g}"]
             n = row["series"] if row["may_be_marked"] else p["n"]
             value = p["k"] / n if n else None
-            found.append(Bar(f"{row['family']}: P(p <= {alpha:g})", value, SLACK * alpha, True, n))
+            found.append(Bar(f"{row['family']}: P(p <= {alpha:g})", value, SLACK * alpha, True, n, True))
     for row in () if card["gives_p"] else card["nulls"]:
         if not row["may_be_marked"]:
             alarmed = row["any_event"]
-            found.append(Bar(f"{row['family']}: P(any event)", alarmed["share"], MAX_ALARMED, True, alarmed["n"]))
+            found.append(Bar(f"{row['family']}: P(any event)", alarmed["share"], MAX_ALARMED, True, alarmed["n"], True))
     for row in card["fdr"] if card["gives_p"] else ():
         for of in ("events", "series"):
             limit = FALSE_DISCOVERY + 2 * (row[f"se_fdp_{of}"] or 0.0)
@@ -306,13 +332,15 @@ def bars(card: Mapping[str, Any]) -> list[Bar]:
             found.append(Bar(what, row[f"mean_fdp_{of}"], limit, True, row["families"]))
     if card["needle"]:
         share = card["needle"]["found"]
-        found.append(Bar("one 12 SD event among 2,400 series, found", share["share"], MIN_RECALL, False, share["n"]))
+        found.append(
+            Bar("one 12 SD event among 2,400 series, found", share["share"], MIN_RECALL, False, share["n"], True)
+        )
     for row in card["power"]:
         if families.PLANTED[row["shape"]].bar and row["snr"] == BAR_SNR:
             at = row.get(f"at_{LEVEL:g}") or row["all"]
             where = f"{row['shape']}, φ {row['phi']:g}, 8 SD"
             width = float(row["shape"].partition("_")[2] or 0)
-            found.append(Bar(f"{where}: recall", at["recall"], MIN_RECALL, False, row["series"]))
+            found.append(Bar(f"{where}: recall", at["recall"], MIN_RECALL, False, row["series"], True))
             limit = width / 4 if width else STEP_ERROR
             found.append(Bar(f"{where}: median location error", at["median_error"], limit, True, row["series"]))
     found.append(Bar("ndtracker battery: mean recall", card["battery"]["recall"], battery.MIN_RECALL, False, 2))

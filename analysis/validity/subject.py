@@ -76,6 +76,13 @@ def subject(name: str, parameters: Mapping[str, Any] | None = None) -> Subject:
     return Subject(name, told, _code(), lambda v, keys: _one_by_one(detector, v, name), gives_p=False)
 
 
+def for_rates(judged: Subject) -> Subject | None:
+    """The same detector for rates (velocities), where it tells them from levels."""
+    if judged.gives_p and judged.parameters.get("shape") == "level":
+        return subject(judged.name, {**judged.parameters, "shape": "rate"})
+    return None
+
+
 def _code() -> str:
     """SHA-256 of the source of all detectors, and of what draws their numbers."""
     files = [*sorted(Path(detection.__file__).parent.glob("*.py")), Path(nulls.__file__)]

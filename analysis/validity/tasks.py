@@ -30,6 +30,9 @@ CURVES = ("step", "sigmoid_20", "sigmoid_60", "kink")
 """Shapes whose power is measured at every SNR; the others at `BAR_SNR` only."""
 BAR_SNR = 8.0
 NEEDLE_SNR = 12.0
+SMALL_BATCHES: Mapping[str, Any] = {"n_surrogates": 50}
+"""First batch of surrogates of the default detector: series that 10 of these match are decided, the others get more, as
+with the usual 500, which takes three times as long."""
 
 
 @dataclass(frozen=True)
@@ -95,21 +98,28 @@ class Task:
         return families.planted(self.name, self.snr, self.phi, self.count, self.n, self.first)
 
 
-def plan(size: Size) -> list[Task]:
-    """All tasks of a scorecard."""
+def plan(size: Size, required: bool = False) -> list[Task]:
+    """All tasks of a scorecard, or those alone that a requirement is `required` of."""
     tasks = [Task("battery")]
     for name, null in families.NULLS.items():
         tasks += _chunks(Task("null", name), size.marked if null.may_be_marked else size.nulls)
-    for name in families.OTHERS:
+    for name in () if required else families.OTHERS:
         tasks += _chunks(Task("null", name), size.others)
-    for name in families.PLANTED:
+    for name, shape in families.PLANTED.items():
         for phi in families.PHIS:
             for snr in families.SNRS if name in CURVES else (BAR_SNR,):
                 needle = name == "step" and snr == NEEDLE_SNR and phi == 0
+                if required and not needle and not (shape.bar and snr == BAR_SNR):
+                    continue
                 count = size.bars if snr == BAR_SNR else max(size.planted, size.needles if needle else 0)
                 tasks += _chunks(Task("planted", name, snr, phi), count)
     true = max(round(share * families.FAMILY_SIZE) for share in families.TRUE_SHARES)
     return tasks + list(_chunks(Task("in_nulls"), size.families * true))
+
+
+def plan_rates(size: Size) -> list[Task]:
+    """Null series that a detector of rates is judged on, which is asked nothing else."""
+    return [task for name in families.RATES for task in _chunks(Task("null", name), size.marked)]
 
 
 def _chunks(task: Task, count: int) -> Iterator[Task]:

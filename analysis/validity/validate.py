@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from ndt_ray.analysis.validity import page
-from ndt_ray.analysis.validity.scorecard import scorecard
-from ndt_ray.analysis.validity.subject import subject
-from ndt_ray.analysis.validity.tasks import QUICK, Progress, Size, plan, run
+from ndt_ray.analysis.validity.scorecard import Results, scorecard
+from ndt_ray.analysis.validity.subject import for_rates, subject
+from ndt_ray.analysis.validity.tasks import QUICK, Progress, Size, plan, plan_rates, run
 
 BASELINES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("rolling_level", {"threshold": 2.0}),
     ("rolling_level", {"threshold": 3.0}),
     ("difference_z", {"threshold": 2.0}),
     ("difference_z", {"threshold": 3.0}),
+    ("local_contrast", {}),
     ("pelt", {}),
+    ("binseg", {}),
 )
-"""Simple rules beside every scorecard; rolling z > 3 against 50 values is ndtracker's own detector. PELT needs the
-package ruptures, and is left out without it."""
+"""Simple rules beside every scorecard; rolling z > 3 against 50 values is ndtracker's own detector."""
+FROM_RUPTURES = ("pelt", "binseg")
+"""Those that need the package ruptures, and are left out without it."""
 BASELINE_SIZE = QUICK
 
 
@@ -45,7 +48,7 @@ def validate(
     wanted = [(name, dict(parameters or {}), size)]
     if baselines:
         there = importlib.util.find_spec("ruptures") is not None
-        wanted += [(other, params, BASELINE_SIZE) for other, params in BASELINES if there or other != "pelt"]
+        wanted += [(other, params, BASELINE_SIZE) for other, params in BASELINES if there or other not in FROM_RUPTURES]
     cards: list[dict[str, Any]] = []
     cost: dict[str, dict[str, float]] = {}
     for i, (each, params, how_many) in enumerate(wanted):
@@ -54,8 +57,12 @@ def validate(
             continue
         tell = None if progress is None else _telling(progress, judged.label)
         results, cpu = run(judged, plan(how_many), out / "parts", workers, tell)
-        cards.append(scorecard(judged, how_many, results))
-        cost[judged.label] = {"cpu_seconds": round(cpu, 1), "series": cards[-1]["series"]}
+        cost[judged.label] = {"cpu_seconds": round(cpu, 1), "series": sum(map(len, results.values()))}
+        rates: Results | None = None
+        if not i and (twin := for_rates(judged)) is not None:
+            rates, cpu = run(twin, plan_rates(how_many), out / "parts", workers, tell)
+            cost[twin.label] = {"cpu_seconds": round(cpu, 1), "series": sum(map(len, rates.values()))}
+        cards.append(scorecard(judged, how_many, results, rates=rates))
     card = {"card": cards[0], "baselines": cards[1:], "size": vars(size), "provenance": provenance(command)}
     out.mkdir(parents=True, exist_ok=True)
     (out / "scorecard.json").write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")

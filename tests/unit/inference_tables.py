@@ -54,7 +54,8 @@ def frame(table: Any, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 def series_rows(trial_id: str, layers: Sequence[str] = LAYERS, **over: Any) -> list[dict[str, Any]]:
     common = {**FAMILY, "trial_id": trial_id, "view": "units", "grid_start": EVERY, "grid_every": EVERY, "n": 100}
-    common |= {"n_missing": 0, "kind": "calibrated", "calibrated": True, "n_surrogates": 500, "candidates": 0, **over}
+    common |= {"n_missing": 0, "kind": "calibrated", "calibrated": True, "n_surrogates": 500, "p_attainable": 1e-9}
+    common |= {"candidates": 0, **over}
     return [common | {"layer": layer, "layer_index": i} for i, layer in enumerate(layers)]
 
 

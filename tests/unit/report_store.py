@@ -177,6 +177,7 @@ def tests(p: float = 0.5, calibrated: bool = True, seeds: int = SEEDS) -> list[d
                 row |= {k: v for k, v in FAMILY.items() if k != "family"}
                 row |= {"grid_start": 0, "grid_every": 10, "n": 21, "n_missing": 0, "kind": "calibrated"}
                 row |= {"calibrated": calibrated, "p": p, "n_surrogates": 500, "candidates": 2, "null_candidates": 1.5}
+                row |= {"p_attainable": 1e-9}
                 rows.append(row if calibrated else row | {"kind": "unit_root", "p": None})
     return rows
 

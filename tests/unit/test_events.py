@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from ndt_ray.analysis.api import AnalysisInput, Partition
+from ndt_ray.analysis.detection.maxtest import LEAST
 from ndt_ray.analysis.events.described import Deletions, Run, blocks
 from ndt_ray.analysis.events.families import events, judged
 from ndt_ray.analysis.events.grid import log_steps
@@ -258,6 +259,7 @@ def series_of(p: list[float], trial: str = "t", measure: str = "participation_ra
             "calibrated": not np.isnan(one),
             "p": one,
             "n_surrogates": 500,
+            "p_attainable": LEAST,
             "tail": "pareto" if one < 0.01 else "counted",
             "null_candidates": 0.05,
         }
@@ -288,7 +290,19 @@ def test_selection_and_level_follow_benjamini_hochberg_and_bogomolov() -> None:
     assert family["n_series"] == 6 and family["n_calibrated"] == 5 and family["n_selected"] == 2
     assert family["n_candidates"] == 4 and family["null_candidates"] == pytest.approx(0.3)
     assert family["n_events"] == 1 and family["null_events"] == pytest.approx(0.05)
-    assert family["q_attainable"] == pytest.approx(5e-9) and by_layer["q_attainable"].iloc[2] == pytest.approx(5 / 501)
+    assert family["q_attainable"] == pytest.approx(5e-9) == by_layer["q_attainable"].iloc[2]
+
+
+@pytest.mark.parametrize(("most", "reach"), [(400, 40e-9), (100, 40 / 101)])
+def test_what_a_quiet_family_could_have_shown_is_no_matter_of_how_soon_it_was_quiet(most: int, reach: float) -> None:
+    """Dull series are decided by few surrogates; a loud one would have had more, or the fitted tail."""
+    values = np.random.default_rng(5).normal(10, 1, (40, 60))
+    quiet = pd.concat([rows(i, v, np.arange(60) * EVERY) for i, v in enumerate(values)])
+    found = series_tests(run(quiet), measures=["participation_ratio"], n_surrogates=50, most_surrogates=most)
+    tests, candidates = (found[name].to_pandas() for name in ("series_tests", "event_candidates"))
+    assert (tests["n_surrogates"] < 400).any() and tests["calibrated"].all()
+    family = judged(tests, candidates, 0.05)[1]
+    assert family["q_attainable"] == pytest.approx(reach) and family["n_events"] == 0
 
 
 def sweep(tests: pd.DataFrame, candidates: pd.DataFrame, trials: pd.DataFrame) -> dict[str, pa.Table]:

@@ -8,7 +8,7 @@ from scipy.signal import lfilter
 from ndt_ray.analysis.detection import maxtest
 from ndt_ray.analysis.detection.maxtest import ENOUGH, LEAST, Null, Tail, fit_pareto, pareto, sequential
 from ndt_ray.analysis.detection.profile import judge
-from ndt_ray.analysis.detection.surrogates import NULLS, describe, draw, quantum, siblings, student
+from ndt_ray.analysis.detection.surrogates import NULLS, describe, draw, quantum, siblings, students
 from ndt_ray.analysis.validity import families
 from ndt_ray.errors import SpecError
 
@@ -110,17 +110,21 @@ def test_an_unknown_null_is_refused() -> None:
 
 
 def test_the_tail_of_rates_is_fitted() -> None:
-    degrees, scale = student(2 * rng(1).standard_t(3, 4000))
-    assert 2.5 <= degrees <= 3.5 and scale == pytest.approx(2, rel=0.1)
-    degrees, scale = student(rng(1).normal(size=4000))
-    assert degrees >= 20 and scale == pytest.approx(1, rel=0.1)
+    """Of many values the likeliest t is theirs; of few, several are likely; and 1 is the sum of their likelihoods."""
+    heavy, normal = 2 * rng(1).standard_t(3, 4000), rng(1).normal(size=4000)
+    degrees, scale, likelihood = students(np.stack([heavy, normal]))
+    best = likelihood.argmax(axis=1)
+    assert 2.5 <= degrees[best[0]] <= 3.5 and degrees[best[1]] >= 20
+    assert [scale[i, best[i]] for i in range(2)] == pytest.approx([2, 1], rel=0.1)
+    few = students(heavy[None, :100])[2]
+    assert few.sum() == pytest.approx(1) and few.max() < likelihood[0].max()
 
 
 def test_p_counts_null_series_as_large() -> None:
-    null = Null(np.arange(1.0, 100.0))  # 99 of them
+    null = Null(np.arange(1.0, 100.0), 1 / 100)  # 99 of them
     assert null.p(np.array([1000.0]))[0] == 1 / 100 and null.p(np.array([0.0]))[0] == 1
-    assert null.p(np.array([99.0]))[0] == 2 / 100 and null.attainable == 1 / 100
-    tailed = Null(np.arange(1.0, 100.0), Tail(80.0, 0.2, 0.0, 2.0, 0.5))
+    assert null.p(np.array([99.0]))[0] == 2 / 100
+    tailed = Null(np.arange(1.0, 100.0), LEAST, Tail(80.0, 0.2, 0.0, 2.0, 0.5))
     assert tailed.p(np.array([90.0]))[0] == 11 / 100  # as large are ten: counted
     assert tailed.p(np.array([99.0]))[0] == pytest.approx(0.2 * np.exp(-9.5))
     assert tailed.p(np.array([1e6]))[0] == LEAST == tailed.attainable

@@ -151,7 +151,7 @@ def test_discoveries_are_those_that_the_analysis_events_declares() -> None:
                 {**key, "trial_id": i, "p": f.p, "calibrated": not f.marked, "tail": "counted"}
                 for i, f in enumerate(said)
             ]
-        ).assign(n_surrogates=500, null_candidates=0.0)
+        ).assign(n_surrogates=500, p_attainable=1e-9, null_candidates=0.0)
         candidates = pd.DataFrame(
             [{**key, "trial_id": i, "p_event": e} for i, f in enumerate(said) for e in f.p_event if not f.marked]
         )
