@@ -6,6 +6,7 @@ exchange their architecture within seed and data set; Kruskal-Wallis, which know
 """
 
 from collections.abc import Iterator, Sequence
+from math import factorial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ndt_ray.analysis.blocks import between_groups, codes, permuted
 from ndt_ray.analysis.convergence import null_bottom_up, one_view
 from ndt_ray.analysis.detection import Floats
 from ndt_ray.analysis.events.significant import replicates
+from ndt_ray.analysis.inference.multiplicity import attainable_q
 from ndt_ray.analysis.nulls import generator
 from ndt_ray.architectures import family_of
 from ndt_ray.store.schema import Column, Table
@@ -36,6 +38,7 @@ CONVERGENCE_CELLS = Table(
         Column("mean_rho", "float64", "mean Spearman correlation of depth and settling over trials"),
         Column("p", "float64", "two-sided, random orders within every trial (Page's L, without ties)"),
         Column("q", "float64", "Benjamini-Hochberg over the cells of a measure and mode"),
+        Column("q_attainable", "float64", "smallest q that the cell could have had, alone among them"),
         Column("bottom_up", "float64", "share of trials with rho > .6"),
         Column("null_bottom_up", "float64", "the same expected of random orders"),
         Column("excluded", "bool", "never trained: no part of q, of the architectures or of the ranking"),
@@ -102,7 +105,7 @@ def convergence_tests(data: AnalysisInput, *, permutations: int = 9_999, cleares
             architectures.append(row | {"mode": mode, "measure": measure})
         ranking += [row | {"mode": mode, "measure": measure} for row in _ranked(group, clearest)]
     return {
-        "convergence_cells": pd.DataFrame(cells),
+        "convergence_cells": pd.DataFrame(cells).drop(columns="least", errors="ignore"),
         "convergence_architectures": pd.DataFrame(architectures),
         "convergence_ranking": pd.DataFrame(ranking),
     }
@@ -116,6 +119,7 @@ def _cells(group: pd.DataFrame, series: pd.DataFrame, count: int, key: Sequence[
         row |= {"n_trials": len(known), "n_without": len(own) - len(known), "n_layers": own["n_layers"].mean()}
         row |= {"mean_rho": known["rho"].mean() if len(known) else np.nan, "q": np.nan}
         row["p"] = mean_order(ranked, count, *key, str(cell)) if own["mode"].iloc[0] == "default" else np.nan
+        row["least"] = max(float(2 / np.prod([factorial(len(depth)) for depth, _ in ranked])), 1 / (1 + count))
         row["bottom_up"] = float((known["rho"] > 0.6).mean()) if len(known) else np.nan
         expected = [null_bottom_up(int(n)) for n in known["n_layers"]]
         row["null_bottom_up"] = float(np.mean(expected)) if expected else np.nan
@@ -153,6 +157,7 @@ def _adjusted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if known:
         for row, q in zip(known, false_discovery_control([row["p"] for row in known]), strict=True):
             row["q"] = float(q)
+            row["q_attainable"] = attainable_q(len(known), row["least"])
     return rows
 
 

@@ -46,11 +46,14 @@ def coordination_tests(
         names = {"cell": cell, "model": group["model"].iloc[0], "data": group["data"].iloc[0]}
         for measure in measures:
             speeds, losses = _cell(own, rows_of, loss_of, measure)
-            for row in _tests(speeds, losses, permutations, data.sweep, str(cell), measure):
+            tested = list(_tests(speeds, losses, permutations, data.sweep, str(cell), measure))
+            if group["untrained"].all():  # what networks do that never learn is no evidence about learning
+                tested = [row | {"p": None, "flag": row["flag"] or "untrained"} for row in tested]
+            for row in tested:
                 found.setdefault((measure, row["what"]), []).append(names | {"measure": measure} | row)
     return {
         "coordination_cells": pd.DataFrame([row for group in found.values() for row in adjusted(group)]),
-        "critical_ranking": _ranking(data.frame("critical_series"), trials, clearest),
+        "critical_ranking": _ranking(data.frame("critical_series"), trials[~trials["untrained"]], clearest),
     }
 
 
@@ -60,6 +63,8 @@ def _ranking(series: pd.DataFrame, trials: pd.DataFrame, clearest: int) -> pd.Da
     if tested.empty:
         return pd.DataFrame()
     tested = tested.assign(significant=tested["q"] < 0.05).merge(trials[["trial_id", "cell"]], on="trial_id")
+    if tested.empty:
+        return pd.DataFrame()
     parts = []
     for measure, group in tested.groupby("measure", sort=True):
         by = group.groupby(["trial_id", "cell"], sort=True)
@@ -116,7 +121,7 @@ def _standard(values: Floats) -> Floats:
 def _tests(speeds_SLT: Floats, losses_ST: Floats | None, count: int, *key: str) -> Iterator[dict[str, Any]]:
     seeds, layers, n = speeds_SLT.shape
     base = {"n_trials": seeds, "n_layers": layers, "n": n}
-    empty = base | dict.fromkeys(("statistic", "across", "p", "p_attainable", "q"))
+    empty = base | dict.fromkeys(("statistic", "across", "p", "p_attainable", "q", "q_attainable"))
     flag = "one_seed" if seeds < 2 else "no_layers" if layers == 0 else None
     if flag or layers < 2:
         yield empty | {"what": "layers", "flag": flag or "one_layer"}

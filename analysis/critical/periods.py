@@ -123,7 +123,7 @@ def _described(
         "n_transitions": int(transitions.sum()),
         "half_path_phase": half,
         "velocity_ratio": ratio,
-        **dict.fromkeys(("statistic", "p", "q", "n_periods", "null_periods", "flag")),
+        **dict.fromkeys(("statistic", "p", "q", "q_attainable", "n_periods", "null_periods", "flag")),
     }
     return row, critical
 
@@ -207,7 +207,7 @@ def _default(
         test, periods = _bursts(since, trial, n_surrogates)
         rows.append(row | test)
         found["critical_periods"] += [_with_loss(p, loss) for p in periods]
-    adjusted(rows)
+    adjusted(rows, 1 / (1 + n_surrogates))
     found["critical_series"] += rows
     steps, values_LT, kept = _common(group)
     if not kept:
@@ -277,6 +277,6 @@ def _named(pairs: Sequence[dict[str, Any]], kept: Sequence[Series], trial: Clock
     for pair in pairs:
         a, b = kept[pair["a"]], kept[pair["b"]]
         names = {"layer_a": a.layer, "layer_b": b.layer, "index_a": a.layer_index, "index_b": b.layer_index}
-        rest = {k: pair[k] for k in ("r0", "lag", "r", "p", "q")}
+        rest = {k: pair[k] for k in ("r0", "lag", "r", "p", "q", "q_attainable")}
         rows.append({"trial_id": trial.trial_id, "measure": a.measure} | names | rest)
     return rows

@@ -9,6 +9,7 @@ from scipy.stats import false_discovery_control
 
 from ndt_ray.analysis.critical import rates
 from ndt_ray.analysis.detection import Bools, Floats, merged
+from ndt_ray.analysis.inference.multiplicity import attainable_q
 from ndt_ray.analysis.nulls import generator
 
 SCALES = (1, 3, 5, 10, 20)
@@ -114,7 +115,7 @@ def pair_tests(white_LT: Floats, lags: int, count: int, *key: str) -> tuple[list
         largest[k], mean[k] = np.abs(null).max(axis=1), null[:, null.shape[1] // 2].mean()
     zero = float(observed[:, observed.shape[1] // 2].mean())
     rows = [_lag_row(observed[i], largest[:, i]) | {"a": int(a[i]), "b": int(b[i])} for i in range(len(a))]
-    return adjusted(rows), zero, upper_p(mean, zero)
+    return adjusted(rows, 1 / (1 + count)), zero, upper_p(mean, zero)
 
 
 def couplings(white_LT: Floats, loss_T: Floats, lags: int, count: int, *key: str) -> list[dict[str, Any]]:
@@ -125,7 +126,7 @@ def couplings(white_LT: Floats, loss_T: Floats, lags: int, count: int, *key: str
     for layer in white_LT:
         null = np.abs(rates.lagged(layer[None], drawn, lags)).max(axis=1)
         rows.append(_lag_row(rates.lagged(layer, loss_T, lags), null))
-    return adjusted(rows)
+    return adjusted(rows, 1 / (1 + count))
 
 
 def _lag_row(correlation: Floats, null: Floats) -> dict[str, Any]:
@@ -140,10 +141,16 @@ def upper_p(null: Floats, observed: float) -> float:
     return (1 + int((null >= observed).sum())) / (1 + len(null))
 
 
-def adjusted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, those that have a p with its Benjamini-Hochberg q over them."""
+def adjusted(rows: list[dict[str, Any]], least: float = float("nan")) -> list[dict[str, Any]]:
+    """The rows, those that have a p with its Benjamini-Hochberg q over them and the smallest that each could have had.
+
+    `least`: the smallest p of any, where rows have no `p_attainable` of their own.
+    """
+    for row in rows:
+        row["q_attainable"] = None
     known = [row for row in rows if row.get("p") is not None and np.isfinite(row["p"])]
     if known:
         for row, q in zip(known, false_discovery_control([row["p"] for row in known]), strict=True):
             row["q"] = float(q)
+            row["q_attainable"] = attainable_q(len(known), float(row.get("p_attainable", least)))
     return rows

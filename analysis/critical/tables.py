@@ -27,6 +27,7 @@ CRITICAL_SERIES = Table(
         Column("statistic", "float64", "largest window mean of log |velocity| above its smooth course, in null SDs"),
         Column("p", "float64", "share of AR-sieve series with the same slow-down that reach it"),
         Column("q", "float64", "Benjamini-Hochberg over the layers of the trial and measure"),
+        Column("q_attainable", "float64", "smallest q it could have had, alone among them"),
         Column("n_periods", "int32", "calibrated critical periods: windows above the 5 % critical value"),
         Column("null_periods", "float64", "mean number of the same on the surrogates"),
         Column("flag", "string", "constant or short: nothing was tested; null otherwise"),
@@ -107,6 +108,7 @@ COORDINATION_PAIRS = Table(
         Column("r", "float64", "correlation at that lag"),
         Column("p", "float64", "of the largest |correlation| over all lags, activity with random phases"),
         Column("q", "float64", "Benjamini-Hochberg over the pairs of the trial and measure"),
+        Column("q_attainable", "float64", "smallest q it could have had, alone among them"),
     ),
     ("trial_id", "measure", "index_a", "index_b"),
 )
@@ -122,6 +124,7 @@ LOSS_COUPLING = Table(
         Column("r", "float64", "correlation at that lag"),
         Column("p", "float64", "of the largest |correlation| over all lags, activity with random phases"),
         Column("q", "float64", "Benjamini-Hochberg over the layers of the trial and measure"),
+        Column("q_attainable", "float64", "smallest q it could have had, alone among them"),
     ),
     ("trial_id", "measure", "layer_index", "view"),
 )
@@ -143,8 +146,11 @@ COORDINATION_CELLS = Table(
         Column("p", "float64", "upper tail, partners exchanged between seeds (keeps the common course exactly)"),
         Column("p_attainable", "float64", "smallest p any outcome could have had"),
         Column("q", "float64", "Benjamini-Hochberg over the cells of a measure and question"),
+        Column("q_attainable", "float64", "smallest q it could have had, alone among them"),
         Column(
-            "flag", "string", "one_seed, one_layer, no_layers (constant or short) or no_loss: not tested; else null"
+            "flag",
+            "string",
+            "one_seed, one_layer, no_layers (constant or short), no_loss, or untrained: not tested; else null",
         ),
     ),
     ("measure", "what", "cell"),

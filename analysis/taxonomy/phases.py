@@ -87,7 +87,8 @@ def taxonomy_phases(data: AnalysisInput, *, permutations: int = 1999, alpha: flo
     tested: list[dict[str, Any]] = []
     for mode, own in rows.groupby("mode", sort=True):
         counted += [{"mode": mode} | row for row in crossed(own, _expected(str(mode), own, data))]
-        tested += [{"mode": mode} | row for row in tests(own, permutations, alpha, data.sweep, str(mode))]
+        learners = own[own["trial_id"].isin(trials.loc[~trials["untrained"], "trial_id"])]  # counts are of all
+        tested += [{"mode": mode} | row for row in tests(learners, permutations, alpha, data.sweep, str(mode))]
     return {TYPE_PHASES.name: pd.DataFrame(counted), TYPE_TESTS.name: pd.DataFrame(tested)}
 
 

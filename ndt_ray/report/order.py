@@ -136,8 +136,13 @@ def _direction(source: Source, measure: str) -> Iterator[Claim]:
     rest = rows[~rows.index.isin(clear.index)]
     if len(rest):
         said = [f"{source.label(r.cell)} (mean ρ = {number(r.mean_rho, 2)}, q {level(r.q)})" for r in rest.itertuples()]
-        text = f"No order of settling is shown in {listed(said)}; {family}."
-        yield Claim(text, "nothing", answer.sql, headline=clear.empty)
+        reach = float(rest["q_attainable"].min()) if "q_attainable" in rest else 0.0  # older stores do not say
+        if reach > ALPHA:
+            text = f"Whether layers settle in an order cannot be shown in {listed(said)}: the smallest q attainable is "
+            yield Claim(f"{text}{number(reach, 2)}; {family}.", "caution", answer.sql, headline=clear.empty)
+        else:
+            text = f"No order of settling is shown in {listed(said)}; {family}."
+            yield Claim(text, "nothing", answer.sql, headline=clear.empty)
 
 
 def _between(source: Source, measure: str) -> Iterator[Claim]:

@@ -165,7 +165,8 @@ def test_one_seed_one_model_and_nothing_are_survived() -> None:
     out = convergence_tests(given(one, convergence_tests.reads), permutations=99)
     (row,) = out["convergence_architectures"].to_pandas().query("factor == 'model'").to_dict("records")
     assert np.isnan(row["p"]) and row["n_groups"] == 1
-    assert out["convergence_cells"].num_rows == 1
+    (cell,) = out["convergence_cells"].to_pylist()
+    assert cell["q_attainable"] == pytest.approx(2 / 120)  # of the orders of five layers
     assert all(t.num_rows == 0 for t in convergence_tests(given({}, convergence_tests.reads)).values())
 
 
@@ -182,5 +183,6 @@ def test_cells_that_never_trained_are_shown_and_left_out_of_comparisons() -> Non
     cells = out["convergence_cells"].set_index("model")
     assert cells["excluded"].to_dict() == {"mlp_a": False, "cnn_b": False, "cnn_c": True}
     assert np.isnan(cells.loc["cnn_c", "q"]) and np.isfinite(cells.loc["cnn_c", "p"])
+    assert cells.loc["mlp_a", "q_attainable"] == pytest.approx(2 / 100) and np.isnan(cells.loc["cnn_c", "q_attainable"])
     assert out["convergence_architectures"].query("factor == 'model'")["n_groups"].tolist() == [2]
     assert not out["convergence_ranking"]["cell"].str.startswith("cnn_c").any()

@@ -197,7 +197,33 @@ def test_seeds_that_share_only_their_course_are_rejected_at_the_nominal_rate_own
     table = table[table["measure"] == "participation_ratio"]
     assert table["what"].tolist() == ["layers", "loss"]
     assert (table["q"] <= 0.01).all() and (table["statistic"] > table["across"] + 0.1).all()
-    assert table["p_attainable"].iloc[1] == pytest.approx(1 / 120)
+    assert table["p_attainable"].iloc[1] == pytest.approx(1 / 120) == table["q_attainable"].iloc[1]
+
+
+def test_what_never_learned_is_no_evidence_about_learning() -> None:
+    def own(rng: np.random.Generator, seed: int) -> list[np.ndarray]:
+        shared = np.exp(rng.standard_normal(N))
+        return [curve(rng, SLOWING["power"], shared) for _ in range(4)]
+
+    tables = _cells(own, 4, "m")
+    names = tables["trials"]["trial_id"]
+    series = pd.DataFrame(
+        {"trial_id": names, "mode": "default", "measure": "participation_ratio", "p": 0.01, "q": 0.01}
+    )
+    for accuracy, flags in ((0.9, [None, None]), (0.5, ["untrained", "untrained"])):
+        scores = {"step": 100, "accuracy": accuracy, "n": 200}
+        tables["evaluations"] = pd.DataFrame({"trial_id": names, **scores}).assign(
+            class_accuracy=[[accuracy, accuracy]] * len(names)
+        )
+        found = coordination_tests(
+            given(tables | {"critical_series": series}, coordination_tests.reads),
+            measures=["participation_ratio"],
+            permutations=99,
+        )
+        cells = found["coordination_cells"].to_pandas()
+        assert [None if f != f else f for f in cells["flag"]] == flags and cells["statistic"].notna().all()
+        assert cells["q"].isna().all() == (flags[0] is not None)
+        assert (found["critical_ranking"].num_rows == 0) == (flags[0] is not None)
 
 
 def test_one_seed_and_no_loss_are_said() -> None:

@@ -68,6 +68,16 @@ def test_types_by_phase_sum_up_and_a_planted_payoff_of_late_events_is_found():
     assert tests.loc["phase_by_type", "value"] == pytest.approx(1)
 
 
+def test_events_of_networks_that_never_learned_are_counted_and_not_tested():
+    tables = typed_events(0.1)
+    names = tables["trials"]["trial_id"]
+    scores = pd.DataFrame({"trial_id": names, "step": 100, "accuracy": 0.5, "n": 200})
+    tables["evaluations"] = scores.assign(class_accuracy=[[0.5, 0.5]] * len(names))
+    found = run(type_phases.taxonomy_phases, tables, permutations=99)
+    assert found["taxonomy_phases"].set_index(["type", "phase_bin"]).loc[(0, "all"), "n"] == 32
+    assert set(found["taxonomy_phase_tests"]["verdict"]) == {"no_data"}
+
+
 def test_types_by_phase_stand_beside_false_events_spread_over_the_run():
     families = pd.DataFrame([{"family": "f", "primary": True, "alpha": 0.05}])
     table = run(type_phases.taxonomy_phases, typed_events(0.1) | {"event_families": families}, permutations=19)
