@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.events.significant import primary, replicates
+from ndt_ray.analysis.events.significant import primary, primary_family, replicates
 from ndt_ray.analysis.inference.seeds import interval
 from ndt_ray.store.schema import Column, Table
 
@@ -53,6 +53,7 @@ LATE_TESTS = Table(
         Column("scope", "string", "cell, or * for all trials"),
         Column("n_trials", "int32", "trials judged"),
         Column("late_events", "int32", "significant events from half time on, in all of them"),
+        Column("null_late_events", "float64", "false ones expected among them, at the family's false discovery rate"),
         Column("uneven", "float64", "mean share of the larger quarter, weights (representations without checkpoints)"),
         Column("lo", "float64", "95 % interval of it over trials"),
         Column("hi", "float64", "upper end of it"),
@@ -82,7 +83,9 @@ def late_change(data: AnalysisInput) -> dict[str, pd.DataFrame]:
     tests = data.frame("series_tests")
     if trials.empty:
         return {LATE_CHANGE.name: pd.DataFrame(), LATE_TESTS.name: pd.DataFrame()}
-    events = primary(data.frame("events"), data.frame("event_families"))
+    families = data.frame("event_families")
+    events, family = primary(data.frame("events"), families), primary_family(families)
+    alpha = 0.05 if family is None else float(family.get("alpha", 0.05))
     late = events[events["phase"] >= QUARTERS[0]].groupby("trial_id").size() if len(events) else pd.Series(dtype=int)
     distances, velocity = data.frame("weight_distances"), data.frame("velocity")
     rows = []
@@ -95,8 +98,8 @@ def late_change(data: AnalysisInput) -> dict[str, pd.DataFrame]:
     table = pd.DataFrame(rows)
     cells = trials[~trials["untrained"]].set_index("trial_id")["cell"]
     learned = table[table["trial_id"].isin(cells.index)]
-    found = [judged("*", learned)]
-    found += [judged(str(cell), own) for cell, own in learned.groupby(learned["trial_id"].map(cells), sort=True)]
+    found = [judged("*", learned, alpha)]
+    found += [judged(str(cell), own, alpha) for cell, own in learned.groupby(learned["trial_id"].map(cells), sort=True)]
     return {LATE_CHANGE.name: table, LATE_TESTS.name: pd.DataFrame(found)}
 
 
@@ -123,7 +126,7 @@ def changed(distances: pd.DataFrame, velocity: pd.DataFrame, steps: int) -> dict
     return row
 
 
-def judged(scope: str, rows: pd.DataFrame) -> dict[str, Any]:
+def judged(scope: str, rows: pd.DataFrame, alpha: float = 0.05) -> dict[str, Any]:
     """Row of `late_change_tests` from rows of `late_change`; trials in which events were not sought do not count."""
     known = rows[rows["late_events"].notna()]
     uneven = known["weights_uneven"].astype(float).fillna(known["representation_uneven"].astype(float)).dropna()
@@ -141,8 +144,8 @@ def judged(scope: str, rows: pd.DataFrame) -> dict[str, Any]:
     else:
         verdict = "supported" if hi <= UNEVEN and not largest >= ONE_STEP else "undecided"
     return {"claim": "gradual_after_half", "scope": scope, "n_trials": len(uneven), "late_events": late,
-            "uneven": float(uneven.mean()) if len(uneven) else math.nan, "lo": lo, "hi": hi, "largest_step": largest,
-            "rule": RULE, "verdict": verdict}  # fmt: skip
+            "null_late_events": alpha * late, "uneven": float(uneven.mean()) if len(uneven) else math.nan, "lo": lo,
+            "hi": hi, "largest_step": largest, "rule": RULE, "verdict": verdict}  # fmt: skip
 
 
 def _nearest(distances: pd.DataFrame, wanted: float, within: float) -> int | None:

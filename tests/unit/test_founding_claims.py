@@ -214,6 +214,7 @@ def test_late_events_are_counted_where_they_were_sought():
     assert quiet.loc["*", "verdict"] in ("supported", "undecided") and quiet.loc["*", "late_events"] == 0
     found = run(late_change.late_change, tables | {"events": pd.DataFrame([event])})
     assert found["late_change"].set_index("trial_id")["late_events"].to_dict() == {"t0": 0, "t1": 1, "t2": 0, "t3": 0}
+    assert found["late_change_tests"].set_index("scope").loc["*", "null_late_events"] == pytest.approx(0.05)
     assert (found["late_change_tests"]["verdict"] == "not_supported").all()
 
 
