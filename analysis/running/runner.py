@@ -18,7 +18,7 @@ from typing import Any, Literal
 from ndt_ray import registry
 from ndt_ray.analysis.api import Analysis, Partition
 from ndt_ray.analysis.running.pool import Crew, InlinePool, Job, Outcome, Pool, SweepTables, Task
-from ndt_ray.errors import SpecError
+from ndt_ray.errors import SpecError, did_you_mean
 
 Executor = Literal["inline", "ray"]
 ATTEMPTS = 3
@@ -130,6 +130,7 @@ def run_together(
         )
     jobs = tuple(_job(analysis, parameters, tables) for analysis, parameters in analyses)
     _check_independent(jobs)
+    _check_layers(jobs, tables)
     chosen = None if partitions is None else list(partitions)
     tell = progress or (lambda _: None)
     todo: dict[Partition, list[int]] = {}
@@ -201,6 +202,18 @@ def _check_independent(jobs: Sequence[Job]) -> None:
                     f"analysis '{job.analysis.name}' reads {', '.join(sorted(read))}, which '{other.analysis.name}'"
                     " writes: run them one after the other"
                 )
+
+
+def _check_layers(jobs: Sequence[Job], tables: SweepTables) -> None:
+    """SpecError for a layer that is asked for and that no network of the sweep has."""
+    named = [
+        (job.analysis.name, list(job.analysis.layers(job.parameters))) for job in jobs if job.analysis.layers is not None
+    ]
+    known = tables.layers() if any(paths for _, paths in named) else []
+    for name, paths in named if known else ():
+        for path in paths:
+            if path not in known:
+                raise SpecError(f"{name}: no network of '{tables.sweep}' has a layer '{path}'{did_you_mean(path, known)}")
 
 
 class _Drain:

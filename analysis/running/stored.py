@@ -39,6 +39,13 @@ class StoredSweep:
         )
         return [Partition(**row) for row in rows.to_pylist()]
 
+    def layers(self) -> list[str]:
+        """Paths of all layers that were measured in its trials."""
+        if "measurements" not in self.store.names():
+            return []
+        query = "SELECT DISTINCT layer FROM measurements WHERE sweep = ? ORDER BY layer"
+        return [str(row["layer"]) for row in self.store.arrow(query, [self.sweep]).to_pylist()]
+
     def input_hashes(self, reads: Iterable[str], partitions: Sequence[Partition]) -> list[str]:
         """From manifests alone: who trained how far, with how many rows, and which outputs of analyses are in place.
 

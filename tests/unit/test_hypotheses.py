@@ -29,9 +29,10 @@ def planted(n=8, slope=1.0, gain=0.2, noise=0.05, cell="cnn/mnist", model="cnn_d
         events.append({**row, "relative_size": size, "confirm_relative": np.nan})
         events.append({**events[-1], "family": "velocity"})  # of the multiverse: no second event
         many = int(np.clip(round(slope * i + 0.3 * RNG.normal()), 0, 6))
-        features += [{"trial_id": t, "layer": "a", "step": 90, "feature_type": "flat", "flag": None}]
+        seen = {"trial_id": t, "layer": "a", "flag": None}
+        features += [{**seen, "step": 90, "unit": 0, "feature_type": "flat"}]
         features += [
-            {"trial_id": t, "layer": "a", "step": 120, "feature_type": w, "flag": None} for w in ["flat", *words[:many]]
+            {**seen, "step": 120, "unit": unit, "feature_type": w} for unit, w in enumerate(["flat", *words[:many]])
         ]
         metric = {"trial_id": t, "layer": "a", "metric": "class_selectivity", "part": "*"}
         units += [

@@ -113,8 +113,8 @@ def maximise(
             again = _ascend(model, path, chosen[lacking], begin, draw, rate, 0, short, moved)
             for whole, part in ((found.images, again.images), (found.best, again.best), (found.starts, again.starts)):
                 whole[lacking] = part
-    arrays = (x.float().numpy() for x in (found.images, found.best, found.starts))
-    return Maximised(*arrays, lacking.numpy())
+    images, best, starts = (x.float().numpy() for x in (found.images, found.best, found.starts))
+    return Maximised(images, best, starts, lacking.numpy())
 
 
 @dataclass
