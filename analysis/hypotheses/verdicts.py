@@ -31,7 +31,8 @@ from ndt_ray.architectures import FAMILIES, family_of
 CORRELATED, EXPLAINED = 0.6, 0.4
 EXCESS, CHANGED = "new_feature_types_excess", "feature_types_changed_excess"
 AVERAGED = (
-    "jump_magnitude", "new_feature_types_after", "selectivity_increase", "compositional_depth", "num_jumps", EXCESS, CHANGED,
+    "jump_magnitude", "new_feature_types_after", "selectivity_increase", "compositional_depth", "num_jumps", EXCESS,
+    CHANGED,
 )  # fmt: skip
 """Over the events of a trial."""
 READS = (

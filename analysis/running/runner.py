@@ -207,13 +207,17 @@ def _check_independent(jobs: Sequence[Job]) -> None:
 def _check_layers(jobs: Sequence[Job], tables: SweepTables) -> None:
     """SpecError for a layer that is asked for and that no network of the sweep has."""
     named = [
-        (job.analysis.name, list(job.analysis.layers(job.parameters))) for job in jobs if job.analysis.layers is not None
+        (job.analysis.name, list(job.analysis.layers(job.parameters)))
+        for job in jobs
+        if job.analysis.layers is not None
     ]
     known = tables.layers() if any(paths for _, paths in named) else []
     for name, paths in named if known else ():
         for path in paths:
             if path not in known:
-                raise SpecError(f"{name}: no network of '{tables.sweep}' has a layer '{path}'{did_you_mean(path, known)}")
+                raise SpecError(
+                    f"{name}: no network of '{tables.sweep}' has a layer '{path}'{did_you_mean(path, known)}"
+                )
 
 
 class _Drain:

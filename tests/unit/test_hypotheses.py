@@ -119,6 +119,17 @@ def test_mechanisms_are_judged_against_matched_windows_in_their_direction():
     assert rows["attention_specialisation", "t/mnist"] == "no_data"
 
 
+@pytest.mark.parametrize(("difference", "verdict"), [(1.0, "supported"), (-1.0, "contradicted")])
+def test_clusters_and_specialists_have_verdicts(difference, verdict):
+    metrics = {"clustering": "class_silhouette", "specialists": "selective_share"}
+    rows = [{"cell": "cnn/mnist", "metric": m, "difference": difference} for m in metrics.values()]
+    tables = {"trials": planted()["trials"], "mechanism_tests": mechanism_rows(rows)}
+    said = verdicts(run(tables))
+    assert said["clustering"] == said["specialists"] == verdict
+    tables["mechanism_tests"]["p"] = 0.4
+    assert set(verdicts(run(tables)).values()) == {"not_shown"}
+
+
 def test_no_hypothesis_waits_for_a_metric_that_mechanism_tests_leave_out():
     assert not {metric for _, metric, *_ in CHANGES} & set(COPIES)
 

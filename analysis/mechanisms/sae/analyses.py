@@ -33,9 +33,7 @@ from ndt_ray.analysis.mechanisms.sae.tables import SAE, TRANSFER
 from ndt_ray.errors import NdtError, SpecError
 
 
-@analysis(
-    name="sae", reads=("trials", "checkpoints"), writes=(SAE,), per="trial", context=True, layers=named_layers
-)
+@analysis(name="sae", reads=("trials", "checkpoints"), writes=(SAE,), per="trial", context=True, layers=named_layers)
 def sae(
     data: AnalysisInput,
     *,

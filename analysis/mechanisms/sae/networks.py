@@ -124,7 +124,9 @@ def chosen_layers(
 def named_layers(parameters: Mapping[str, Any]) -> list[str]:
     """Names of layers in the parameter `layers`; numbers are places, which every network has some of."""
     choice = parameters["layers"]
-    listed = choice.split(",") if isinstance(choice, str) else [] if choice is None or isinstance(choice, int) else choice
+    listed = (
+        choice.split(",") if isinstance(choice, str) else [] if choice is None or isinstance(choice, int) else choice
+    )
     names = (str(name).strip() for name in listed)
     return [name for name in names if name and not name.isdigit()]
 

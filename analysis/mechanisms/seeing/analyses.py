@@ -179,8 +179,8 @@ FEATURE_CHANGES = Table(
         Column(
             "changed_chance",
             "float64",
-            "share whose word differs by the seed of the ascent alone, at the trial's checkpoints; both checkpoints of a"
-            " pair have one seed, so that `changed` may lie below it",
+            "share whose word differs by the seed of the ascent alone, at the trial's checkpoints; both of a pair have"
+            " one seed, so that `changed` may lie below it",
         ),
         Column("n_chance", "int32", "units, of all checkpoints, that this was seen of"),
         Column("types_before", "int32", "different words before"),

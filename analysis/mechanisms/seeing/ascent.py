@@ -28,7 +28,13 @@ def responses_of(context: ProbeContext, path: str) -> NDArray[np.float32]:
 
 
 def made_images(
-    context: ProbeContext, path: str, units: Sequence[int], found: NDArray[np.float32], *, again: bool = False, **how: Any
+    context: ProbeContext,
+    path: str,
+    units: Sequence[int],
+    found: NDArray[np.float32],
+    *,
+    again: bool = False,
+    **how: Any,
 ) -> Maximised:
     """Images for these units; `found`: their layer's responses to the probe; `again`: from the other seed."""
     c, h, w = (int(size) for size in context.inputs.shape[1:])
