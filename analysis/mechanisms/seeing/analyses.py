@@ -142,10 +142,10 @@ def _of_layer(
     found, limits = responses_of(context, layer.path), limits_of(context)
     trial = str(data.partition.trial_id)
     which = chosen_units(trial, layer.path, found.shape[1], units)
-    made = made_images(context, layer.path, which, found, **how)
     twice = chosen_units(trial, layer.path, found.shape[1], min(units, again))
-    repeated = made_images(context, layer.path, twice, found, again=True, **how).images if twice else ()
-    words = {u: describe(image, limits).feature_type for u, image in zip(twice, repeated, strict=True)}
+    made = made_images(context, layer.path, which, found, again=twice, **how)
+    repeated = zip(twice, made.images[len(which) :], strict=True)
+    words = {unit: describe(image, limits).feature_type for unit, image in repeated}
     rows = []
     for i, unit in enumerate(which):
         leading = np.argsort(-found[:, unit], kind="stable")[:examples]

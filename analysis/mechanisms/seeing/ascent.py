@@ -33,15 +33,19 @@ def made_images(
     units: Sequence[int],
     found: NDArray[np.float32],
     *,
-    again: bool = False,
+    again: Sequence[int] = (),
     **how: Any,
 ) -> Maximised:
-    """Images for these units; `found`: their layer's responses to the probe; `again`: from the other seed."""
+    """Images for these units and, behind them, of those of `again` from the other seed, all in one batch.
+
+    `found`: their layer's responses to the probe.
+    """
     c, h, w = (int(size) for size in context.inputs.shape[1:])
-    own = found[:, list(units)]
-    examples = Examples(context.inputs[torch.from_numpy(own.argmax(0))], own.max(0))
-    seed = context.trial.seed.init + (OTHER_SEED if again else 0)
-    return maximise(context.model, path, units, (c, h, w), limits_of(context), seed=seed, examples=examples, **how)
+    both, seed = [*units, *again], context.trial.seed.init
+    own = found[:, both]
+    how["examples"] = Examples(context.inputs[torch.from_numpy(own.argmax(0))], own.max(0))
+    how["seed"] = [seed] * len(units) + [seed + OTHER_SEED] * len(again)
+    return maximise(context.model, path, both, (c, h, w), limits_of(context), **how)
 
 
 def limits_of(context: ProbeContext) -> tuple[float, float]:

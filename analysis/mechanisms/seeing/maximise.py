@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -70,7 +71,7 @@ def maximise(
     jitter: int = 2,
     rotate: float = 0.0,
     scale: float = 0.0,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     examples: Examples | None = None,
 ) -> Maximised:
     """Images `[C, H, W]` with pixels within `limits` that maximise units of the module at `path`.
@@ -79,7 +80,8 @@ def maximise(
     `jitter` pixels, turned by up to `rotate` degrees and scaled by up to the share `scale`, both ways, anew each step
     but in the last quarter of them, of which the best image is kept. With `examples`, units that none of these drives
     further than their example have a second, short ascent, from that example and without changes. Reproducible by
-    `seed` on one machine. SpecError for a unit that the layer does not have, or empty limits.
+    `seed` on one machine: one for all, or one each, of which neighbours that are equal share their draws. SpecError for
+    a unit that the layer does not have, or empty limits.
     """
     low, high = limits
     if not low < high or steps < 1 or jitter < 0:
@@ -87,13 +89,17 @@ def maximise(
     if not 0 <= rotate <= 180 or not 0 <= scale < 1:
         raise SpecError(f"0 <= rotate <= 180 degrees and 0 <= scale < 1 must hold, but got ({rotate=}, {scale=})")
     chosen = torch.as_tensor(list(units))
-    generator = torch.Generator().manual_seed(seed)
-    begin = _start(basis, len(chosen), shape, generator)
+    runs = [(s, len(list(own))) for s, own in groupby([seed] * len(chosen) if isinstance(seed, int) else seed)]
+    sizes, generators = [n for _, n in runs], [torch.Generator().manual_seed(s) for s, _ in runs]
+    begin = torch.cat([_start(basis, n, shape, g) for n, g in zip(sizes, generators, strict=True)])
 
     def draw(parameters: Tensor) -> Tensor:
         return _image(parameters, basis, shape, limits)
 
-    def moved(image: Tensor) -> Tensor:
+    def moved(images: Tensor) -> Tensor:
+        return torch.cat([changed(*own) for own in zip(images.split(sizes), generators, strict=True)])
+
+    def changed(image: Tensor, generator: torch.Generator) -> Tensor:
         image = image.roll(torch.randint(-jitter, jitter + 1, (2,), generator=generator).tolist(), (2, 3))
         if rotate or scale:
             turn, size = (2 * torch.rand(2, generator=generator) - 1).tolist()
