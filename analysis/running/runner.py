@@ -130,7 +130,8 @@ def run_together(
         )
     jobs = tuple(_job(analysis, parameters, tables) for analysis, parameters in analyses)
     _check_independent(jobs)
-    _check_layers(jobs, tables)
+    for job in jobs:
+        check_layers(job.analysis, job.parameters, tables)
     chosen = None if partitions is None else list(partitions)
     tell = progress or (lambda _: None)
     todo: dict[Partition, list[int]] = {}
@@ -204,20 +205,14 @@ def _check_independent(jobs: Sequence[Job]) -> None:
                 )
 
 
-def _check_layers(jobs: Sequence[Job], tables: SweepTables) -> None:
-    """SpecError for a layer that is asked for and that no network of the sweep has."""
-    named = [
-        (job.analysis.name, list(job.analysis.layers(job.parameters)))
-        for job in jobs
-        if job.analysis.layers is not None
-    ]
-    known = tables.layers() if any(paths for _, paths in named) else []
-    for name, paths in named if known else ():
-        for path in paths:
-            if path not in known:
-                raise SpecError(
-                    f"{name}: no network of '{tables.sweep}' has a layer '{path}'{did_you_mean(path, known)}"
-                )
+def check_layers(analysis: Analysis, parameters: Mapping[str, Any], tables: SweepTables) -> None:
+    """SpecError for a layer that is asked for and that no network of the sweep has; where that is known."""
+    paths = [] if analysis.layers is None else list(analysis.layers(analysis.parameters(parameters)))
+    known = tables.layers() if paths else []
+    for path in paths if known else ():
+        if path not in known:
+            where = f"no network of '{tables.sweep}' has a layer '{path}'"
+            raise SpecError(f"{analysis.name}: {where}{did_you_mean(path, known)}")
 
 
 class _Drain:
