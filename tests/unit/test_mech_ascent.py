@@ -168,7 +168,7 @@ def test_cells_without_a_layer_are_left_out_with_the_reason_and_an_unknown_one_i
             analyze(own, SWEEP, name, parameters=wrong)
     with pytest.raises(SpecError, match="no network of"):
         analyze_all(own, SWEEP, [("convergence", None), ("features", {"layers": ["nowhere"]})])
-    assert "convergence" not in own.names()  # nothing was computed
+    assert not StoredSweep(own, SWEEP).committed("convergence")  # nothing was computed
     report = analyze(own, SWEEP, "dependencies", parameters={"pairs": [["network.0", "network.2"]]}, partitions=at)
     assert report.ok and set(own.table("dependency_layers")["trial_id"]) == {at[1].trial_id}
     assert "no layer network.0, network.2 - there are: conv_layers.0" in " ".join(report.notes)

@@ -97,7 +97,7 @@ def maximise(
         return _image(parameters, basis, shape, limits)
 
     def moved(images: Tensor) -> Tensor:
-        return torch.cat([changed(*own) for own in zip(images.split(sizes), generators, strict=True)])
+        return torch.cat([changed(*own) for own in zip(torch.split(images, sizes), generators, strict=True)])
 
     def changed(image: Tensor, generator: torch.Generator) -> Tensor:
         image = image.roll(torch.randint(-jitter, jitter + 1, (2,), generator=generator).tolist(), (2, 3))
