@@ -110,17 +110,18 @@ def maximise(
     settling = short if jitter or rotate or scale else steps
     with _frozen(model), evaluating(model):
         found = _ascend(model, path, chosen, begin, draw, rate, steps - settling, settling, moved)
-        lacking = torch.zeros(len(chosen), dtype=torch.bool)
+        from_example = torch.zeros(len(chosen), dtype=torch.bool)
         if examples is not None:
             lacking = found.best <= torch.as_tensor(examples.responses, dtype=found.best.dtype)
-        if lacking.any():
-            assert examples is not None
-            begin = _parameters(examples.images[lacking], basis, limits)
-            again = _ascend(model, path, chosen[lacking], begin, draw, rate, 0, short, moved)
-            for whole, part in ((found.images, again.images), (found.best, again.best), (found.starts, again.starts)):
-                whole[lacking] = part
+            if lacking.any():
+                begin = _parameters(examples.images[lacking], basis, limits)
+                again = _ascend(model, path, chosen[lacking], begin, draw, rate, 0, short, moved)
+                further = again.best > found.best[lacking]
+                from_example[lacking] = further
+                for name, part in vars(again).items():
+                    getattr(found, name)[from_example] = part[further]
     images, best, starts = (x.float().numpy() for x in (found.images, found.best, found.starts))
-    return Maximised(images, best, starts, lacking.numpy())
+    return Maximised(images, best, starts, from_example.numpy())
 
 
 @dataclass
