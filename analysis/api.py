@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import json
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -116,6 +116,8 @@ class Analysis:
     """Glob patterns of modules whose outputs it wants besides the tracked layers; None: it wants no network."""
     optional: tuple[str, ...] = ()
     """Of the tables it reads, those that no analysis is run for: they are read where they are."""
+    layers: Callable[[Mapping[str, Any]], Iterable[str]] | None = None
+    """Paths of layers that its parameters name: one that no network of the sweep has is refused beforehand."""
     defaults: Mapping[str, Any] = field(init=False)
     hints: Mapping[str, Any] = field(init=False)
     """Annotations of its parameters, where they can be told."""
@@ -136,7 +138,8 @@ class Analysis:
         module, name = self.function.__module__, self.function.__qualname__
         if module.startswith("ndt_ray.") and _found(module, name) is self:
             return _found, (module, name)
-        return Analysis, (self.name, self.reads, self.writes, self.per, self.function, self.context, self.optional)
+        parts = (self.name, self.reads, self.writes, self.per, self.function, self.context, self.optional, self.layers)
+        return Analysis, parts
 
     def parameters(self, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """All parameters, defaults filled in; SpecError for one that is unknown, not of its type, or not plain JSON."""
@@ -184,6 +187,7 @@ def analysis(
     per: Per,
     context: bool | Sequence[str] = False,
     optional: tuple[str, ...] = (),
+    layers: Callable[[Mapping[str, Any]], Iterable[str]] | None = None,
 ) -> Callable[[Callable[..., Mapping[str, pd.DataFrame]]], Analysis]:
     """Declare a function `(AnalysisInput, *, parameters…) -> {table name: DataFrame}` an analysis.
 
@@ -192,6 +196,9 @@ def analysis(
 
     `optional` tables are read besides, where the store has them: what writes them is not run for this one's sake.
 
+    `layers` says which paths its parameters name. Where no network of the sweep has one of them, the run is refused
+    with the closest; a network that lacks one which another has is the function's to leave out, with the reason.
+
     With `context` it is given networks too (`AnalysisInput.context`): the outputs of all tracked layers and attention
     patterns, and of the modules that match the glob patterns given instead of True. Per checkpoint, the
     initialisation is a partition as well, saved or not.
@@ -199,7 +206,7 @@ def analysis(
     wanted = None if context is False else () if context is True else tuple(context)
 
     def declare(function: Callable[..., Mapping[str, pd.DataFrame]]) -> Analysis:
-        return Analysis(name, (*reads, *optional), writes, per, function, wanted, optional)
+        return Analysis(name, (*reads, *optional), writes, per, function, wanted, optional, layers)
 
     return declare
 

@@ -29,6 +29,12 @@ from ndt_ray.analysis.mechanisms.matching import arms
 from ndt_ray.architectures import FAMILIES, family_of
 
 CORRELATED, EXPLAINED = 0.6, 0.4
+EXCESS, CHANGED = "new_feature_types_excess", "feature_types_changed_excess"
+AVERAGED = (
+    "jump_magnitude", "new_feature_types_after", "selectivity_increase", "compositional_depth", "num_jumps", EXCESS,
+    CHANGED,
+)  # fmt: skip
+"""Over the events of a trial."""
 READS = (
     "trials",
     "events",
@@ -39,6 +45,7 @@ READS = (
     "composition_metrics",
     "mechanism_changes",
     "mechanism_tests",
+    "mechanism_windows",
     "recovery",
 )
 
@@ -50,7 +57,8 @@ def hypotheses(data: AnalysisInput, *, alpha: float = 0.05) -> dict[str, pd.Data
     if trials.empty:
         return {t.name: pd.DataFrame() for t in (EVENT_MECHANISMS, EVENT_MODELS, HYPOTHESES, PATTERNS)}
     events = primary(data.frame("events"), data.frame("event_families"))
-    table = event_table(trials, events, *(data.frame(t) for t in ("features", "unit_metrics", "composition_metrics")))
+    measured = ("features", "unit_metrics", "composition_metrics", "mechanism_windows")
+    table = event_table(trials, events, *(data.frame(t) for t in measured))
     tests = data.frame("mechanism_tests")
     cells = dict(zip(trials["trial_id"], arms(trials), strict=True))
     found = [*_from_events(table, trials), *_from_tests(tests), *_from_recovery(data.frame("recovery"))]
@@ -81,6 +89,8 @@ CHANGES = (
     ("filter_differentiation", "filter_squared_cosine", "decrease", "Filters become more orthogonal at events."),
     ("selectivity", "class_selectivity", "increase", "Units become more selective for classes at events."),
     ("class_separation", "nc1", "decrease", "Classes draw together at events (within- over between-class spread)."),
+    ("clustering", "class_silhouette", "increase", "Stimuli cluster by class after events as they did not before."),
+    ("specialists", "selective_share", "increase", "Specialists of a class become more, generalists fewer, at events."),
     ("readability", "linear_probe_accuracy", "increase", "Classes become easier to read out of a layer at events."),
 )
 """Hypotheses on `mechanism_tests`: events change a metric more than matched windows do."""
@@ -125,13 +135,23 @@ def _from_events(table: pd.DataFrame, trials: pd.DataFrame) -> Iterator[Tested]:
     have = set(trials["model"].map(family_of))
     for scope in ("*", *(family for family in FAMILIES if family in have and len(have) > 1)):
         own = table if scope == "*" else table[table["arch_type"] == scope]
-        means = own.groupby("trial_id")[
-            ["jump_magnitude", "new_feature_types_after", "selectivity_increase", "compositional_depth", "num_jumps"]
-        ].mean()
+        excess = {
+            EXCESS: own["new_feature_types_window"] - own["new_feature_types_controls"],
+            CHANGED: own["feature_types_changed"] - own["feature_types_changed_controls"],
+        }
+        means = own.assign(**excess).groupby("trial_id")[list(AVERAGED)].mean()
         yield of_mean(
             "selectivity_unmatched", scope,
             "Selectivity is higher after events than before (without matched windows).",
             "selectivity_after_jump - selectivity_before_jump", "increase", means["selectivity_increase"].dropna(),
+        )  # fmt: skip
+        yield of_mean(
+            "new_features", scope, "Events bring more new kinds of features than windows like them.",
+            "new_feature_types_window - new_feature_types_controls", "increase", means[EXCESS].dropna(),
+        )  # fmt: skip
+        yield of_mean(
+            "feature_changes", scope, "At events more units change what they answer to than in windows like them.",
+            "feature_types_changed - feature_types_changed_controls", "increase", means[CHANGED].dropna(),
         )  # fmt: skip
         pair = means[["jump_magnitude", "new_feature_types_after"]].dropna().to_numpy(np.float64)
         r, lo, hi, p = correlation(pair[:, 0], pair[:, 1]) if len(pair) else (math.nan,) * 4

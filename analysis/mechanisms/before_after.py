@@ -30,6 +30,7 @@ from ndt_ray.analysis.mechanisms.matching import (
     steps_with_networks,
     with_steps,
 )
+from ndt_ray.analysis.mechanisms.seeing.feature_metrics import BY_SEED, SHARE
 from ndt_ray.analysis.mechanisms.symmetry import SYMMETRY
 from ndt_ray.analysis.mechanisms.tables import (
     ABLATION,
@@ -39,6 +40,7 @@ from ndt_ray.analysis.mechanisms.tables import (
     COMPOSITION,
     DIMENSION,
     DISTANCES,
+    FEATURE_METRICS,
     FILTERS,
     LLC,
     PROBES,
@@ -47,10 +49,11 @@ from ndt_ray.analysis.mechanisms.tables import (
     UNIT_ABLATION_METRICS,
     UNITS,
     WHOLE,
+    WINDOWS,
 )
 
 BATTERY = (ATTENTION, ABLATION, FILTERS, UNITS, COLLAPSE, PROBES, DIMENSION)
-DEARER = (UNIT_ABLATION_METRICS, COMPOSITION, SYMMETRY, LLC)
+DEARER = (UNIT_ABLATION_METRICS, COMPOSITION, SYMMETRY, LLC, FEATURE_METRICS)
 """Compared as well, where they were computed at checkpoints."""
 _READS = ("trials", "checkpoints", "events", "event_families", "scalars", DISTANCES.name, SIMILARITY.name)
 NETWORK_METRICS = ("nc1", "nc2_norm", "nc2_angle", "nc3", "nc4")
@@ -58,10 +61,11 @@ NETWORK_METRICS = ("nc1", "nc2_norm", "nc2_angle", "nc3", "nc4")
 
 COPIES = (
     "filter_welch_excess", "activation_sparsity", "llc_loss_excess", "llc_step_size",
-    "mean_ablation_accuracy", "zero_ablation_accuracy", "weights_zeroed_accuracy",
+    "mean_ablation_accuracy", "zero_ablation_accuracy", "weights_zeroed_accuracy", BY_SEED,
 )  # fmt: skip
 """Their changes are those of `filter_squared_cosine`, `fraction_active` (negated), `llc`, and of `baseline_accuracy`
-less `…_impact`; a step size is a setting. One hypothesis is one test."""
+less `…_impact`; a step size is a setting, and how often words differ by the seed of an ascent is a chance level. One
+hypothesis is one test."""
 Panel = dict[tuple[str, str, str], dict[int, float]]
 """(trial, metric's layer, metric) -> step -> value."""
 
@@ -69,7 +73,7 @@ Panel = dict[tuple[str, str, str], dict[int, float]]
 @analysis(
     name="mechanisms",
     reads=(*_READS, *(table.name for table in BATTERY)),
-    writes=(CHANGES, TESTS),
+    writes=(CHANGES, TESTS, WINDOWS),
     per="sweep",
     optional=tuple(table.name for table in DEARER),
 )
@@ -88,7 +92,7 @@ def mechanisms(
     """
     trials = data.frame("trials")
     events = selected(data.frame("events"), data.frame("event_families"), candidates)
-    nothing = {CHANGES.name: pd.DataFrame(), TESTS.name: pd.DataFrame()}
+    nothing = {table.name: pd.DataFrame() for table in (CHANGES, TESTS, WINDOWS)}
     if events.empty or trials.empty:
         return nothing
     panel = panel_of([data.frame(table.name) for table in (*BATTERY, *DEARER)], data.frame(SIMILARITY.name))
@@ -102,7 +106,11 @@ def mechanisms(
     found = list(_compared(around, windows, panel, distances, cells))
     if not found:
         return nothing
-    return {CHANGES.name: change_rows(found, cells), TESTS.name: metric_rows(found, cells)}
+    return {
+        CHANGES.name: change_rows(found, cells),
+        TESTS.name: metric_rows(found, cells),
+        WINDOWS.name: window_rows(around, windows),
+    }
 
 
 # -- what was measured ------------------------------------------------------------------------------------------------
@@ -122,7 +130,13 @@ def panel_of(battery: list[pd.DataFrame], similarity: pd.DataFrame) -> Panel:
         for trial, layer, metric, step, value in zip(*columns, strict=True):
             where = WHOLE if metric in NETWORK_METRICS else layer
             panel.setdefault((trial, where, metric), {})[int(step)] = float(value)
-    return panel
+    return _without_unused_words(panel)
+
+
+def _without_unused_words(panel: Panel) -> Panel:
+    """A word that no unit of a layer has in any trial is no hypothesis about it."""
+    told = {key[1:] for key, values in panel.items() if any(values.values())}
+    return {key: v for key, v in panel.items() if not key[2].startswith(SHARE) or key[1:] in told}
 
 
 def concerned(panel: Panel, trial: str, layer: str) -> Iterator[tuple[str, str, Mapping[int, float]]]:
@@ -183,6 +197,16 @@ def _compared(
 
 def _change(values: Mapping[int, float], window: tuple[int, int]) -> float:
     return values.get(window[1], np.nan) - values.get(window[0], np.nan)
+
+
+def window_rows(around: pd.DataFrame, windows: list[Windows]) -> pd.DataFrame:
+    """`mechanism_windows`."""
+    rows = []
+    for event, own in zip(around.itertuples(index=False), windows, strict=True):
+        who = {name: getattr(event, name) for name in EVENT_COLUMNS}
+        for i, (start, end) in enumerate((own.own, *own.matched), start=-1):
+            rows.append({**who, "control": i, "start": start, "end": end})
+    return pd.DataFrame(rows)
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------

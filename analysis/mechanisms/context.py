@@ -84,6 +84,17 @@ class ProbeContext:
             raise SpecError(f"{self.trial.model.name} has no tracked layer '{path}'{did_you_mean(path, known)}")
         return known[path]
 
+    def listed(self, paths: Sequence[str] | None, tell: Callable[[str], None] = lambda _: None) -> list[Layer]:
+        """Those of these layers that this network has, by default all; what it lacks is told.
+
+        Networks of a sweep have different layers; `Analysis.layers` refuses what none of them has.
+        """
+        known = {layer.path: layer for layer in self.layers}
+        wanted = list(known) if paths is None else paths
+        if lacking := [path for path in wanted if path not in known]:
+            tell(f"{self.trial.model.name} has no layer {', '.join(lacking)} - there are: {', '.join(known)}")
+        return [layer for path, layer in known.items() if path in wanted]
+
     # -- what the layers give ------------------------------------------------------------------------------------
 
     def activations(self, path: str) -> NDArray[np.float32]:

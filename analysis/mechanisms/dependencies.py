@@ -8,7 +8,8 @@ the other: an edge is a hypothesis for an intervention.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -71,7 +72,19 @@ PAIRS = Table(
 )
 
 
-@analysis(name="dependencies", reads=("trials", "checkpoints"), writes=(EDGES, PAIRS), per="checkpoint", context=True)
+def _listed(parameters: Mapping[str, Any]) -> list[str]:
+    pairs = parameters["pairs"]
+    return [] if isinstance(pairs, str) else [path for pair in pairs for path in pair]
+
+
+@analysis(
+    name="dependencies",
+    reads=("trials", "checkpoints"),
+    writes=(EDGES, PAIRS),
+    per="checkpoint",
+    context=True,
+    layers=_listed,
+)
 def dependencies(
     data: AnalysisInput,
     *,
@@ -92,7 +105,7 @@ def dependencies(
     context, trial = data.context(), str(data.partition.trial_id)
     edges: list[pd.DataFrame] = []
     summaries: list[dict[str, object]] = []
-    for early, late in chosen_pairs(context.layers, pairs, layers):
+    for early, late in chosen_pairs(context.layers, pairs, layers, data.notes.append):
         which = [_units(trial, layer.path, context.stimuli(layer.path).shape[1], units) for layer in (early, late)]
         x, y = (context.stimuli(layer.path)[:, own] for layer, own in zip((early, late), which, strict=True))
         rng = generator("dependencies", trial, str(data.partition.step), early.path, late.path)
@@ -106,10 +119,12 @@ def dependencies(
     return {EDGES.name: whole, PAIRS.name: pd.DataFrame(summaries)}
 
 
-def chosen_pairs(known: Sequence[Layer], pairs: str | list[list[str]], most: int) -> list[tuple[Layer, Layer]]:
+def chosen_pairs(
+    known: Sequence[Layer], pairs: str | list[list[str]], most: int, tell: Callable[[str], None] = lambda _: None
+) -> list[tuple[Layer, Layer]]:
     """(early, late) layers of a network; SpecError for a way to choose that is none.
 
-    Listed paths that a network lacks give no pair: networks of a sweep have different layers.
+    Listed paths that a network lacks give no pair, and are told: networks of a sweep have different layers.
     """
     if isinstance(pairs, str):
         if pairs not in ("all", "adjacent"):
@@ -122,6 +137,8 @@ def chosen_pairs(known: Sequence[Layer], pairs: str | list[list[str]], most: int
         if len(pair) != 2:
             raise SpecError(f"pairs is all, adjacent or a list of [early, late], but got {pair!r}")
     found = [(by_path[a], by_path[b]) for a, b in pairs if a in by_path and b in by_path]
+    if lacking := sorted({path for pair in pairs for path in pair} - set(by_path)):
+        tell(f"no layer {', '.join(lacking)} - there are: {', '.join(by_path)}")
     for a, b in found:
         if a.index >= b.index:
             raise SpecError(f"the early layer comes first in the forward pass, but got [{a.path}, {b.path}]")

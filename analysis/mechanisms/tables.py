@@ -45,6 +45,7 @@ DIMENSION = metrics_table("intrinsic_dimension_metrics", "TwoNN intrinsic dimens
 COMPOSITION = metrics_table(
     "composition_metrics", "How a layer follows from the one before, and what is lost without it."
 )
+FEATURE_METRICS = metrics_table("feature_metrics", "What a layer's units answer to: words, shares of them, responses.")
 LLC = metrics_table("llc_metrics", "Local learning coefficient by SGLD.")
 
 UNIT_VALUES = Table(
@@ -206,6 +207,18 @@ CHANGES = Table(
         ),
     ),
     ("trial_id", "layer_index", "step_before", "step_after", "metric_layer", "metric"),
+)
+
+WINDOWS = Table(
+    "mechanism_windows",
+    "The windows, between checkpoints, that an event is compared over: its own, and the matched ones without an event.",
+    (
+        *_EVENT,
+        Column("control", "int32", "-1 for the event's own window, else which of the matched ones, the closest first"),
+        Column("start", "int32", "checkpoint at its beginning", "steps"),
+        Column("end", "int32", "checkpoint at its end", "steps"),
+    ),
+    ("trial_id", "layer_index", "layer", "step_before", "step_after", "control"),
 )
 
 TESTS = Table(

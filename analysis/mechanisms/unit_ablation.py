@@ -17,7 +17,7 @@ from torch import Tensor
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.mechanisms import units
 from ndt_ray.analysis.mechanisms.context import Layer, ProbeContext
-from ndt_ray.analysis.mechanisms.seeing.analyses import chosen_units
+from ndt_ray.analysis.mechanisms.seeing.ascent import chosen_units
 from ndt_ray.analysis.mechanisms.tables import (
     UNIT_ABLATION,
     UNIT_ABLATION_METRICS,

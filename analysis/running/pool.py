@@ -31,6 +31,9 @@ class SweepTables(Protocol):
     def partitions(self, per: Per) -> list[Partition]:
         """All partitions that have data."""
 
+    def layers(self) -> list[str]:
+        """Paths of all tracked layers of all its networks; none where that is not known."""
+
     def input_hashes(self, reads: Iterable[str], partitions: Sequence[Partition]) -> list[str]:
         """One a partition: it changes whenever the rows of these tables that belong to the partition do."""
 

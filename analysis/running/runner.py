@@ -18,7 +18,7 @@ from typing import Any, Literal
 from ndt_ray import registry
 from ndt_ray.analysis.api import Analysis, Partition
 from ndt_ray.analysis.running.pool import Crew, InlinePool, Job, Outcome, Pool, SweepTables, Task
-from ndt_ray.errors import SpecError
+from ndt_ray.errors import SpecError, did_you_mean
 
 Executor = Literal["inline", "ray"]
 ATTEMPTS = 3
@@ -130,6 +130,8 @@ def run_together(
         )
     jobs = tuple(_job(analysis, parameters, tables) for analysis, parameters in analyses)
     _check_independent(jobs)
+    for job in jobs:
+        check_layers(job.analysis, job.parameters, tables)
     chosen = None if partitions is None else list(partitions)
     tell = progress or (lambda _: None)
     todo: dict[Partition, list[int]] = {}
@@ -201,6 +203,16 @@ def _check_independent(jobs: Sequence[Job]) -> None:
                     f"analysis '{job.analysis.name}' reads {', '.join(sorted(read))}, which '{other.analysis.name}'"
                     " writes: run them one after the other"
                 )
+
+
+def check_layers(analysis: Analysis, parameters: Mapping[str, Any], tables: SweepTables) -> None:
+    """SpecError for a layer that is asked for and that no network of the sweep has; where that is known."""
+    paths = [] if analysis.layers is None else list(analysis.layers(analysis.parameters(parameters)))
+    known = tables.layers() if paths else []
+    for path in paths if known else ():
+        if path not in known:
+            where = f"no network of '{tables.sweep}' has a layer '{path}'"
+            raise SpecError(f"{analysis.name}: {where}{did_you_mean(path, known)}")
 
 
 class _Drain:

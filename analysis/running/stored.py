@@ -11,7 +11,7 @@ import yaml
 from ndt_ray.analysis.api import KEYS, OF_SIBLINGS, Partition, Per
 from ndt_ray.analysis.running.order import in_order
 from ndt_ray.analysis.running.pool import Crew
-from ndt_ray.analysis.running.runner import Report, resolved, run, run_together, together
+from ndt_ray.analysis.running.runner import Report, check_layers, resolved, run, run_together, together
 from ndt_ray.spec import Named, Trial
 from ndt_ray.store import analysis_runs, artifacts
 from ndt_ray.store.checkpoints import Tensors
@@ -38,6 +38,13 @@ class StoredSweep:
             f"SELECT DISTINCT {columns} FROM {source} WHERE sweep = ? ORDER BY {columns}", [self.sweep]
         )
         return [Partition(**row) for row in rows.to_pylist()]
+
+    def layers(self) -> list[str]:
+        """Paths of all layers that were measured in its trials."""
+        if "measurements" not in self.store.names():
+            return []
+        query = "SELECT DISTINCT layer FROM measurements WHERE sweep = ? ORDER BY layer"
+        return [str(row["layer"]) for row in self.store.arrow(query, [self.sweep]).to_pylist()]
 
     def input_hashes(self, reads: Iterable[str], partitions: Sequence[Partition]) -> list[str]:
         """From manifests alone: who trained how far, with how many rows, and which outputs of analyses are in place.
@@ -168,8 +175,8 @@ def analyze_all(
     """Run several, with their parameters, and those whose tables they read, writers first; a report each.
 
     Parameters that are not given are those that the sweep's spec declares for the analysis, else its defaults. One
-    that is not asked for keeps the parameters of the outputs in place. SpecError for an unknown parameter, before
-    anything is computed.
+    that is not asked for keeps the parameters of the outputs in place. SpecError for an unknown parameter, or a layer
+    that no network of the sweep has, before anything is computed.
 
     Neighbours that look at networks share each one's loading. With executor `ray`, the same workers serve all, hired
     when the first of them has work to do.
@@ -182,7 +189,9 @@ def analyze_all(
         parameters = {**declared.get(found.name, {}), **(given or {})}
         found.parameters(parameters)
         kept = None if found.name in asked else StoredSweep(store, sweep).parameters(found.name)
-        ordered.append((name, {k: v for k, v in kept.items() if k in found.defaults} if kept else parameters))
+        parameters = {k: v for k, v in kept.items() if k in found.defaults} if kept else parameters
+        check_layers(found, parameters, StoredSweep(store, sweep))
+        ordered.append((name, parameters))
     reports: list[Report] = []
     with Crew(workers, cpus, address) as crew:
         for places in together(ordered):

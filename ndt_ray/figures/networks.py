@@ -312,17 +312,13 @@ def _make(
     found: Look, context: "ProbeContext", moment: Moment, layers: Sequence[str], features: pd.DataFrame, units: int
 ) -> None:
     """Images of the target layer at this checkpoint where `features` has none: made now, while the network is here."""
-    from ndt_ray.analysis.mechanisms.seeing.analyses import chosen_units
-    from ndt_ray.analysis.mechanisms.seeing.maximise import maximise
+    from ndt_ray.analysis.mechanisms.seeing.ascent import chosen_units, made_images, responses_of
 
     for path in layers:
         if len(_known(features, moment.trial, context.step, path)):
             continue
         which = chosen_units(moment.trial, path, found.units[path].shape[1], units)
-        c, h, w = (int(size) for size in context.inputs.shape[1:])
-        limits = float(context.inputs.min()), float(context.inputs.max())
-        options: dict[str, Any] = {"steps": ASCENT, "jitter": 1, "seed": context.trial.seed.init}
-        made = maximise(context.model, path, which, (c, h, w), limits, **options)
+        made = made_images(context, path, which, responses_of(context, path), steps=ASCENT, jitter=1)
         found.made[path] = (which, made.images, made.activations)
 
 

@@ -78,6 +78,9 @@ class Folder:
             else [Partition()]
         )
 
+    def layers(self) -> list[str]:
+        return []
+
     def input_hashes(self, reads: Iterable[str], partitions: Sequence[Partition]) -> list[str]:
         found = []
         for partition in partitions:

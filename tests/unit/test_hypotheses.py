@@ -29,9 +29,10 @@ def planted(n=8, slope=1.0, gain=0.2, noise=0.05, cell="cnn/mnist", model="cnn_d
         events.append({**row, "relative_size": size, "confirm_relative": np.nan})
         events.append({**events[-1], "family": "velocity"})  # of the multiverse: no second event
         many = int(np.clip(round(slope * i + 0.3 * RNG.normal()), 0, 6))
-        features += [{"trial_id": t, "layer": "a", "step": 90, "feature_type": "flat", "flag": None}]
+        seen = {"trial_id": t, "layer": "a", "flag": None}
+        features += [{**seen, "step": 90, "unit": 0, "feature_type": "flat"}]
         features += [
-            {"trial_id": t, "layer": "a", "step": 120, "feature_type": w, "flag": None} for w in ["flat", *words[:many]]
+            {**seen, "step": 120, "unit": unit, "feature_type": w} for unit, w in enumerate(["flat", *words[:many]])
         ]
         metric = {"trial_id": t, "layer": "a", "metric": "class_selectivity", "part": "*"}
         units += [
@@ -116,6 +117,17 @@ def test_mechanisms_are_judged_against_matched_windows_in_their_direction():
     assert rows["filter_differentiation", "cnn/mnist"] == "supported"
     assert rows["selectivity", "cnn/mnist"] == "contradicted" and rows["selectivity", "mlp/mnist"] == "not_shown"
     assert rows["attention_specialisation", "t/mnist"] == "no_data"
+
+
+@pytest.mark.parametrize(("difference", "verdict"), [(1.0, "supported"), (-1.0, "contradicted")])
+def test_clusters_and_specialists_have_verdicts(difference, verdict):
+    metrics = {"clustering": "class_silhouette", "specialists": "selective_share"}
+    rows = [{"cell": "cnn/mnist", "metric": m, "difference": difference} for m in metrics.values()]
+    tables = {"trials": planted()["trials"], "mechanism_tests": mechanism_rows(rows)}
+    said = verdicts(run(tables))
+    assert said["clustering"] == said["specialists"] == verdict
+    tables["mechanism_tests"]["p"] = 0.4
+    assert set(verdicts(run(tables)).values()) == {"not_shown"}
 
 
 def test_no_hypothesis_waits_for_a_metric_that_mechanism_tests_leave_out():

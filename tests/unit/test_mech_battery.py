@@ -29,6 +29,7 @@ PER_CHECKPOINT = (
     "attention", "head_ablation", "filters", "units", "unit_ablation", "collapse", "linear_probes",
     "intrinsic_dimension",
 )  # fmt: skip
+UNITS = 8
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +67,15 @@ def test_the_whole_battery_takes_one_forward_pass(
         trial = trial_of(own, "transformer")
 
         def counted(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if type(module).__name__ == "Transformer" and len(args[0]) > EXAMPLE_BATCH:
+            if type(module).__name__ == "Transformer" and len(args[0]) > max(EXAMPLE_BATCH, 2 * UNITS):
                 passes.append(len(args[0]))
             return plain(module, *args, **kwargs)
 
         monkeypatch.setattr(torch.nn.Module, "__call__", counted)
         names = [name for name in PER_CHECKPOINT if name not in ("head_ablation", "unit_ablation")]
-        reports = run_together([(n, None) for n in names], StoredSweep(own, SWEEP), partitions=[Partition(trial, 40)])
+        jobs: list[tuple[str, dict[str, int] | None]] = [(n, None) for n in names]
+        jobs.append(("features", {"units": UNITS, "steps": 2}))  # made images pass in batches of units
+        reports = run_together(jobs, StoredSweep(own, SWEEP), partitions=[Partition(trial, 40)])
         assert all(report.ok and report.done == 1 for report in reports)
         assert passes == [128]  # the confirm probe, once
         monkeypatch.undo()
@@ -236,7 +239,8 @@ def test_events_of_the_store_are_looked_at_before_during_and_after(tmp_path: Pat
         tables = {name: pa.Table.from_pylist([row], TABLES[name].arrow()) for name, row in rows.items()}
         write_output(own, SWEEP, "events", "sweep", tables, cache_key="planted")
         chosen = [Partition(trial_of(own, "mlp", seed), step) for seed in (0, 1) for step in (0, 20, 30, 40)]
-        run_together([("units", None), ("collapse", None)], StoredSweep(own, SWEEP), partitions=chosen)
+        looked_at = [("units", None), ("collapse", None), ("features", {"units": 3, "steps": 4})]
+        run_together(looked_at, StoredSweep(own, SWEEP), partitions=chosen)
         analyze(own, SWEEP, "weights", partitions=[Partition(trial)])
         report = run_together([("mechanisms", {"widest": 0.6})], StoredSweep(own, SWEEP))[0]
         assert report.ok, report.dead
@@ -248,6 +252,9 @@ def test_events_of_the_store_are_looked_at_before_during_and_after(tmp_path: Pat
         assert (found["n_controls"] == 0).all() and (found["n_unmatched"] == 1).all()  # 0-20 alone is as long
         assert (found["n_seeds"] == 1).all() and found["displacement"].between(0.001, 1).all()
         assert not found["exploratory"].any() and "class_selectivity" in found.index
+        assert {"feature_types", "feature_share_noise", "feature_log_response"} <= set(found.index)
+        windows = own.table("mechanism_windows")[["control", "start", "end"]]
+        assert windows.to_numpy().tolist() == [[-1, 20, 40]]
         tests = own.table("mechanism_tests")
         assert set(tests["flag"]) == {"no_controls"} and len(tests) == len(found)
 

@@ -278,11 +278,21 @@ def test_features_of_checkpoints_and_what_is_new_in_them(tmp_path):
     assert (rows["activation"] > rows["start"]).all() and rows["flag"].isna().all()
     assert (rows["best_images"].map(len) == 4).all() and (rows["best_images"].str[0] == rows["best_image"]).all()
     assert rows["best_values"].map(lambda v: list(v) == sorted(v, reverse=True)).all()
+    assert rows["again_type"].notna().all()  # three of five that may be
+    metrics = store.sql("SELECT * FROM feature_metrics")
+    assert (metrics.groupby(["trial_id", "step", "layer"]).size() == 14).all() and metrics["flag"].isna().all()
+    shares = metrics[metrics["metric"].str.startswith("feature_share_")]
+    assert shares.groupby(["trial_id", "step", "layer"])["value"].sum().max() <= 1 + 1e-9
+    beats = metrics[metrics["metric"] == "feature_beats_data"].set_index(["trial_id", "step", "layer"])["value"]
+    pd.testing.assert_series_equal(
+        beats.sort_index(), rows.groupby(["trial_id", "step", "layer"])["beats_data"].mean(), check_names=False
+    )
     same = rows[rows["trial_id"] == cnn].groupby("layer")["unit"].nunique()
     assert (same == 3).all()  # the same units at both checkpoints
     assert analyze(store, SWEEP, "feature_changes", partitions=[Partition(cnn)]).ok
     changes = store.sql("SELECT * FROM feature_changes")
     assert set(changes["step_before"]) == {0} and (changes["n"] == 3).all() and changes["changed"].between(0, 1).all()
+    assert (changes["n_chance"] == 6).all() and changes["changed_chance"].between(0, 1).all()
     assert (
         changes["new_feature_types"] == changes["new_types"].map(lambda t: len([x for x in t.split(",") if x]))
     ).all()

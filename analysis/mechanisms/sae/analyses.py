@@ -22,6 +22,7 @@ from ndt_ray.analysis.mechanisms.sae.networks import (
     activations,
     chosen_layers,
     dataset,
+    named_layers,
     nodes_of,
     sampled,
     sides,
@@ -32,7 +33,7 @@ from ndt_ray.analysis.mechanisms.sae.tables import SAE, TRANSFER
 from ndt_ray.errors import NdtError, SpecError
 
 
-@analysis(name="sae", reads=("trials", "checkpoints"), writes=(SAE,), per="trial", context=True)
+@analysis(name="sae", reads=("trials", "checkpoints"), writes=(SAE,), per="trial", context=True, layers=named_layers)
 def sae(
     data: AnalysisInput,
     *,
@@ -73,7 +74,14 @@ def sae(
     return {SAE.name: pd.DataFrame(rows)}
 
 
-@analysis(name="sae_transfer", reads=("trials", "checkpoints"), writes=(TRANSFER,), per="sweep", context=True)
+@analysis(
+    name="sae_transfer",
+    reads=("trials", "checkpoints"),
+    writes=(TRANSFER,),
+    per="sweep",
+    context=True,
+    layers=named_layers,
+)
 def sae_transfer(
     data: AnalysisInput,
     *,

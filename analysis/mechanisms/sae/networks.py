@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,6 +119,16 @@ def chosen_layers(
     if lacking:
         tell(f"no layer {', '.join(map(str, lacking))}{did_you_mean(str(lacking[0]), map(str, names))}")
     return sorted({names[name] for name in wanted if name in names}, key=lambda layer: layer.index)
+
+
+def named_layers(parameters: Mapping[str, Any]) -> list[str]:
+    """Names of layers in the parameter `layers`; numbers are places, which every network has some of."""
+    choice = parameters["layers"]
+    listed = (
+        choice.split(",") if isinstance(choice, str) else [] if choice is None or isinstance(choice, int) else choice
+    )
+    names = (str(name).strip() for name in listed)
+    return [name for name in names if name and not name.isdigit()]
 
 
 def nodes_of(context: ProbeContext, layers: Sequence[Layer]) -> list[Node]:

@@ -1,7 +1,7 @@
 """What units answer to, at a checkpoint: the image that drives them most, and a word for it, before and after."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,9 +10,11 @@ import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.mechanisms.context import Layer, ProbeContext
+from ndt_ray.analysis.mechanisms.seeing.ascent import chosen_units, limits_of, made_images, responses_of
+from ndt_ray.analysis.mechanisms.seeing.feature_metrics import add_metrics
 from ndt_ray.analysis.mechanisms.seeing.feature_types import describe
-from ndt_ray.analysis.mechanisms.seeing.maximise import STEPS, maximise, responses
-from ndt_ray.analysis.nulls import generator
+from ndt_ray.analysis.mechanisms.seeing.maximise import STEPS
+from ndt_ray.analysis.mechanisms.tables import FEATURE_METRICS, WHOLE, Metrics
 from ndt_ray.errors import SpecError, did_you_mean
 from ndt_ray.store.schema import Column, Table
 
@@ -45,6 +47,9 @@ FEATURES = Table(
         Column("colour", "float64", "spread between channels / spread of pixels"),
         Column("activation", "float64", "response to the made image"),
         Column("start", "float64", "response to what the ascent began with"),
+        Column(
+            "from_example", "bool", "it began with the probe's best image, for the ascent from noise had not beaten it"
+        ),
         Column("best_found", "float64", "largest response to an image of the confirm probe"),
         Column("best_image", "int32", "which image of the probe that was"),
         Column("best_label", "int16", "its class"),
@@ -54,13 +59,25 @@ FEATURES = Table(
         Column("beats_data", "bool", "the made image drives the unit further than any of the probe"),
         Column("shape", "list:int32", "channels, height, width"),
         Column("image", "list:float32", "the made image, row by row"),
-        Column("flag", "string", "why there is nothing: no_image; null when all is well"),
+        Column("again_type", "string", "word of an image made from another seed of the ascent; null: not made"),
+        Column("flag", "string", "why there is nothing: no_image or no_layer; null when all is well"),
     ),
     ("trial_id", "layer_index", "unit", "step"),
 )
 
 
-@analysis(name="features", reads=("trials", "checkpoints"), writes=(FEATURES,), per="checkpoint", context=True)
+def _listed(parameters: Mapping[str, Any]) -> Sequence[str]:
+    return parameters["layers"] or ()
+
+
+@analysis(
+    name="features",
+    reads=("trials", "checkpoints"),
+    writes=(FEATURES, FEATURE_METRICS),
+    per="checkpoint",
+    context=True,
+    layers=_listed,
+)
 def features(
     data: AnalysisInput,
     *,
@@ -74,42 +91,61 @@ def features(
     rotate: float | None = None,
     scale: float | None = None,
     examples: int = 4,
+    again: int = 5,
 ) -> dict[str, pd.DataFrame]:
     """Activation maximisation for up to `units` units of each tracked layer, the same ones at every checkpoint.
 
-    `layers`: paths, by default all. `config` founding: 512 steps under shifts, turns and changes of scale; default: a
-    quarter of the steps, at which responses are within a few per cent, and shifts alone; `steps`, `rotate` (degrees)
-    and `scale` (share) replace its values. `examples`: images of the probe named for each unit. Data sets without
-    images give one row that says so.
+    `layers`: paths, by default all; a network that has none of them gives one row that says so. `config` founding: 512
+    steps under shifts, turns and changes of scale; default: a quarter of the steps, at which responses are within a few
+    per cent, and shifts alone; `steps`, `rotate` (degrees) and `scale` (share) replace its values. `examples`: images
+    of the probe named for each unit. `again`: units of a layer that are looked at from a second seed of the ascent, for
+    how often a word differs by that alone. Data sets without images give one row that says so.
     """
-    if units < 1 or examples < 1:
-        raise SpecError(f"units and examples are numbers of units and images, but got ({units=}, {examples=})")
+    if units < 1 or examples < 1 or again < 0:
+        raise SpecError(f"units, examples and again are counts, but got ({units=}, {examples=}, {again=})")
     if config not in CONFIGS:
         raise SpecError(f"no configuration '{config}' of features{did_you_mean(config, CONFIGS)}")
     context = data.context()
     if context.kind != "image":
-        return {FEATURES.name: pd.DataFrame([_nothing(data, "no_image")])}
-    chosen = context.layers if layers is None else [context.layer(path) for path in layers]
+        return _nothing(data, "no_image")
+    chosen = context.listed(layers, data.notes.append)
+    if not chosen:
+        return _nothing(data, "no_layer")
     given = {"steps": steps, "rotate": rotate, "scale": scale}
-    options: dict[str, Any] = CONFIGS[config] | {name: value for name, value in given.items() if value is not None}
-    options |= {"rate": rate, "basis": basis, "jitter": jitter}
-    rows = [row for layer in chosen for row in _of_layer(data, context, layer, units, examples, options)]
-    return {FEATURES.name: pd.DataFrame(rows, columns=[c.name for c in FEATURES.columns])}
+    how: dict[str, Any] = CONFIGS[config] | {name: value for name, value in given.items() if value is not None}
+    how |= {"rate": rate, "basis": basis, "jitter": jitter}
+    out, found = Metrics(**data.partition.key), []
+    for layer in chosen:
+        rows = pd.DataFrame(_of_layer(data, context, layer, units, examples, again, how))
+        add_metrics(out, rows)
+        found.append(rows)
+    return {FEATURES.name: pd.concat(found, ignore_index=True), FEATURE_METRICS.name: out.frame()}
 
 
-def _nothing(data: AnalysisInput, flag: str) -> dict[str, Any]:
+def _nothing(data: AnalysisInput, flag: str) -> dict[str, pd.DataFrame]:
     row = dict.fromkeys((c.name for c in FEATURES.columns), None)
-    return row | data.partition.key | {"layer": "*", "layer_index": -1, "unit": -1, "flag": flag}
+    row |= data.partition.key | {"layer": WHOLE, "layer_index": -1, "unit": -1, "flag": flag}
+    out = Metrics(**data.partition.key)
+    out.nothing(WHOLE, -1, "feature_types", flag, part=WHOLE)
+    return {FEATURES.name: pd.DataFrame([row]), FEATURE_METRICS.name: out.frame()}
 
 
 def _of_layer(
-    data: AnalysisInput, context: ProbeContext, layer: Layer, units: int, examples: int, options: dict[str, Any]
+    data: AnalysisInput,
+    context: ProbeContext,
+    layer: Layer,
+    units: int,
+    examples: int,
+    again: int,
+    how: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    found = responses(context.model, layer.path, context.inputs)
-    which = chosen_units(str(data.partition.trial_id), layer.path, found.shape[1], units)
-    shape = tuple(context.inputs.shape[1:])
-    limits = float(context.inputs.min()), float(context.inputs.max())
-    made = maximise(context.model, layer.path, which, shape, limits, seed=context.trial.seed.init, **options)  # type: ignore[arg-type]
+    found, limits = responses_of(context, layer.path), limits_of(context)
+    trial = str(data.partition.trial_id)
+    which = chosen_units(trial, layer.path, found.shape[1], units)
+    twice = chosen_units(trial, layer.path, found.shape[1], min(units, again))
+    made = made_images(context, layer.path, which, found, again=twice, **how)
+    repeated = zip(twice, made.images[len(which) :], strict=True)
+    words = {unit: describe(image, limits).feature_type for unit, image in repeated}
     rows = []
     for i, unit in enumerate(which):
         leading = np.argsort(-found[:, unit], kind="stable")[:examples]
@@ -119,19 +155,14 @@ def _of_layer(
             data.partition.key
             | {"layer": layer.path, "layer_index": layer.index, "unit": unit, **seen}
             | {"activation": float(made.activations[i]), "start": float(made.starts[i])}
+            | {"from_example": bool(made.from_example[i]), "again_type": words.get(unit)}
             | {"best_found": float(found[best, unit]), "best_image": best, "best_label": int(context.labels[best])}
             | {"best_images": leading.astype(np.int32), "best_values": found[leading, unit]}
             | {"mean_found": float(found[:, unit].mean())}
             | {"beats_data": bool(made.activations[i] > found[best, unit])}
-            | {"shape": list(shape), "image": made.images[i].ravel(), "flag": None}
+            | {"shape": list(made.images[i].shape), "image": made.images[i].ravel(), "flag": None}
         )
     return rows
-
-
-def chosen_units(trial: str, path: str, available: int, most: int) -> list[int]:
-    """Which units of a layer are looked at: the same at every checkpoint of a trial."""
-    order = generator(trial, path, "features").permutation(available)
-    return sorted(int(u) for u in order[:most])
 
 
 FEATURE_CHANGES = Table(
@@ -145,6 +176,13 @@ FEATURE_CHANGES = Table(
         Column("step_after", "int32", "the next one", "steps"),
         Column("n", "int32", "units seen at both"),
         Column("changed", "float64", "share of units whose word changed"),
+        Column(
+            "changed_chance",
+            "float64",
+            "share whose word differs by the seed of the ascent alone, at the trial's checkpoints; both of a pair have"
+            " one seed, so that `changed` may lie below it",
+        ),
+        Column("n_chance", "int32", "units, of all checkpoints, that this was seen of"),
         Column("types_before", "int32", "different words before"),
         Column("types_after", "int32", "different words after"),
         Column("new_types", "string", "words after that were not there before, comma-separated"),
@@ -164,6 +202,8 @@ def feature_changes(data: AnalysisInput) -> dict[str, pd.DataFrame]:
     out = []
     for (index, layer), group in rows[rows["flag"].isna()].groupby(["layer_index", "layer"], sort=True):
         steps = sorted(group["step"].unique())
+        twice = group[group["again_type"].notna()] if "again_type" in group else group.iloc[:0]
+        chance = float((twice["again_type"] != twice["feature_type"]).mean()) if len(twice) else math.nan
         for before, after in zip(steps, steps[1:], strict=False):
             pair = group[group["step"] == before].merge(
                 group[group["step"] == after], on="unit", suffixes=("_before", "_after")
@@ -180,6 +220,8 @@ def feature_changes(data: AnalysisInput) -> dict[str, pd.DataFrame]:
                     "step_after": after,
                     "n": len(pair),
                     "changed": float((pair["feature_type_before"] != pair["feature_type_after"]).mean()),
+                    "changed_chance": chance,
+                    "n_chance": len(twice),
                     "types_before": len(was),
                     "types_after": len(now),
                     "new_types": ",".join(sorted(now - was)),
