@@ -261,6 +261,27 @@ def test_questions_on_scales_turn_with_their_corrected_p(store: Store, p: tuple[
     assert claim.kind == ("described" if kind == "finding" else "nothing"), "trials that disagree are no finding"
 
 
+@pytest.mark.parametrize(("p", "kind"), [(0.001, "finding"), (0.6, "nothing"), (None, "nothing")])
+def test_questions_of_a_cells_networks_together_turn_with_their_p(store: Store, p: float | None, kind: str) -> None:
+    row = {"cell": "mlp/digits", "modulus": 23, "question": "role", "kind": "head_to_a", "value": 0.7, "p": p}
+    row |= {
+        "statistic": "ablation_by_scale",
+        "n": 24,
+        "n_trials": 6,
+        "n_agree": 5,
+        "answer": "coarse heads matter more",
+    }
+    put(store, "grokking_timeline", {"grokking_onsets": [onset(0)], "scale_questions": []})
+    put(store, "grokking_comparison", {"scale_answers": [row], "grokking_comparison": []})
+    (claim,) = [c for c in section(store, "grokking").claims if "together" in c.text]
+    assert claim.kind == kind
+    if p is None:
+        assert "could not be asked" in claim.text
+    else:
+        assert "over 1 answer of all cells" in claim.text and "24 units of 6 networks" in claim.text
+        assert ("of heads: coarse heads matter more (0.7, q " in claim.text) == (kind == "finding")
+
+
 def test_lags_are_described_with_their_interval_and_never_a_finding(store: Store) -> None:
     planted.put_events(store, [planted.event("mlp", 0, 1, 100)])
     lag = {
