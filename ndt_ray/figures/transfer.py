@@ -119,7 +119,7 @@ def write(rows: pd.DataFrame, dictionaries: pd.DataFrame, album: Album) -> None:
     for name, text in founding.files(rows, dictionaries).items():
         album.text(SECTION, name, text, CAPTIONS[name])
     made = founding.matrices(rows)
-    within = [m for m in made if "->" not in m.pair]
+    within = [m for m in made if m.within]
     if within:
         what = f"within {len(within)} networks: source loss / target loss, at most 1; diagonal 1"
         if album.room(SECTION):
@@ -130,8 +130,8 @@ def write(rows: pd.DataFrame, dictionaries: pd.DataFrame, album: Album) -> None:
             album.figure(SECTION, "layer_universality_curve", drawn, f"Universality along the network, {what}.")
         _left_out(album, within)
     told = "rows: layer of the network named first; columns: of the second; source loss / target loss, at most 1"
-    _across(album, [m for m in made if "->" in m.pair], "layer_universality_heatmap_across", told)
-    aligned = [m for m in founding.matrices(rows, "aligned") if "->" in m.pair]
+    _across(album, [m for m in made if not m.within], "layer_universality_heatmap_across", told)
+    aligned = [m for m in founding.matrices(rows, "aligned") if not m.within]
     told = "explained variance of the target after alignment on other stimuli (widths may differ); rows: source layer"
     _across(album, aligned, "layer_universality_heatmap_across_aligned", told)
     skipped = rows[rows["status"] != "ok"] if len(rows) else rows

@@ -116,7 +116,9 @@ def _skipped(answer: Answer) -> Iterator[Claim]:
 def _as_founded(answer: Answer) -> Iterator[Claim]:
     """The founding document's questions, asked of its own number: the ratio of losses, capped at 1."""
     ok = answer.rows[answer.rows["status"] == "ok"]
-    within = [m for m in matrices(ok, "quality") if m.square and "->" not in m.pair]
+    made = matrices(ok, "quality")
+    yield from _shared_as_founded(answer, [m for m in made if not m.within])
+    within = [m for m in made if m.within]
     if not within:
         return
     early = [(flag, mean) for flag, mean in map(founding.universal_early, within) if not math.isnan(mean)]
@@ -146,6 +148,25 @@ def _as_founded(answer: Answer) -> Iterator[Claim]:
         text = f"narrower networks diverge at another depth (slope {number(effect['slope'], 2)} of the depth per "
         text += f"doubling of the width, {count(int(effect['n']), 'network')})"
         yield tested(text, float(effect["p"]), math.nan, answer.sql)
+
+
+def _shared_as_founded(answer: Answer, between: list[LayerMatrix]) -> Iterator[Claim]:
+    """Whether all networks have the same early layers, by what differs between them; beside untrained dictionaries."""
+    for relation in [r for r in RELATIONS if r in {m.relation for m in between}]:
+        own = [m for m in between if m.relation == relation]
+        early = [(flag, mean) for flag, mean in map(founding.shared_early, own) if not math.isnan(mean)]
+        if not early:
+            continue
+        text = f"As founded, between {readable(relation)}: early layers are universal, all above {founding.UNIVERSAL} "
+        text += f"at the same depth, in {sum(f for f, _ in early):,} of {count(len(early), 'pair')} of networks (mean "
+        text += f"quality {number(float(np.mean([m for _, m in early])), 2)})"
+        rows = answer.rows
+        if "quality_random" in rows:
+            beside = rows[rows["relation"] == relation].dropna(subset=["quality", "quality_random"])
+            if len(beside):
+                text += f"; of all layers {_middle(beside['quality'])}, and {_middle(beside['quality_random'])} with "
+                text += f"dictionaries that were not trained (medians of {count(len(beside), 'pair')} of layers)"
+        yield Claim(f"{text}.", "described", answer.sql)
 
 
 # -- figures -------------------------------------------------------------------------------------------------------

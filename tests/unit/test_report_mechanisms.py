@@ -175,6 +175,15 @@ def test_transfer_is_told_beside_its_controls_and_skipped_pairs_are_named(store:
     assert of_kind(found, "finding") == "", "no test, no finding"
 
 
+def test_the_founding_questions_are_asked_between_networks_too(store: Store) -> None:
+    other = {"target_trial": planted.trial_id("cnn", 1), "relation": "seeds", "quality_random": 0.97}
+    rows = [pair(i, i, None, quality=0.65 if i == 1 else 0.95, **other) for i in range(3)]
+    put(store, "sae_transfer", {"sae_transfer": rows})
+    (claim,) = [c for c in section(store, "dictionaries").claims if "As founded, between seeds" in c.text]
+    assert "universal, all above 0.9 at the same depth, in 0 of 1 pair of networks (mean quality 0.8)" in claim.text
+    assert "of all layers 0.95, and 0.97 with dictionaries that were not trained (medians of 3 pairs" in claim.text
+
+
 @pytest.mark.slow
 def test_the_transfer_map_has_a_number_a_pair_and_the_founding_bands(store: Store) -> None:
     rows = [pair(i, j, 0.25, quality=0.5 + 0.2 * (i + j)) for i in range(3) for j in range(3) if i != j]

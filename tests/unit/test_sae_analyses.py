@@ -107,6 +107,8 @@ def test_every_relation_has_its_pairs_and_numbers() -> None:
     assert unequal["reason"].str.startswith("dimension_mismatch_").all()
     equal = found[found["source_d"] == found["target_d"]]
     assert equal["raw"].notna().all() and equal["quality"].between(0, 1).all() and equal["cosine_chance"].gt(0).all()
+    chances = ["quality_random", "spearman_null_hi", "cosine_over_7_chance", "cosine_over_5_chance"]
+    assert equal[chances].notna().all(axis=None) and unequal[chances].isna().all(axis=None)
     assert (found["control"] == found[[f"control_{c}" for c in ("random", "frozen", "pca")]].max(axis=1)).all()
 
 
@@ -221,6 +223,15 @@ def test_layers_of_networks_of_different_depth_are_matched_by_depth() -> None:
         ("0", "x"), ("1", "x"), ("2", "x"), ("3", "y"), ("4", "y"),
     ]  # fmt: skip
     assert len(list(relations._between("architectures", [(("a", 9), ("b", 9))], layers, "all"))) == 10
+
+
+def test_all_layers_of_two_networks_are_compared_where_that_is_asked_for() -> None:
+    made = {}
+    for across in ("matched", "all"):
+        out = sae_transfer(given(sae_transfer.reads, TRIALS), **SMALL, relations=["seeds", "checkpoints"],
+                           checkpoints=2, across=across)  # fmt: skip
+        made[across] = out["sae_transfer"].to_pandas().groupby("relation").size().to_dict()
+    assert made == {"matched": {"checkpoints": 8, "seeds": 4}, "all": {"checkpoints": 16, "seeds": 8}}
 
 
 def test_trials_that_ended_early_are_no_seeds() -> None:

@@ -1,6 +1,7 @@
 """Layer matrices from rows of `sae_transfer`, and the founding document's three files made of them."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def _matrix(key: dict[str, Any], group: pd.DataFrame, value: str) -> LayerMatrix
     if not within:
         name += f" ({key['relation']}: {key['source_trial'][:6]}@{key['source_step']} to"
         name += f" {key['target_trial'][:6]}@{key['target_step']})"
-    return LayerMatrix(str(name), sources, targets, values, width, reasons)
+    return LayerMatrix(str(name), sources, targets, values, width, reasons, str(key["relation"]))
 
 
 def notes(rows: pd.DataFrame) -> list[str]:
@@ -81,11 +82,37 @@ def notes(rows: pd.DataFrame) -> list[str]:
         f" {above} of {len(ok)} pairs; {len(scored)} pairs leave room for a score"
         + (f", of mean {scored.mean():.2f}." if len(scored) else ".")
     )
-    cosine = ok[["cosine", "cosine_chance"]].dropna()
-    if len(cosine):
-        mean, chance = cosine["cosine"].mean(), cosine["cosine_chance"].mean()
-        lines.append(f"Nearest atoms have a cosine of {mean:.3f}; random directions give {chance:.3f}.")
+    for relation, own in ok.groupby("relation", sort=False):
+        lines += [f"{relation}: {said}" for said in _beside_chance(own)]
     return lines
+
+
+def _beside_chance(rows: pd.DataFrame) -> Iterator[str]:
+    """Of pairs in one relation, each founding number beside what it is without learned features."""
+    quality = rows[["quality", "quality_random"]].dropna()
+    if len(quality):
+        above = int((quality["quality"] > quality["quality_random"]).sum())
+        mean, chance = quality["quality"].mean(), quality["quality_random"].mean()
+        yield f"quality {mean:.2f} on average, {chance:.2f} with untrained dictionaries; above them in {above} of " + (
+            f"{len(quality)} pairs."
+        )
+    cosine = rows[["cosine", "cosine_chance"]].dropna()
+    if len(cosine):
+        said = f"nearest atoms have a cosine of {cosine['cosine'].mean():.3f}, random directions "
+        said += f"{cosine['cosine_chance'].mean():.3f}"
+        for level in (7, 5):
+            over = rows[[f"cosine_over_{level}", f"cosine_over_{level}_chance"]].dropna().mean()
+            if over.notna().all():
+                said += f"; above .{level} are {over.iloc[0]:.1%}, of random ones {over.iloc[1]:.1%}"
+        yield f"{said}."
+    ranks = rows[["spearman", "spearman_random", "spearman_null_hi"]].dropna()
+    if len(ranks):
+        beyond = int((ranks["spearman"] > ranks["spearman_null_hi"]).sum())
+        yield (
+            f"feature variances correlate at {ranks['spearman'].mean():.2f} (Spearman), those of untrained dictionaries"
+            f" at {ranks['spearman_random'].mean():.2f}; above the 95 % quantile of permuted features in {beyond} of"
+            f" {len(ranks)} pairs, where {0.05 * len(ranks):.1f} would be by chance."
+        )
 
 
 def files(rows: pd.DataFrame, dictionaries: pd.DataFrame) -> dict[str, str]:
@@ -94,12 +121,11 @@ def files(rows: pd.DataFrame, dictionaries: pd.DataFrame) -> dict[str, str]:
     From rows of `sae_transfer`, and of `sae` where that was run.
     """
     found = matrices(rows)
-    within = [m for m in found if m.square and "->" not in m.pair]
     text = transfer_json(found)
     judged = [c.__dict__ for c in validate(rows, dictionaries, text)]
     return {
         "layer_transfer_matrix.json": text,
-        "layer_analysis_insights.md": insights(within, notes(rows) if len(rows) else ["No pairs were compared."]),
+        "layer_analysis_insights.md": insights(found, notes(rows) if len(rows) else ["No pairs were compared."]),
         "sae_checks.json": json.dumps(judged, indent=2) + "\n",
     }
 

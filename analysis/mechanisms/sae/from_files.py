@@ -127,11 +127,12 @@ def tables(
     )
 
     def shown(pair: Pair) -> Activations:
-        """Of one model, a layer's rows on the target's texts are the target's own."""
+        """Of one model, a layer's rows on the target's texts are those of its file for these texts."""
         source, target = (known.models[n.trial_id] for n in (pair.source, pair.target))
-        if source != target or pair.source.layer != pair.target.layer:
+        there = Node(pair.target.trial_id, pair.target.step, pair.source.layer)
+        if source != target or there not in rows:
             raise Skipped(f"texts_differ: {pair.source.trial_id} and {pair.target.trial_id} were shown other texts")
-        return rows[pair.target]
+        return rows[there]
 
     wanted = RELATIONS if relations is None else relations
     found = [transfer_row(p, known.cells, rows, made, broken, shown) for p in pairs(known, chosen, wanted, across)]
