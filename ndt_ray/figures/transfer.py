@@ -89,9 +89,11 @@ def layer_universality_curve(matrices: Sequence[LayerMatrix]) -> Figure:
 def four_numbers(rows: pd.DataFrame) -> Figure:
     """Raw and aligned explained variance beside best control and ceiling, one dot a pair, a panel a relation."""
     require(rows, ("relation", "status", "raw", "aligned", "control", "ceiling"), "sae_transfer")
-    known = rows[rows["status"] == "ok"]
+    known = founding.named(rows[rows["status"] == "ok"])
     if not len(known):
         raise SpecError("sae_transfer: every pair was skipped - its column reason says why")
+    if known["configuration"].nunique() > 1:
+        known = known.assign(relation=known["relation"] + "\n" + known["configuration"])
     names = list(dict.fromkeys(known["relation"]))
     title = ("What transfers between layers", "explained variance on held-out stimuli, one dot a pair; bars: median")
     drawn = canvas((1.9 * len(names) + 0.6, 2.6), (1, len(names)), len(names), title, sharey=True)
@@ -173,8 +175,10 @@ def _left_out(album: Album, within: Sequence[LayerMatrix]) -> None:
 
 def summary_json(rows: pd.DataFrame) -> str:
     """`multilayer_training_summary.json` from rows of `sae`: final and smallest loss, sparsity and configuration."""
+    rows = founding.named(rows)
+    several = rows["configuration"].nunique() > 1
     found = {
-        f"{r.trial_id}_{r.layer}_step{r.step}_{r.dictionary}": {
+        f"{r.trial_id}_{r.layer}_step{r.step}_{r.dictionary}" + (f"_{r.configuration}" if several else ""): {
             "final_loss": r.final_loss,
             "min_loss": r.min_loss,
             "sparsity": r.sparsity,

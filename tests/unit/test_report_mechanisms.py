@@ -151,13 +151,14 @@ def pair(source: int, target: int, score: float | None, quality: float = 0.95, *
         row |= {f"{side}_trial": planted.trial_id("cnn", 0), f"{side}_cell": "cnn/digits", f"{side}_step": 200}
         row |= {f"{side}_layer": layers[place], f"{side}_layer_index": place, f"{side}_d": 16}
     row |= {"aligned": 0.5, "control": 0.4, "ceiling": 0.9, "score": score, "quality": quality, "correlation": 0.3}
-    return row | {"correlation_null_hi": 0.2, "config": "{}"} | more
+    return row | {"correlation_null_hi": 0.2, "configuration": "default", "config": "{}"} | more
 
 
 def dictionary(step: int, explained: float, **more: Any) -> dict[str, Any]:
     row = {"trial_id": planted.trial_id("cnn", 0), "step": step, "layer": "fc", "layer_index": 2, "dictionary": 0}
     row |= {"explained_variance": explained, "explained_frozen": 0.5, "explained_random": 0.1, "explained_pca": 0.6}
-    return row | {"pw_mcc": 0.7, "pw_mcc_chance": 0.3, "l0": 4.0, "dead": 0.25, "config": "{}"} | more
+    row |= {"pw_mcc": 0.7, "pw_mcc_chance": 0.3, "l0": 4.0, "dead": 0.25, "configuration": "default", "config": "{}"}
+    return row | more
 
 
 def test_transfer_is_told_beside_its_controls_and_skipped_pairs_are_named(store: Store) -> None:
@@ -173,6 +174,21 @@ def test_transfer_is_told_beside_its_controls_and_skipped_pairs_are_named(store:
     assert "(medians over 5 pairs; above the control in 5)" in text and "in 5 of 5 pairs, where 0.25 would by" in text
     assert "1 of 6 pairs were skipped, by reason: over the limit of … networks (1)." in of_kind(found, "caution")
     assert of_kind(found, "finding") == "", "no test, no finding"
+
+
+def test_configurations_stand_beside_each_other(store: Store) -> None:
+    relu = {"configuration": "relu"}
+    pairs = [pair(i, j, 0.25) for i in range(3) for j in range(3) if i != j]
+    put(store, "sae", {"sae": [dictionary(200, 0.8), dictionary(200, 0.7, **relu)]}, key="t")
+    put(store, "sae_transfer", {"sae_transfer": pairs + [p | relu | {"aligned": 0.3} for p in pairs]})
+    found = section(store, "dictionaries")
+    text = of_kind(found, "described")
+    assert "of trained networks, configuration relu: 0.7 of the variance" in text
+    assert "Configuration default. Between layers: after alignment dictionaries explain 0.5" in text
+    assert "Configuration relu. Between layers: after alignment dictionaries explain 0.3" in text
+    assert "(medians over 6 pairs; above the control in 6)" in text, "never pooled"
+    titles = [p.title for p in found.plates]
+    assert len(titles) == 4 and sum(t.endswith("(relu dictionaries)") for t in titles) == 2
 
 
 def test_the_founding_questions_are_asked_between_networks_too(store: Store) -> None:

@@ -10,6 +10,7 @@ from ndt_ray.analysis.mechanisms.sae import checks, founding, matrix
 from ndt_ray.analysis.mechanisms.sae.matrix import LayerMatrix
 from ndt_ray.analysis.mechanisms.sae.tables import SAE, TRANSFER
 from ndt_ray.errors import SpecError
+from ndt_ray.figures import transfer as figures
 
 LAYERS = ("4", "8", "12", "16")
 VALUES = np.array([[1.0, 0.95, 0.72, 0.35], [0.91, 1.0, 0.88, 0.64], [0.68, 0.85, 1.0, 0.79], [0.31, 0.62, 0.76, 1.0]])
@@ -188,6 +189,23 @@ def test_insights_cover_every_relation_and_stand_beside_chance() -> None:
         "(Spearman), those of untrained dictionaries at 0.02; above the 95 % quantile of permuted features in 4 of 4",
     ):
         assert words in text, text
+
+
+def test_files_of_several_configurations_keep_them_apart() -> None:
+    both = pd.concat([rows().assign(configuration="default"), rows().assign(configuration="relu", quality=0.3)])
+    trained = pd.concat([dictionaries().assign(configuration=c) for c in ("default", "relu")])
+    found = founding.files(both, trained)
+    scores = json.loads(found["layer_transfer_matrix.json"])
+    assert list(scores) == ["m [default]", "m [relu]"]
+    assert scores["m [relu]"]["layer_pairs"]["12_to_4"] == 0.3 != scores["m [default]"]["layer_pairs"]["12_to_4"]
+    text = found["layer_analysis_insights.md"]
+    assert "(default dictionaries)" in text and "(relu dictionaries)" in text and "11 of 12 pairs" in text
+    judged = {c["name"]: c for c in json.loads(found["sae_checks.json"])}
+    assert judged["shapes"]["ok"] and judged["finite"]["found"].startswith("110 values")
+    trained.loc[trained["configuration"] == "relu", "final_loss"] = 1.5
+    broken = founding.validate(both, trained, "{}")[0]
+    assert not broken.ok and "[relu]" in broken.found and "[default]" not in broken.found
+    assert len(json.loads(figures.summary_json(trained.assign(config="{}")))) == 8
 
 
 def ok(pairs: pd.DataFrame, trained: pd.DataFrame) -> dict[str, list[bool]]:

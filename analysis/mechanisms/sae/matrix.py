@@ -199,12 +199,14 @@ def transfer_json(matrices: Sequence[LayerMatrix]) -> str:
     return json.dumps(found, indent=2, allow_nan=False) + "\n"
 
 
-def insights(matrices: Sequence[LayerMatrix], notes: Sequence[str] = ()) -> str:
+def insights(matrices: Sequence[LayerMatrix], notes: Sequence[str] = (), configuration: str | None = None) -> str:
     """`layer_analysis_insights.md`: universal early layers, divergence, bottleneck, size and use, all computed.
 
-    Within networks and, by what differs between them, between networks.
+    Within networks and, by what differs between them, between networks. `configuration`: of which dictionaries, where
+    there are several.
     """
-    lines = ["# Layer transfer: what the matrices say", ""]
+    of = f" ({configuration} dictionaries)" if configuration else ""
+    lines = [f"# Layer transfer: what the matrices say{of}", ""]
     lines += [f"- {note}" for note in notes] + ([""] if notes else [])
     if not matrices:
         return "\n".join([*lines, "No pair of layers could be compared."]) + "\n"

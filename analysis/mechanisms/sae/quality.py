@@ -119,7 +119,7 @@ def chance_max_cosine(d: int, atoms: int) -> float:
 
 
 def chance_over(level: float, d: int, atoms: int) -> float:
-    """Share of random directions in `d` dimensions whose cosine to the nearest of `atoms` random ones is above `level`."""
+    """Share of random directions in `d` dimensions with a cosine over `level` to the nearest of `atoms` random ones."""
     return 1 - _below(level, d) ** atoms if d > 0 else float("nan")
 
 

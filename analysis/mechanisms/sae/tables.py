@@ -12,6 +12,7 @@ SAE = Table(
         Column("step", "int32", "optimizer updates done; 0: the random network, a control for all others", "steps"),
         Column("layer", "string", "module path"),
         Column("layer_index", "int16", "place in the order of the forward pass"),
+        Column("configuration", "string", "name of how it was trained: default, founding, or one given with configs"),
         Column("dictionary", "int16", "number of the dictionary's seed"),
         Column("d", "int32", "width of the layer", "dimensions"),
         Column("features", "int32", "atoms"),
@@ -35,7 +36,7 @@ SAE = Table(
         Column("artifact", "string", "file that holds the layer's dictionaries, below the store's root"),
         Column("flag", "string", "why values are null: narrow, constant, nonfinite or no_layer; null when all is well"),
     ),
-    ("trial_id", "layer_index", "step", "dictionary"),
+    ("trial_id", "layer_index", "step", "configuration", "dictionary"),
 )
 
 
@@ -58,6 +59,7 @@ TRANSFER = Table(
         Column("relation", "string", "layers, seeds, architectures, data or checkpoints: what differs"),
         *_side("source"),
         *_side("target"),
+        Column("configuration", "string", "name of how the dictionaries were trained, as in sae"),
         Column("status", "string", "ok or skipped"),
         Column("reason", "string", "why it was skipped, or why there are no raw and founding numbers; else null"),
         Column("alignment", "string", "procrustes for equal widths, else ridge"),
@@ -102,5 +104,6 @@ TRANSFER = Table(
         "target_trial",
         "target_step",
         "target_layer_index",
+        "configuration",
     ),
 )
