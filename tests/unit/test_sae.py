@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from ndt_ray.analysis.mechanisms.sae import quality
 from ndt_ray.analysis.mechanisms.sae.files import load_saes, save_saes
@@ -19,7 +20,7 @@ from ndt_ray.analysis.mechanisms.sae.model import (
     scaling,
     train,
 )
-from ndt_ray.analysis.mechanisms.sae.transfer import Side, matching, transfer
+from ndt_ray.analysis.mechanisms.sae.transfer import Side, matching, normalised, transfer
 from ndt_ray.analysis.mechanisms.similarity import procrustes_distance
 from ndt_ray.errors import CheckpointError, SpecError
 
@@ -244,9 +245,18 @@ def test_founding_numbers_of_a_layer_with_itself_and_with_another() -> None:
     for level in (5, 7):
         assert other[f"cosine_over_{level}"] == pytest.approx(other[f"cosine_over_{level}_chance"], abs=0.15)
         assert same[f"cosine_over_{level}_chance"] == other[f"cosine_over_{level}_chance"] < 0.5
-    assert same["quality_random"] == pytest.approx(1, abs=1e-6) == same["spearman_random"]  # the same dictionary twice
-    assert abs(other["spearman_random"]) < 0.5 and 0 < other["quality_random"] <= 1
+    assert same["quality_random"] == pytest.approx(1, abs=1e-6) == same["spearman_random"]  # the same rows twice
+    assert 0.9 < other["quality_random"] <= 1, "neither layer is what an untrained dictionary was made for"
     assert same["spearman"] > same["spearman_null_hi"] > 0
+    # The control is the source's untrained dictionary on both layers, by hand.
+    x, y = (
+        torch.from_numpy(normalised(s.saes, s.held_out).reshape(1, -1, 32).astype(np.float32)) for s in (here, there)
+    )
+    lost = [float(((z - here.random.reconstruct(z)) ** 2).mean()) for z in (x, y)]
+    assert other["quality_random"] == pytest.approx(min(1, lost[0] / lost[1]), rel=1e-4)
+    on = [here.random.encode(z)[0].numpy().var(0) for z in (x, y)]
+    top = np.argsort(-on[0])[:50]
+    assert other["spearman_random"] == pytest.approx(spearmanr(on[0][top], on[1][top]).statistic, abs=0.02)
 
 
 def test_the_loss_recovered_is_null_where_there_is_nothing_to_recover() -> None:

@@ -82,10 +82,12 @@ TRANSFER = Table(
         Column("source_loss", "float64", "mean squared error of the source's first dictionary on its own rows"),
         Column("target_loss", "float64", "the same on the target's, each side by its own normalisation"),
         Column("quality", "float64", "founding convention: source loss / target loss, at most 1"),
-        Column("quality_random", "float64", "the same of untrained dictionaries: how hard both layers are to rebuild"),
+        Column(
+            "quality_random", "float64", "the same of an untrained dictionary: what the two layers alone make of it"
+        ),
         Column("ratio", "float64", "founding tables: target loss / source loss"),
-        Column("spearman", "float64", "of feature variances over the source's top 50"),
-        Column("spearman_random", "float64", "the same of untrained dictionaries"),
+        Column("spearman", "float64", "of feature variances on source and target over the source's top 50"),
+        Column("spearman_random", "float64", "the same of an untrained dictionary"),
         Column("spearman_null_hi", "float64", "95 % quantile of spearman with the features of one side permuted"),
         Column("variance_ratio", "float64", "mean target variance of these / of all features; by chance 1"),
         Column("cosine", "float64", "mean cosine of these atoms to the nearest target atom"),

@@ -140,12 +140,12 @@ def through_target(saes: Saes, x: Matrix) -> list[Matrix]:
 
 
 def founding_numbers(source: Side, target: Side) -> dict[str, float]:
-    """The founding study's numbers of two layers of equal width, from the first dictionary of each.
+    """The founding study's numbers of two layers of equal width: the source's first dictionary on both.
 
     `quality`: source loss / target loss, capped at 1 (its heat map); `ratio`: the inverse, uncapped (its tables);
     Spearman correlation and ratio of feature variances over the source's top 50; cosines of these atoms to the nearest
-    target atom. Each beside chance: quality and correlation of dictionaries that were not trained, features paired at
-    random, and cosines of random directions.
+    atom of the target's first dictionary. Each beside chance: quality and correlation of a dictionary that was not
+    trained, features paired at random, and cosines of random directions.
     """
     own, other = (_as_tensor(_flat(normalised(s.saes, s.held_out))[None]) for s in (source, target))
     first, second = source.saes.lanes([0]), target.saes.lanes([0])
@@ -156,7 +156,7 @@ def founding_numbers(source: Side, target: Side) -> dict[str, float]:
     top = np.argsort(-variance, kind="stable")[:TOP]
     atoms, others = first.atoms[0].double().numpy(), second.atoms[0].double().numpy()
     nearest = quality.max_cosines(atoms[top], others)
-    return _untrained(source, target) | {
+    return _untrained(source.random, own, other) | {
         "source_loss": losses[0],
         "target_loss": losses[1],
         "quality": min(1.0, losses[0] / (losses[1] + 1e-8)),
@@ -173,19 +173,15 @@ def founding_numbers(source: Side, target: Side) -> dict[str, float]:
     }
 
 
-def _untrained(source: Side, target: Side) -> dict[str, float]:
-    """`quality` and `spearman` as dictionaries give them that were not trained: the random control."""
-    losses, variances = [], []
-    for side in (source, target):
-        x = _as_tensor(_flat(normalised(side.random, side.held_out))[None])
-        with torch.no_grad():
-            one = side.random.lanes([0])
-            losses.append(float(((x - one.reconstruct(x)) ** 2).double().mean()))
-            variances.append(one.encode(x)[0].double().numpy().var(0))
-    top = np.argsort(-variances[0], kind="stable")[:TOP]
+def _untrained(saes: Saes, own: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
+    """`quality` and `spearman` of the source's dictionary that was not trained, on the same normalised rows."""
+    with torch.no_grad():
+        losses = [float(((x - saes.reconstruct(x)) ** 2).double().mean()) for x in (own, other)]
+        here, there = (saes.encode(x)[0].double().numpy().var(0) for x in (own, other))
+    top = np.argsort(-here, kind="stable")[:TOP]
     return {
         "quality_random": min(1.0, losses[0] / (losses[1] + 1e-8)),
-        "spearman_random": _spearman(variances[0][top], variances[1][top]),
+        "spearman_random": _spearman(here[top], there[top]),
     }
 
 
