@@ -97,6 +97,8 @@ def test_networks_are_compared_by_layers_of_the_same_depth() -> None:
         "cannot be said: 1 networks",  # size is a question of networks, not of their pairs
     ):
         assert words in text, text
+    nothing = LayerMatrix("z", LAYERS, LAYERS, np.where(np.eye(4)[::-1] > 0, 0.5, np.nan), relation="seeds")
+    assert "between seeds: Cannot be said** (no two early layers" in matrix.insights([nothing])
     alone = matrix.insights([tasks])
     assert "between data: No" in alone and "## Size" not in alone
 

@@ -231,7 +231,8 @@ def insights(matrices: Sequence[LayerMatrix], notes: Sequence[str] = (), configu
 
 def _early(where: str, flags: Sequence[tuple[bool, float]]) -> str:
     known = [value for _, value in flags if not math.isnan(value)]
-    word = "Yes" if known and all(flag for flag, v in flags if not math.isnan(v)) else "No"
+    every = all(flag for flag, v in flags if not math.isnan(v))
+    word = "Cannot be said" if not known else "Yes" if every else "No"
     mean = f"{np.mean(known):.2f} on average" if known else "no two early layers were compared"
     all_above = sum(flag for flag, _ in flags)
     held = f"; all above {UNIVERSAL} in {all_above}" if known else ""
