@@ -137,7 +137,8 @@ def _grokking(album: Album, store: Store, sweep: str, wanted: Wanted) -> None:
     if not len(trials) or not (trials["data"] == "modular_addition").any():
         return
     tables = {
-        name: _table(store, sweep, name) for name in (*GROKKING, "grokking_comparison", "grokking_lags", "trials")
+        name: _table(store, sweep, name)
+        for name in (*GROKKING, "grokking_comparison", "scale_answers", "grokking_lags", "trials")
     }
     # One measure is drawn, so that events of others would stand where it does nothing.
     tables["events"] = of_primary_family(tables["events"], _table(store, sweep, "event_families"))

@@ -59,6 +59,10 @@ def write(tables: Mapping[str, pd.DataFrame], album: Album, spectra: pd.DataFram
         return
     album.text(SECTION, "grokking_comparison.csv", rows.to_csv(index=False), "Every quantity by cell and modulus.")
     album.text(SECTION, "grokking_comparison.md", sentences(rows), "What is consistent, and what the seed decides.")
+    answers = tables.get("scale_answers", pd.DataFrame())
+    if len(answers):
+        what = "Open questions on scales, of all networks of a cell together."
+        album.text(SECTION, "scale_answers.csv", answers.to_csv(index=False), what)
     if album.room(SECTION):
         caption = "Quantities by cell: mean and 95 % interval over seeds; filled: consistent, open: the seed decides."
         album.figure(SECTION, "grokking_comparison", comparison(rows), caption, shows)

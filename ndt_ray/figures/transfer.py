@@ -89,9 +89,11 @@ def layer_universality_curve(matrices: Sequence[LayerMatrix]) -> Figure:
 def four_numbers(rows: pd.DataFrame) -> Figure:
     """Raw and aligned explained variance beside best control and ceiling, one dot a pair, a panel a relation."""
     require(rows, ("relation", "status", "raw", "aligned", "control", "ceiling"), "sae_transfer")
-    known = rows[rows["status"] == "ok"]
+    known = founding.named(rows[rows["status"] == "ok"])
     if not len(known):
         raise SpecError("sae_transfer: every pair was skipped - its column reason says why")
+    if known["configuration"].nunique() > 1:
+        known = known.assign(relation=known["relation"] + "\n" + known["configuration"])
     names = list(dict.fromkeys(known["relation"]))
     title = ("What transfers between layers", "explained variance on held-out stimuli, one dot a pair; bars: median")
     drawn = canvas((1.9 * len(names) + 0.6, 2.6), (1, len(names)), len(names), title, sharey=True)
@@ -119,7 +121,7 @@ def write(rows: pd.DataFrame, dictionaries: pd.DataFrame, album: Album) -> None:
     for name, text in founding.files(rows, dictionaries).items():
         album.text(SECTION, name, text, CAPTIONS[name])
     made = founding.matrices(rows)
-    within = [m for m in made if "->" not in m.pair]
+    within = [m for m in made if m.within]
     if within:
         what = f"within {len(within)} networks: source loss / target loss, at most 1; diagonal 1"
         if album.room(SECTION):
@@ -130,8 +132,8 @@ def write(rows: pd.DataFrame, dictionaries: pd.DataFrame, album: Album) -> None:
             album.figure(SECTION, "layer_universality_curve", drawn, f"Universality along the network, {what}.")
         _left_out(album, within)
     told = "rows: layer of the network named first; columns: of the second; source loss / target loss, at most 1"
-    _across(album, [m for m in made if "->" in m.pair], "layer_universality_heatmap_across", told)
-    aligned = [m for m in founding.matrices(rows, "aligned") if "->" in m.pair]
+    _across(album, [m for m in made if not m.within], "layer_universality_heatmap_across", told)
+    aligned = [m for m in founding.matrices(rows, "aligned") if not m.within]
     told = "explained variance of the target after alignment on other stimuli (widths may differ); rows: source layer"
     _across(album, aligned, "layer_universality_heatmap_across_aligned", told)
     skipped = rows[rows["status"] != "ok"] if len(rows) else rows
@@ -173,8 +175,10 @@ def _left_out(album: Album, within: Sequence[LayerMatrix]) -> None:
 
 def summary_json(rows: pd.DataFrame) -> str:
     """`multilayer_training_summary.json` from rows of `sae`: final and smallest loss, sparsity and configuration."""
+    rows = founding.named(rows)
+    several = rows["configuration"].nunique() > 1
     found = {
-        f"{r.trial_id}_{r.layer}_step{r.step}_{r.dictionary}": {
+        f"{r.trial_id}_{r.layer}_step{r.step}_{r.dictionary}" + (f"_{r.configuration}" if several else ""): {
             "final_loss": r.final_loss,
             "min_loss": r.min_loss,
             "sparsity": r.sparsity,

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from ndt_ray.analysis.mechanisms.sae import matrix as founding
-from ndt_ray.analysis.mechanisms.sae.founding import matrices
+from ndt_ray.analysis.mechanisms.sae.founding import matrices, named
 from ndt_ray.analysis.mechanisms.sae.matrix import LayerMatrix
 from ndt_ray.figures.charts import matrix
 from ndt_ray.report.order import sheet, tested
@@ -30,8 +31,14 @@ def dictionaries(source: Source) -> Section:
         section.claims += list(_quality(source))
     if source.has("sae_transfer", "relation", "status", "aligned", "control", "ceiling", "score", "quality"):
         answer = source.ask("SELECT * FROM sae_transfer WHERE sweep = $sweep ORDER BY ALL")
-        section.claims += [*_transferred(answer), *_skipped(answer), *_as_founded(answer)]
-        section.plates += list(_plates(source, answer.rows))
+        by_name = list(named(answer.rows).groupby("configuration", sort=True))
+        for name, rows in by_name:
+            which = f" ({name} dictionaries)" if len(by_name) > 1 else ""
+            own = Answer(rows, answer.sql)
+            for claim in (*_transferred(own), *_skipped(own), *_as_founded(own)):
+                text = f"Configuration {name}. {claim.text}" if which else claim.text
+                section.claims.append(replace(claim, text=text))
+            section.plates += [replace(p, title=p.title + which) for p in _plates(source, rows)]
     elif source.has("sae"):
         section.missing.append(("Transfer between layers was not computed", f"ndt analyze {source.sweep} sae_transfer"))
     section.sheets += [*sheet(source, "sae", "Dictionaries"), *sheet(source, "sae_transfer", "Transfer, pair by pair")]
@@ -43,16 +50,20 @@ def dictionaries(source: Source) -> Section:
 
 def _quality(source: Source) -> Iterator[Claim]:
     """Explained variance beside the three dictionaries without learned features, at the last and at the first step."""
+    how = "coalesce(configuration, 'default')" if "configuration" in source.columns("sae") else "'default'"
     answer = source.ask(
-        "SELECT step = 0 AS random, count(*) AS n, count(DISTINCT trial_id) AS trials, median(explained_variance) AS "
-        "explained, median(greatest(explained_frozen, explained_random, explained_pca)) AS control, "
+        f"SELECT {how} AS configuration, step = 0 AS random, count(*) AS n, count(DISTINCT trial_id) AS trials, "
+        "median(explained_variance) AS explained, "
+        "median(greatest(explained_frozen, explained_random, explained_pca)) AS control, "
         "count(*) FILTER (WHERE explained_variance > greatest(explained_frozen, explained_random, explained_pca)) AS "
         "above, median(pw_mcc) AS mcc, median(pw_mcc_chance) AS chance, median(l0) AS l0, median(dead) AS dead, "
         "median(loss_recovered) AS recovered FROM sae WHERE sweep = $sweep AND dictionary = 0 AND flag IS NULL "
-        "GROUP BY 1 ORDER BY 1"
+        "GROUP BY 1, 2 ORDER BY 1, 2"
     )
+    several = answer.rows["configuration"].nunique() > 1
     for row in answer.rows.itertuples():
         where = "of untrained networks (step 0)" if row.random else "of trained networks"
+        where += f", configuration {row.configuration}" if several else ""
         text = (
             f"Dictionaries {where}: {number(row.explained, 2)} of the variance of held-out stimuli explained, beside "
         )
@@ -116,7 +127,9 @@ def _skipped(answer: Answer) -> Iterator[Claim]:
 def _as_founded(answer: Answer) -> Iterator[Claim]:
     """The founding document's questions, asked of its own number: the ratio of losses, capped at 1."""
     ok = answer.rows[answer.rows["status"] == "ok"]
-    within = [m for m in matrices(ok, "quality") if m.square and "->" not in m.pair]
+    made = matrices(ok, "quality")
+    yield from _shared_as_founded(answer, [m for m in made if not m.within])
+    within = [m for m in made if m.within]
     if not within:
         return
     early = [(flag, mean) for flag, mean in map(founding.universal_early, within) if not math.isnan(mean)]
@@ -146,6 +159,25 @@ def _as_founded(answer: Answer) -> Iterator[Claim]:
         text = f"narrower networks diverge at another depth (slope {number(effect['slope'], 2)} of the depth per "
         text += f"doubling of the width, {count(int(effect['n']), 'network')})"
         yield tested(text, float(effect["p"]), math.nan, answer.sql)
+
+
+def _shared_as_founded(answer: Answer, between: list[LayerMatrix]) -> Iterator[Claim]:
+    """Whether all networks have the same early layers, by what differs between them; beside untrained dictionaries."""
+    for relation in [r for r in RELATIONS if r in {m.relation for m in between}]:
+        own = [m for m in between if m.relation == relation]
+        early = [(flag, mean) for flag, mean in map(founding.shared_early, own) if not math.isnan(mean)]
+        if not early:
+            continue
+        text = f"As founded, between {readable(relation)}: early layers are universal, all above {founding.UNIVERSAL} "
+        text += f"at the same depth, in {sum(f for f, _ in early):,} of {count(len(early), 'pair')} of networks (mean "
+        text += f"quality {number(float(np.mean([m for _, m in early])), 2)})"
+        rows = answer.rows
+        if "quality_random" in rows:
+            beside = rows[rows["relation"] == relation].dropna(subset=["quality", "quality_random"])
+            if len(beside):
+                text += f"; of all layers {_middle(beside['quality'])}, and {_middle(beside['quality_random'])} with "
+                text += f"dictionaries that were not trained (medians of {count(len(beside), 'pair')} of layers)"
+        yield Claim(f"{text}.", "described", answer.sql)
 
 
 # -- figures -------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ MOST_POINTS = 160
 """Of a line in a panel."""
 LANDMARKS = (("memorised", "memorised"), ("inflection", "steepest"), ("onset", "80 % gone"))
 MEASURE = "participation_ratio"
+UNITS = {"neuron": "neurons", "head_to_a": "heads", "head_to_b": "heads (to b)"}
 SUMMED = (
     "train_loss", "test_loss", "train_accuracy", "test_accuracy", "restricted_loss", "excluded_loss", "gini_embedding",
     "explained", "specialised_neurons",
@@ -50,12 +51,13 @@ def grokking(source: Source) -> Section:
     if source.has("grokking_measures", "gini_embedding", "explained", "specialised_neurons", "restricted_loss"):
         section.claims += list(_circuit(source, onsets))
         section.plates += list(_runs(source, onsets.rows))
-    section.claims += [*_lags(source), *_questions(source), *_consistent(source)]
+    section.claims += [*_lags(source), *_pooled(source), *_questions(source), *_consistent(source)]
     section.sheets += [_trials(source, onsets), *_checkpoints(source)]
     for table, title in (
         ("grokking_comparison", "What is consistent over seeds, and what the seed decides"),
         ("grokking_lags", "Events beside the landmarks"),
-        ("scale_questions", "Open questions on scales"),
+        ("scale_answers", "Open questions on scales, all networks of a cell together"),
+        ("scale_questions", "Open questions on scales, trial by trial"),
         ("specialisation_timeline", "When units specialised"),
     ):
         section.sheets += list(sheet(source, table, title))
@@ -165,6 +167,36 @@ def _lags(source: Source) -> Iterator[Claim]:
     yield Claim(f"{text}{'; '.join(said[:SPOKEN])}{rest}.", "described", answer.sql, headline=True)
 
 
+def _pooled(source: Source) -> Iterator[Claim]:
+    """Open questions on scales, of all networks of a cell together: what heads, of which a network has few, can say."""
+    if not source.has("scale_answers", "cell", "question", "kind", "statistic", "value", "p", "n_trials", "answer"):
+        return
+    answer = source.ask("SELECT * FROM scale_answers WHERE sweep = $sweep ORDER BY question, cell, kind, statistic")
+    rows = answer.rows[answer.rows["p"].notna()].copy()
+    if rows.empty:
+        text = "The open questions on scales could not be asked of a cell's networks together: too few of them, or of "
+        yield Claim(f"{text}their units.", "nothing", answer.sql)
+        return
+    rows["q"] = bh(rows["p"].to_numpy(np.float64))
+    of = f"units exchanged within their network; Benjamini–Hochberg over {count(len(rows), 'answer')} of all cells"
+    for question, own in rows.groupby("question", sort=False):
+        clear = own["q"] <= ALPHA
+        for kind, some in (("finding", own[clear]), ("nothing", own[~clear])):
+            if len(some):
+                said = "; ".join(_of_cell(source, r, kind == "finding") for r in some.itertuples())
+                text = f"Scales, question “{question}”, all networks of a cell together: {said} ({of})."
+                yield Claim(text, kind, answer.sql)  # type: ignore[arg-type]
+
+
+def _of_cell(source: Source, row: Any, clear: bool) -> str:
+    what = f"{source.label(row.cell)}, {readable(row.statistic)} of {UNITS.get(row.kind, row.kind)}"
+    units = f"{count(int(row.n), 'unit')} of {count(int(row.n_trials), 'network')}"
+    if not clear:
+        return f"{what}: nothing is shown ({number(row.value, 2)}, q {level(row.q)}, {units})"
+    agree = f"of its sign in {int(row.n_agree):,}"
+    return f"{what}: {row.answer} ({number(row.value, 2)}, q {level(row.q)}, {units}, {agree})"
+
+
 def _questions(source: Source) -> Iterator[Claim]:
     """Open questions on scales: p of every trial's answer, corrected over all answers of the sweep."""
     if not source.has("scale_questions", "question", "kind", "statistic", "value", "p", "n", "answer"):
@@ -189,7 +221,7 @@ def _questions(source: Source) -> Iterator[Claim]:
 
 def _answered(kind: str, statistic: str, rows: pd.DataFrame) -> tuple[Kind, str]:
     """What trials answer to one statistic. A finding where those that answer agree."""
-    what = f"{readable(statistic)} of {readable(kind)}s"
+    what = f"{readable(statistic)} of {UNITS.get(kind, kind)}"
     clear = rows[rows["q"] <= ALPHA]
     of = count(len(rows), "trial")
     if clear.empty:

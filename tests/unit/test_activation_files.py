@@ -85,6 +85,17 @@ def test_models_are_aligned_or_skipped_with_the_reason(tmp_path: Path) -> None:
     assert len(pairs.loc["layers"]) == 2 and store.table("sae")["artifact"].notna().all()
 
     assert transfer_files(tmp_path / "files", store, **SMALL).skipped
+    relu = {"config": "founding", "name": "relu"}
+    both = transfer_files(tmp_path / "files", store, **SMALL, configs=["default", relu], relations=["layers"])
+    assert not both.skipped and both.rows == {"sae": 14, "sae_transfer": 4}
+    assert store.table("sae").groupby("configuration").size().to_dict() == {"default": 7, "relu": 7}
+    every = transfer_files(tmp_path / "files", store, **SMALL, across="all", relations=["data"])
+    # Of the two tasks of `one`: layers 4 and 8 of math to 4 of code and back; code has no file of layer 8.
+    found = store.table("sae_transfer")
+    assert every.rows["sae_transfer"] == len(found) == 4
+    assert found.groupby(["source_layer_index", "target_layer_index"])["status"].first().to_dict() == {
+        (4, 4): "ok", (4, 8): "ok", (8, 4): "skipped",
+    }  # fmt: skip
     fewer = transfer_files(tmp_path / "files", store, **SMALL, layers="8", relations=["layers"])
     assert fewer.rows == {"sae": 6, "sae_transfer": 0}  # a row for each network that lacks it; no two layers are left
     assert any("none of the layers 8 - there are: 4 layer4" in note for note in fewer.notes)

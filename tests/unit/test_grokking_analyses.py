@@ -164,6 +164,8 @@ def test_the_timeline_finds_when_units_settled_and_that_it_is_no_grokking_withou
     units = out["specialisation_timeline"]
     neurons = units[units["kind"] == "neuron"]
     assert len(neurons) == 48 and set(neurons["frequency"]) == set(KEYS)
+    assert neurons["variance_preservation"].between(0, 1).all() and neurons["ablation"].isna().all()
+    assert units[units["kind"] == "head_to_a"]["ablation"].notna().all()
     assert (neurons["commitment_step"] <= 500).all() and neurons["specialised_step"].notna().all()
     answers = out["scale_questions"]
     assert {"emergence", "order", "role", "clusters", "redundancy"} == set(answers["question"])
@@ -270,7 +272,7 @@ def test_seeds_and_moduli_are_compared() -> None:
     parts = [rows("a", 97, [100, 110, 105]), rows("b", 113, [100, 900, None])]
     names = ("trials", "grokking_onsets", "grokking_measures")
     tables = {n: pa.Table.from_pandas(pd.concat(t)) for n, t in zip(names, zip(*parts, strict=True), strict=True)}
-    tables["scale_questions"] = pa.table({})
+    tables |= {"scale_questions": pa.table({}), "specialisation_timeline": pa.table({})}
     out = grokking_comparison(AnalysisInput("two", Partition(), tables))["grokking_comparison"].to_pandas()
     row = out.set_index(["cell", "quantity"]).loc
     assert row["a", "onset_step"]["consistent"] and row["b", "onset_step"]["n_missing"] == 1

@@ -151,13 +151,14 @@ def pair(source: int, target: int, score: float | None, quality: float = 0.95, *
         row |= {f"{side}_trial": planted.trial_id("cnn", 0), f"{side}_cell": "cnn/digits", f"{side}_step": 200}
         row |= {f"{side}_layer": layers[place], f"{side}_layer_index": place, f"{side}_d": 16}
     row |= {"aligned": 0.5, "control": 0.4, "ceiling": 0.9, "score": score, "quality": quality, "correlation": 0.3}
-    return row | {"correlation_null_hi": 0.2, "config": "{}"} | more
+    return row | {"correlation_null_hi": 0.2, "configuration": "default", "config": "{}"} | more
 
 
 def dictionary(step: int, explained: float, **more: Any) -> dict[str, Any]:
     row = {"trial_id": planted.trial_id("cnn", 0), "step": step, "layer": "fc", "layer_index": 2, "dictionary": 0}
     row |= {"explained_variance": explained, "explained_frozen": 0.5, "explained_random": 0.1, "explained_pca": 0.6}
-    return row | {"pw_mcc": 0.7, "pw_mcc_chance": 0.3, "l0": 4.0, "dead": 0.25, "config": "{}"} | more
+    row |= {"pw_mcc": 0.7, "pw_mcc_chance": 0.3, "l0": 4.0, "dead": 0.25, "configuration": "default", "config": "{}"}
+    return row | more
 
 
 def test_transfer_is_told_beside_its_controls_and_skipped_pairs_are_named(store: Store) -> None:
@@ -173,6 +174,30 @@ def test_transfer_is_told_beside_its_controls_and_skipped_pairs_are_named(store:
     assert "(medians over 5 pairs; above the control in 5)" in text and "in 5 of 5 pairs, where 0.25 would by" in text
     assert "1 of 6 pairs were skipped, by reason: over the limit of … networks (1)." in of_kind(found, "caution")
     assert of_kind(found, "finding") == "", "no test, no finding"
+
+
+def test_configurations_stand_beside_each_other(store: Store) -> None:
+    relu = {"configuration": "relu"}
+    pairs = [pair(i, j, 0.25) for i in range(3) for j in range(3) if i != j]
+    put(store, "sae", {"sae": [dictionary(200, 0.8), dictionary(200, 0.7, **relu)]}, key="t")
+    put(store, "sae_transfer", {"sae_transfer": pairs + [p | relu | {"aligned": 0.3} for p in pairs]})
+    found = section(store, "dictionaries")
+    text = of_kind(found, "described")
+    assert "of trained networks, configuration relu: 0.7 of the variance" in text
+    assert "Configuration default. Between layers: after alignment dictionaries explain 0.5" in text
+    assert "Configuration relu. Between layers: after alignment dictionaries explain 0.3" in text
+    assert "(medians over 6 pairs; above the control in 6)" in text, "never pooled"
+    titles = [p.title for p in found.plates]
+    assert len(titles) == 4 and sum(t.endswith("(relu dictionaries)") for t in titles) == 2
+
+
+def test_the_founding_questions_are_asked_between_networks_too(store: Store) -> None:
+    other = {"target_trial": planted.trial_id("cnn", 1), "relation": "seeds", "quality_random": 0.97}
+    rows = [pair(i, i, None, quality=0.65 if i == 1 else 0.95, **other) for i in range(3)]
+    put(store, "sae_transfer", {"sae_transfer": rows})
+    (claim,) = [c for c in section(store, "dictionaries").claims if "As founded, between seeds" in c.text]
+    assert "universal, all above 0.9 at the same depth, in 0 of 1 pair of networks (mean quality 0.8)" in claim.text
+    assert "of all layers 0.95, and 0.97 with dictionaries that were not trained (medians of 3 pairs" in claim.text
 
 
 @pytest.mark.slow
@@ -259,6 +284,27 @@ def test_questions_on_scales_turn_with_their_corrected_p(store: Store, p: tuple[
     put(store, "grokking_timeline", {"grokking_onsets": [onset(0)], "scale_questions": rows})
     (claim,) = [c for c in section(store, "grokking").claims if "emergence" in c.text]
     assert claim.kind == ("described" if kind == "finding" else "nothing"), "trials that disagree are no finding"
+
+
+@pytest.mark.parametrize(("p", "kind"), [(0.001, "finding"), (0.6, "nothing"), (None, "nothing")])
+def test_questions_of_a_cells_networks_together_turn_with_their_p(store: Store, p: float | None, kind: str) -> None:
+    row = {"cell": "mlp/digits", "modulus": 23, "question": "role", "kind": "head_to_a", "value": 0.7, "p": p}
+    row |= {
+        "statistic": "ablation_by_scale",
+        "n": 24,
+        "n_trials": 6,
+        "n_agree": 5,
+        "answer": "coarse heads matter more",
+    }
+    put(store, "grokking_timeline", {"grokking_onsets": [onset(0)], "scale_questions": []})
+    put(store, "grokking_comparison", {"scale_answers": [row], "grokking_comparison": []})
+    (claim,) = [c for c in section(store, "grokking").claims if "together" in c.text]
+    assert claim.kind == kind
+    if p is None:
+        assert "could not be asked" in claim.text
+    else:
+        assert "over 1 answer of all cells" in claim.text and "24 units of 6 networks" in claim.text
+        assert ("of heads: coarse heads matter more (0.7, q " in claim.text) == (kind == "finding")
 
 
 def test_lags_are_described_with_their_interval_and_never_a_finding(store: Store) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from ndt_ray.analysis.mechanisms.sae import quality
 from ndt_ray.analysis.mechanisms.sae.files import load_saes, save_saes
@@ -19,7 +20,7 @@ from ndt_ray.analysis.mechanisms.sae.model import (
     scaling,
     train,
 )
-from ndt_ray.analysis.mechanisms.sae.transfer import Side, matching, transfer
+from ndt_ray.analysis.mechanisms.sae.transfer import Side, matching, normalised, transfer
 from ndt_ray.analysis.mechanisms.similarity import procrustes_distance
 from ndt_ray.errors import CheckpointError, SpecError
 
@@ -149,6 +150,22 @@ def test_the_chance_level_is_what_simulation_gives() -> None:
     many = [quality.max_cosines(one, other).mean() for one, other in draws]
     assert quality.chance_max_cosine(24, 192) == pytest.approx(np.mean(many), abs=0.005)
     assert quality.chance_max_cosine(1, 8) == pytest.approx(1, abs=0.01)
+    # Shares above a level: SD of a mean over 20 x 200 directions, of which those of a draw share their targets, 0.008.
+    shares = [(quality.max_cosines(one, other) > 0.5).mean() for one, other in draws]
+    assert quality.chance_over(0.5, 24, 192) == pytest.approx(np.mean(shares), abs=0.024)
+    few = [(quality.max_cosines(one[:, :6], other[:48, :6]) > 0.7).mean() for one, other in draws]
+    assert quality.chance_over(0.7, 6, 48) == pytest.approx(np.mean(few), abs=0.03) and 0.5 < np.mean(few) < 0.95
+    assert quality.chance_over(0.7, 2048, 16384) == pytest.approx(0, abs=1e-9)
+    assert quality.chance_over(0.5, 1, 3) == pytest.approx(1 - 1 / 8)
+
+
+def test_the_chance_of_a_rank_correlation_is_that_of_its_number_of_features() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 50))
+    exact = 1.6449 / 49**0.5  # the correlation of permuted ranks is normal with an SD of 1 / sqrt(n - 1)
+    assert quality.permuted_spearman(x, y) == pytest.approx(exact, abs=0.05)
+    assert quality.permuted_spearman(x, y) == quality.permuted_spearman(np.exp(x), y)
+    assert np.isnan(quality.permuted_spearman(np.ones(9), rng.normal(size=9)))
 
 
 def test_matched_cosines_of_a_shuffled_and_flipped_copy_are_one() -> None:
@@ -225,6 +242,21 @@ def test_founding_numbers_of_a_layer_with_itself_and_with_another() -> None:
     assert same["cosine"] == pytest.approx(1, abs=1e-6) and same["cosine_over_7"] == 1
     assert other["quality"] < 0.8 and other["ratio"] == pytest.approx(1 / other["quality"], rel=1e-3)
     assert other["cosine"] == pytest.approx(other["cosine_chance"], abs=0.06) and other["cosine_over_7"] <= 0.04
+    for level in (5, 7):
+        assert other[f"cosine_over_{level}"] == pytest.approx(other[f"cosine_over_{level}_chance"], abs=0.15)
+        assert same[f"cosine_over_{level}_chance"] == other[f"cosine_over_{level}_chance"] < 0.5
+    assert same["quality_random"] == pytest.approx(1, abs=1e-6) == same["spearman_random"]  # the same rows twice
+    assert 0.9 < other["quality_random"] <= 1, "neither layer is what an untrained dictionary was made for"
+    assert same["spearman"] > same["spearman_null_hi"] > 0
+    # The control is the source's untrained dictionary on both layers, by hand.
+    x, y = (
+        torch.from_numpy(normalised(s.saes, s.held_out).reshape(1, -1, 32).astype(np.float32)) for s in (here, there)
+    )
+    lost = [float(((z - here.random.reconstruct(z)) ** 2).mean()) for z in (x, y)]
+    assert other["quality_random"] == pytest.approx(min(1, lost[0] / lost[1]), rel=1e-4)
+    on = [here.random.encode(z)[0].numpy().var(0) for z in (x, y)]
+    top = np.argsort(-on[0])[:50]
+    assert other["spearman_random"] == pytest.approx(spearmanr(on[0][top], on[1][top]).statistic, abs=0.02)
 
 
 def test_the_loss_recovered_is_null_where_there_is_nothing_to_recover() -> None:

@@ -15,6 +15,7 @@ from ndt_ray.analysis.api import AnalysisInput, Partition
 from ndt_ray.analysis.mechanisms.context import Layer, ProbeContext
 from ndt_ray.analysis.mechanisms.sae import activations, networks, relations
 from ndt_ray.analysis.mechanisms.sae.analyses import sae, sae_transfer
+from ndt_ray.analysis.mechanisms.sae.model import configurations, preset
 from ndt_ray.data import load
 from ndt_ray.errors import CheckpointError, SpecError
 from ndt_ray.figures import transfer as figures
@@ -107,6 +108,8 @@ def test_every_relation_has_its_pairs_and_numbers() -> None:
     assert unequal["reason"].str.startswith("dimension_mismatch_").all()
     equal = found[found["source_d"] == found["target_d"]]
     assert equal["raw"].notna().all() and equal["quality"].between(0, 1).all() and equal["cosine_chance"].gt(0).all()
+    chances = ["quality_random", "spearman_null_hi", "cosine_over_7_chance", "cosine_over_5_chance"]
+    assert equal[chances].notna().all(axis=None) and unequal[chances].isna().all(axis=None)
     assert (found["control"] == found[[f"control_{c}" for c in ("random", "frozen", "pca")]].max(axis=1)).all()
 
 
@@ -177,8 +180,6 @@ def test_layers_that_are_constant_or_not_finite_are_flagged() -> None:
 
 
 def networks_config():
-    from ndt_ray.analysis.mechanisms.sae.model import preset
-
     return preset("default", max_steps=2)
 
 
@@ -221,6 +222,60 @@ def test_layers_of_networks_of_different_depth_are_matched_by_depth() -> None:
         ("0", "x"), ("1", "x"), ("2", "x"), ("3", "y"), ("4", "y"),
     ]  # fmt: skip
     assert len(list(relations._between("architectures", [(("a", 9), ("b", 9))], layers, "all"))) == 10
+
+
+def test_all_layers_of_two_networks_are_compared_where_that_is_asked_for() -> None:
+    made = {}
+    for across in ("matched", "all"):
+        out = sae_transfer(given(sae_transfer.reads, TRIALS), **SMALL, relations=["seeds", "checkpoints"],
+                           checkpoints=2, across=across)  # fmt: skip
+        made[across] = out["sae_transfer"].to_pandas().groupby("relation").size().to_dict()
+    assert made == {"matched": {"checkpoints": 8, "seeds": 4}, "all": {"checkpoints": 16, "seeds": 8}}
+
+
+CONFIGS = ["default", {"name": "relu", "kind": "relu", "l1": 1e-2}]
+
+
+def test_a_run_holds_several_configurations_beside_each_other() -> None:
+    data = given(sae.reads, TRIALS, trial_id=TRIALS[0].trial_id)
+    alone = sae(data, **SMALL, splice=0, steps=[10])["sae"].to_pandas()
+    both = sae(data, **SMALL, splice=0, steps=[10], configs=CONFIGS)["sae"].to_pandas()
+    assert both.groupby("configuration").size().to_dict() == {"default": len(alone), "relu": len(alone)}
+    pd.testing.assert_frame_equal(both[both["configuration"] == "default"].reset_index(drop=True), alone)
+    kinds = both.groupby("configuration")["config"].agg(lambda c: {json.loads(x)["kind"] for x in c}).to_dict()
+    assert kinds == {"default": {"topk"}, "relu": {"relu"}}
+    lost = sae(data, **SMALL, layers="conv_layers.0", steps=[10], configs=CONFIGS)["sae"].to_pandas()
+    assert lost["configuration"].tolist() == ["default", "relu"] and set(lost["flag"]) == {"no_layer"}
+
+
+def test_transfer_compares_dictionaries_of_one_configuration_with_each_other() -> None:
+    data = given(sae_transfer.reads, TRIALS)
+    found = sae_transfer(data, **SMALL, relations=["layers"], configs=CONFIGS)["sae_transfer"].to_pandas()
+    known = pairs()
+    known = known[known["relation"] == "layers"].reset_index(drop=True)
+    own = found[found["configuration"] == "default"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(own, known)
+    assert len(found) == 2 * len(known) and not found[found["configuration"] == "relu"]["aligned"].equals(
+        own["aligned"]
+    )
+
+
+def test_configurations_have_names_and_bad_ones_are_refused() -> None:
+    found = configurations(
+        "default", {"max_steps": 9}, ["default", "founding", {"config": "founding", "name": "x", "k": 3}]
+    )
+    assert list(found) == ["default", "founding", "x"] and {c.max_steps for c in found.values()} == {9}
+    assert found["x"].kind == "relu" and found["x"].k == 3 and found["founding"].k == 16
+    assert configurations("founding", None) == {"founding": preset("founding")}
+    for wrong, match in (
+        (("founding", None, ["default"]), "either config or a list of configs"),
+        (("default", None, []), "one or more"),
+        (("default", None, ["default", {"k": 3}]), "two configurations are called 'default'"),
+        (("default", None, ["foundin"]), "did you mean 'founding'"),
+        (("default", None, [{"name": "x", "kk": 3}]), "have no 'kk'"),
+    ):
+        with pytest.raises(SpecError, match=match):
+            configurations(*wrong)
 
 
 def test_trials_that_ended_early_are_no_seeds() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from mech_store import SWEEP, folder, trial_of
 from test_sae_analyses import SMALL, TRIALS, given
+from typer.testing import CliRunner
 
 from ndt_ray.analysis.api import Partition
 from ndt_ray.analysis.mechanisms.context import Layer
@@ -18,6 +19,7 @@ from ndt_ray.analysis.mechanisms.sae.analyses import sae
 from ndt_ray.analysis.mechanisms.sae.model import preset, train
 from ndt_ray.analysis.running.runner import run
 from ndt_ray.analysis.running.stored import StoredSweep, analyze
+from ndt_ray.cli import app
 from ndt_ray.errors import CheckpointError, SpecError
 from ndt_ray.store.garbage import gc
 from ndt_ray.store.reader import open_store
@@ -204,3 +206,16 @@ def test_a_store_keeps_dictionaries_for_the_transfer_and_for_runs_to_come(tmp_pa
     assert json.loads(rows["config"].iloc[0])["l1_schedule"] == "constant"
     remove_sweep(store, SWEEP)
     assert not list(store.location.files("artifacts"))
+
+
+@pytest.mark.slow
+def test_two_configurations_by_one_command(tmp_path: Path) -> None:
+    store = open_store(shutil.copytree(folder(), tmp_path / "store"))
+    small = ["--set", "changes={max_steps: 5, max_features: 16}", "--set", "splice=0"]
+    small += ["--set", "sampling={stimuli: 64, held_out: 32, layers: 2, seeds: 1}"]
+    call = ["analyze", SWEEP, "sae", "--store", str(tmp_path / "store"), "--executor", "inline", *small]
+    both = ["--set", "configs=[default, {name: relu, kind: relu, l1: 0.01}]"]
+    assert CliRunner().invoke(app(), [*call, *both], catch_exceptions=False).exit_code == 0
+    counted = store.sql("SELECT configuration, count(*) AS n, count(DISTINCT artifact) AS files FROM sae GROUP BY 1")
+    per = counted.set_index("configuration")
+    assert set(per.index) == {"default", "relu"} and per.loc["default"].equals(per.loc["relu"]) and per["n"].min() > 0

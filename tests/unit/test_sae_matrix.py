@@ -10,6 +10,7 @@ from ndt_ray.analysis.mechanisms.sae import checks, founding, matrix
 from ndt_ray.analysis.mechanisms.sae.matrix import LayerMatrix
 from ndt_ray.analysis.mechanisms.sae.tables import SAE, TRANSFER
 from ndt_ray.errors import SpecError
+from ndt_ray.figures import transfer as figures
 
 LAYERS = ("4", "8", "12", "16")
 VALUES = np.array([[1.0, 0.95, 0.72, 0.35], [0.91, 1.0, 0.88, 0.64], [0.68, 0.85, 1.0, 0.79], [0.31, 0.62, 0.76, 1.0]])
@@ -64,6 +65,42 @@ def test_insights_follow_the_numbers() -> None:
     alike = matrix.insights([LayerMatrix("alike", LAYERS, LAYERS, np.ones((4, 4)), 64)])
     assert "Divergence: none" in alike and "Model-specific" not in alike
     assert "No pair of layers could be compared" in matrix.insights([])
+
+
+def between(relation: str, diagonal: tuple[float, ...]) -> LayerMatrix:
+    """Two networks whose layers of equal depth were compared."""
+    values = np.full((4, 4), np.nan)
+    values[np.diag_indices(4)] = diagonal
+    return LayerMatrix(f"a -> b {relation}", LAYERS, LAYERS, values, relation=relation)
+
+
+def test_networks_are_compared_by_layers_of_the_same_depth() -> None:
+    one, other = between("seeds", (0.99, 0.95, 0.8, 0.5)), between("seeds", (0.97, 0.93, 0.6, 0.9))
+    assert matrix.matched(one) == dict(zip(LAYERS, (0.99, 0.95, 0.8, 0.5), strict=True))
+    assert matrix.shared_early(one) == (True, pytest.approx(0.97)) and matrix.apart(one) == "16"
+    tasks = between("data", (0.99, 0.6, 0.9, 0.9))
+    assert matrix.shared_early(tasks) == (False, pytest.approx(0.795)) and matrix.apart(tasks) == "8"
+    deep = LayerMatrix("x", LAYERS, ("p", "q"), np.arange(8.0).reshape(4, 2) / 10, relation="architectures")
+    assert matrix.matched(deep) == {"4": 0.0, "8": 0.2, "12": 0.5, "16": 0.7}  # by relative depth
+    full = LayerMatrix("y", LAYERS, LAYERS, VALUES, relation="checkpoints")
+    assert set(matrix.matched(full).values()) == {1.0} and matrix.apart(full) is None
+    text = matrix.insights([SEED, one, other, tasks])
+    for words in (
+        "**Universal early layers: Yes** (0.93",
+        "**Universal early layers between seeds: Yes** (0.96 on average, n = 2 matrices; all above 0.9 in 2)",
+        "**Universal early layers between data: No** (0.79 on average, n = 1 matrices; all above 0.9 in 0)",
+        "## Between seeds: 2 pairs of networks",
+        "- 12 to the layer of its depth: 0.70 on average, partially universal (n = 2)",
+        "First layer at or below 0.7: 16 in 1, 12 in 1 (of 2 pairs of networks)",
+        "Carries over best: 4 (0.98)",
+        "## gemma -> gemma",
+        "cannot be said: 1 networks",  # size is a question of networks, not of their pairs
+    ):
+        assert words in text, text
+    nothing = LayerMatrix("z", LAYERS, LAYERS, np.where(np.eye(4)[::-1] > 0, 0.5, np.nan), relation="seeds")
+    assert "between seeds: Cannot be said** (no two early layers" in matrix.insights([nothing])
+    alone = matrix.insights([tasks])
+    assert "between data: No" in alone and "## Size" not in alone
 
 
 def test_the_effect_of_size_is_tested_not_told() -> None:
@@ -134,6 +171,43 @@ def test_the_files_are_written_from_the_table() -> None:
     assert all(c["ok"] for c in json.loads(found["sae_checks.json"]))
     empty = founding.files(rows().iloc[:0], dictionaries().iloc[:0])
     assert empty["layer_transfer_matrix.json"] == "{}\n"
+
+
+def test_insights_cover_every_relation_and_stand_beside_chance() -> None:
+    seeds = rows().assign(relation="seeds", target_trial="u", quality=0.8, quality_random=0.9, target_layer=LAYERS[0])
+    seeds = seeds.assign(target_layer=seeds["source_layer"], target_layer_index=seeds["source_layer_index"])
+    seeds = seeds.drop_duplicates("source_layer", keep="last").assign(
+        cosine_over_7=0.25, cosine_over_7_chance=0.01, cosine_over_5=0.5, cosine_over_5_chance=0.125, spearman=0.3,
+        spearman_random=0.02, spearman_null_hi=0.23,
+    )  # fmt: skip
+    text = founding.files(pd.concat([rows(), seeds]), dictionaries())["layer_analysis_insights.md"]
+    for words in (
+        "**Universal early layers: Yes**",
+        "**Universal early layers between seeds: No** (0.80 on average",
+        "## Between seeds: 1 pair of networks",
+        "seeds: quality 0.80 on average, 0.90 with untrained dictionaries; above them in 0 of 4 pairs.",
+        "layers: nearest atoms have a cosine of 0.400, random directions 0.380.",
+        "above .7 are 25.0%, of random ones 1.0%; above .5 are 50.0%, of random ones 12.5%.",
+        "(Spearman), those of untrained dictionaries at 0.02; above the 95 % quantile of permuted features in 4 of 4",
+    ):
+        assert words in text, text
+
+
+def test_files_of_several_configurations_keep_them_apart() -> None:
+    both = pd.concat([rows().assign(configuration="default"), rows().assign(configuration="relu", quality=0.3)])
+    trained = pd.concat([dictionaries().assign(configuration=c) for c in ("default", "relu")])
+    found = founding.files(both, trained)
+    scores = json.loads(found["layer_transfer_matrix.json"])
+    assert list(scores) == ["m [default]", "m [relu]"]
+    assert scores["m [relu]"]["layer_pairs"]["12_to_4"] == 0.3 != scores["m [default]"]["layer_pairs"]["12_to_4"]
+    text = found["layer_analysis_insights.md"]
+    assert "(default dictionaries)" in text and "(relu dictionaries)" in text and "11 of 12 pairs" in text
+    judged = {c["name"]: c for c in json.loads(found["sae_checks.json"])}
+    assert judged["shapes"]["ok"] and judged["finite"]["found"].startswith("110 values")
+    trained.loc[trained["configuration"] == "relu", "final_loss"] = 1.5
+    broken = founding.validate(both, trained, "{}")[0]
+    assert not broken.ok and "[relu]" in broken.found and "[default]" not in broken.found
+    assert len(json.loads(figures.summary_json(trained.assign(config="{}")))) == 8
 
 
 def ok(pairs: pd.DataFrame, trained: pd.DataFrame) -> dict[str, list[bool]]:

@@ -12,8 +12,10 @@ from ndt_ray.analysis.mechanisms.grokking import fourier
 from ndt_ray.analysis.mechanisms.grokking.maps import ModularBundle, bundle, head_ablation
 from ndt_ray.analysis.mechanisms.grokking.measures import progress_row, scale_rows, spectra_rows
 from ndt_ray.analysis.mechanisms.grokking.onset import Onset, half_way, held_from, second_descent
+from ndt_ray.analysis.mechanisms.grokking.pooled import pooled
 from ndt_ray.analysis.mechanisms.grokking.questions import clusters, questions
 from ndt_ray.analysis.mechanisms.grokking.tables import (
+    ANSWERS,
     COMPARISON,
     MEASURES,
     ONSETS,
@@ -95,26 +97,31 @@ def grokking_timeline(
 
 @analysis(
     name="grokking_comparison",
-    reads=("trials", ONSETS.name, MEASURES.name, QUESTIONS.name),
-    writes=(COMPARISON,),
+    reads=("trials", ONSETS.name, MEASURES.name, QUESTIONS.name, TIMELINE.name),
+    writes=(COMPARISON, ANSWERS),
     per="sweep",
 )
 def grokking_comparison(data: AnalysisInput, *, consistent: float = 0.25) -> dict[str, pd.DataFrame]:
-    """Grokking across moduli and seeds: what is consistent (sd / |mean| below `consistent`), what the seed decides."""
+    """Grokking across moduli and seeds: what is consistent (sd / |mean| below `consistent`), what the seed decides.
+
+    And the open questions on scales with the units of a cell's networks taken together: four heads of one network
+    cannot answer them, 24 of six can.
+    """
     trials, onsets, measures = (data.frame(name) for name in ("trials", ONSETS.name, MEASURES.name))
     if not len(onsets) or not len(measures):
-        return {COMPARISON.name: pd.DataFrame()}
+        return {COMPARISON.name: pd.DataFrame(), ANSWERS.name: pd.DataFrame()}
     last = measures.sort_values("step").groupby("trial_id").tail(1)
     values = _quantities(onsets, last, data.frame(QUESTIONS.name))
     cells = trials[trials["control"] == "none"].set_index("trial_id")["cell"]
+    moduli = last.set_index("trial_id")["p"]
     values["cell"] = values["trial_id"].map(cells)
-    values["p"] = values["trial_id"].map(last.set_index("trial_id")["p"])
+    values["p"] = values["trial_id"].map(moduli)
     grouped = values.dropna(subset=["cell"]).groupby(["cell", "quantity"])
     rows = [_summary(key, group, consistent) for key, group in grouped]
     table = pd.DataFrame(rows)
     if len(table):
         table["other_p"] = [_others(row, table) for row in table.itertuples()]
-    return {COMPARISON.name: table}
+    return {COMPARISON.name: table, ANSWERS.name: _answers(data.frame(TIMELINE.name), cells, moduli)}
 
 
 def modulus(data: AnalysisInput) -> int | None:
@@ -203,6 +210,18 @@ def _summary(key: Any, group: pd.DataFrame, consistent: float) -> dict[str, Any]
         if n >= 3:
             row["consistent"] = bool(sd <= consistent * abs(mean))
     return row
+
+
+def _answers(units: pd.DataFrame, cells: "pd.Series[str]", moduli: "pd.Series[int]") -> pd.DataFrame:
+    """Rows of `scale_answers`: the questions of every cell, of all its networks together."""
+    if not len(units):
+        return pd.DataFrame()
+    known = units.assign(cell=units["trial_id"].map(cells), modulus=units["trial_id"].map(moduli))
+    found = [
+        pooled(own, str(cell)).assign(cell=cell, modulus=int(modulus))
+        for (cell, modulus), own in known.dropna(subset=["cell", "modulus"]).groupby(["cell", "modulus"])
+    ]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
 def _others(row: Any, table: pd.DataFrame) -> str:

@@ -105,6 +105,9 @@ TIMELINE = Table(
         Column("scale", "float64", "fft_no_dc at the last checkpoint"),
         Column("scale_first", "float64", "the same at the first"),
         Column("scale_step", "int32", "first checkpoint from which fft_no_dc stays within .05 of its last", "steps"),
+        Column("variance_preservation", "float64", "as in scale_metrics, at the last checkpoint"),
+        Column("relative_gradient", "float64", "the same"),
+        Column("ablation", "float64", "the last checkpoint's ablation_mean; null of neurons", "nats"),
         Column(
             "cluster", "int32", "cluster of similar scale profiles at the last checkpoint; null where not clustered"
         ),
@@ -189,6 +192,32 @@ COMPARISON = Table(
         Column("other_p", "string", "means of other cells with the same settings but another modulus, as JSON"),
     ),
     ("cell", "quantity"),
+)
+
+ANSWERS = Table(
+    "scale_answers",
+    "Open questions of the founding document on scales, asked of all networks of a cell together.",
+    (
+        Column("cell", "string", "everything but seeds"),
+        Column("modulus", "int32", ""),
+        Column("question", "string", "emergence, order, role or redundancy"),
+        Column("kind", "string", "neuron or head_to_a"),
+        Column(
+            "statistic",
+            "string",
+            "what the value is: mean_change over networks, or a rank correlation within networks, pooled",
+        ),
+        Column("value", "float64", ""),
+        Column("null_mean", "float64", "mean of the same with units exchanged within their network alone"),
+        Column("null_hi", "float64", "95 % quantile of its size under the same"),
+        Column("p", "float64", "two-sided; null under 2 networks, or where p_attainable is over .05"),
+        Column("p_attainable", "float64", "smallest p that so many units and networks can give"),
+        Column("n", "int32", "units"),
+        Column("n_trials", "int32", "networks that they belong to"),
+        Column("n_agree", "int32", "networks whose own value has the sign of all of them together"),
+        Column("answer", "string", "computed from the above"),
+    ),
+    ("cell", "question", "kind", "statistic"),
 )
 
 VERDICTS = Table(

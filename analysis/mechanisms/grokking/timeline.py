@@ -61,6 +61,9 @@ def _of_kind(kind: str, rows: pd.DataFrame, p: int) -> pd.DataFrame:
             "scale": scale[:, -1],
             "scale_first": scale[:, 0],
             "scale_step": _integers(held_since(np.abs(scale - scale[:, -1:]) <= TOLERANCE, steps)),
+            "variance_preservation": wide(rows, "variance_preservation")[0][:, -1].astype(np.float64),
+            "relative_gradient": wide(rows, "relative_gradient")[0][:, -1].astype(np.float64),
+            "ablation": wide(rows, "ablation_mean")[0][:, -1].astype(np.float64),
         }
     )
 

@@ -13,7 +13,7 @@ from ndt_ray.analysis.mechanisms.context import ProbeContext
 from ndt_ray.analysis.mechanisms.sae import quality
 from ndt_ray.analysis.mechanisms.sae.activations import spliced_loss, through
 from ndt_ray.analysis.mechanisms.sae.files import Shelf
-from ndt_ray.analysis.mechanisms.sae.model import Saes, preset
+from ndt_ray.analysis.mechanisms.sae.model import Saes, configurations
 from ndt_ray.analysis.mechanisms.sae.networks import (
     Activations,
     Choice,
@@ -39,6 +39,7 @@ def sae(
     *,
     config: str = "default",
     changes: dict[str, Any] | None = None,
+    configs: list[str | dict[str, Any]] | None = None,
     sampling: dict[str, int] | None = None,
     layers: int | str | list[int | str] | None = None,
     steps: list[int] | None = None,
@@ -46,14 +47,15 @@ def sae(
 ) -> dict[str, pd.DataFrame]:
     """Sparse autoencoders of a trial's layers, first and last checkpoint, judged on held-out stimuli.
 
-    `config`: default or founding, with `changes` (`l1_schedule: founding` for its weights by depth); `sampling`: see
-    networks.Sampling; `layers`: how many, or which (numbers or names: 4,8,12); `steps`: other checkpoints; `splice`:
-    probe stimuli for the loss recovered, 0 for none. Dictionaries are kept, and used again, in the store.
+    `config`: default or founding, with `changes` (`l1_schedule: founding` for its weights by depth); `configs`: several
+    beside each other, see model.configurations; `sampling`: see networks.Sampling; `layers`: how many, or which
+    (numbers or names: 4,8,12); `steps`: other checkpoints; `splice`: probe stimuli for the loss recovered, 0 for none.
+    Dictionaries are kept, and used again, in the store.
     """
     saved = data.frame("checkpoints")
     if not len(saved) or not len(data.frame("trials")):
         return {SAE.name: pd.DataFrame()}
-    chosen, wanted = preset(config, **(changes or {})), sampled(**(sampling or {}))
+    chosen, wanted = configurations(config, changes, configs), sampled(**(sampling or {}))
     rows: list[dict[str, Any]] = []
     for step in sorted({0, int(saved["step"].max())} if steps is None else set(steps)):
         context = data.context(step)
@@ -63,14 +65,15 @@ def sae(
             if not isinstance(layers, str | list):
                 raise
             data.notes.append(str(error))  # networks of other cells may have them
-            rows.append(nothing(str(data.partition.trial_id), step, "no_layer"))
+            rows += [nothing(str(data.partition.trial_id), step, "no_layer", name) for name in chosen]
             continue
         found = activations(context, picked, wanted)
         nodes = {node: found[node.layer.path] for node in nodes_of(context, picked)}
-        made = sides(nodes, chosen, wanted, shelf(data))
-        for node, own in nodes.items():
-            recovered = partial(_recovered, context, node, splice) if splice else None
-            rows += quality_rows(node, own, made.get(node), chosen, recovered)
+        for name, one in chosen.items():
+            made = sides(nodes, one, wanted, shelf(data))
+            for node, own in nodes.items():
+                recovered = partial(_recovered, context, node, splice) if splice else None
+                rows += quality_rows(node, own, made.get(node), one, recovered, name)
     return {SAE.name: pd.DataFrame(rows)}
 
 
@@ -87,6 +90,7 @@ def sae_transfer(
     *,
     config: str = "default",
     changes: dict[str, Any] | None = None,
+    configs: list[str | dict[str, Any]] | None = None,
     sampling: dict[str, int] | None = None,
     relations: list[str] | None = None,
     trials: int = 2,
@@ -99,25 +103,25 @@ def sae_transfer(
 
     `trials` of each cell, by seed; `checkpoints` of the first of them, evenly chosen; `across`: layers of different
     networks matched by depth, or all with all; `networks`: at most so many are looked at, pairs with others are
-    skipped with that reason. `config`, `changes`, `sampling`, `layers` as in the analysis sae, whose dictionaries it
-    uses.
+    skipped with that reason. `config`, `changes`, `configs`, `sampling`, `layers` as in the analysis sae, whose
+    dictionaries it uses; dictionaries of one configuration are compared with each other.
     """
     check(relations, across)
     table = data.frame("trials")
     saved = data.frame("checkpoints")
     if not len(table) or not len(saved):
         return {TRANSFER.name: pd.DataFrame()}
-    chosen, wanted = preset(config, **(changes or {})), sampled(**(sampling or {}))
+    chosen, wanted = configurations(config, changes, configs), sampled(**(sampling or {}))
     known = networks_of(table, saved, trials, checkpoints)
     rows, looked_at, broken = _collected(data, known.nodes, wanted, networks, layers)
-    made = sides(rows, chosen, wanted, shelf(data))
     shown = partial(_shown, data, wanted)
-    found = [
-        transfer_row(pair, known.cells, rows, made, broken, shown)
-        for pair in pairs(known, looked_at, relations, across)
-    ]
-    note = json.dumps(asdict(chosen), sort_keys=True)
-    return {TRANSFER.name: pd.DataFrame(found).assign(config=note) if found else pd.DataFrame()}
+    compared = list(pairs(known, looked_at, relations, across))
+    found = []
+    for name, one in chosen.items():
+        made = sides(rows, one, wanted, shelf(data))
+        how = {"configuration": name, "config": json.dumps(asdict(one), sort_keys=True)}
+        found += [transfer_row(pair, known.cells, rows, made, broken, shown) | how for pair in compared]
+    return {TRANSFER.name: pd.DataFrame(found)}
 
 
 def shelf(data: AnalysisInput) -> Shelf | None:

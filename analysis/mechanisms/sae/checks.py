@@ -87,9 +87,11 @@ def readable(text: str) -> Check:
 
 def names(rows: pd.DataFrame) -> "pd.Series[str]":
     """What each row of `sae` or `sae_transfer` is called in a message."""
+    several = "configuration" in rows and rows["configuration"].nunique() > 1
+    how = " [" + rows["configuration"].astype(str) + "]" if several else ""
     if "trial_id" in rows:
-        return _node(rows, "") + " (" + rows["dictionary"].astype(str) + ")"
-    return _node(rows, "source_") + " -> " + _node(rows, "target_")
+        return _node(rows, "") + " (" + rows["dictionary"].astype(str) + ")" + how
+    return _node(rows, "source_") + " -> " + _node(rows, "target_") + how
 
 
 def _node(rows: pd.DataFrame, side: str) -> "pd.Series[str]":

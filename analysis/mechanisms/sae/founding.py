@@ -1,6 +1,8 @@
 """Layer matrices from rows of `sae_transfer`, and the founding document's three files made of them."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,12 +28,29 @@ def matrices(rows: pd.DataFrame, value: str = "quality") -> list[LayerMatrix]:
     if not len(rows):
         return []
     found = []
-    keys = ["relation", "source_cell", "source_trial", "source_step", "target_cell", "target_trial", "target_step"]
+    rows = named(rows)
+    several = rows["configuration"].nunique() > 1
+    keys = [
+        "configuration",
+        "relation",
+        "source_cell",
+        "source_trial",
+        "source_step",
+        "target_cell",
+        "target_trial",
+        "target_step",
+    ]
     for key, group in rows.groupby(keys, sort=True):
         made = _matrix(dict(zip(keys, key, strict=True)), group, value)
         if made is not None:
-            found.append(made)
+            found.append(replace(made, pair=f"{made.pair} [{key[0]}]") if several else made)
     return found
+
+
+def named(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `sae` or `sae_transfer` with the name of their configuration; of older stores it is the default."""
+    known = rows["configuration"] if "configuration" in rows else pd.Series(None, index=rows.index, dtype=object)
+    return rows.assign(configuration=known.where(known.notna(), "default"))
 
 
 def _matrix(key: dict[str, Any], group: pd.DataFrame, value: str) -> LayerMatrix | None:
@@ -64,7 +83,7 @@ def _matrix(key: dict[str, Any], group: pd.DataFrame, value: str) -> LayerMatrix
     if not within:
         name += f" ({key['relation']}: {key['source_trial'][:6]}@{key['source_step']} to"
         name += f" {key['target_trial'][:6]}@{key['target_step']})"
-    return LayerMatrix(str(name), sources, targets, values, width, reasons)
+    return LayerMatrix(str(name), sources, targets, values, width, reasons, str(key["relation"]))
 
 
 def notes(rows: pd.DataFrame) -> list[str]:
@@ -81,11 +100,39 @@ def notes(rows: pd.DataFrame) -> list[str]:
         f" {above} of {len(ok)} pairs; {len(scored)} pairs leave room for a score"
         + (f", of mean {scored.mean():.2f}." if len(scored) else ".")
     )
-    cosine = ok[["cosine", "cosine_chance"]].dropna()
-    if len(cosine):
-        mean, chance = cosine["cosine"].mean(), cosine["cosine_chance"].mean()
-        lines.append(f"Nearest atoms have a cosine of {mean:.3f}; random directions give {chance:.3f}.")
+    for relation, own in ok.groupby("relation", sort=False):
+        lines += [f"{relation}: {said}" for said in _beside_chance(own)]
     return lines
+
+
+def _beside_chance(rows: pd.DataFrame) -> Iterator[str]:
+    """Of pairs in one relation, each founding number beside what it is without learned features; older stores lack
+    some of the latter."""
+    quality = rows.reindex(columns=["quality", "quality_random"]).dropna()
+    if len(quality):
+        above = int((quality["quality"] > quality["quality_random"]).sum())
+        mean, chance = quality["quality"].mean(), quality["quality_random"].mean()
+        yield (
+            f"quality {mean:.2f} on average, {chance:.2f} with untrained dictionaries; above them in {above} of"
+            f" {len(quality)} pairs."
+        )
+    cosine = rows.reindex(columns=["cosine", "cosine_chance"]).dropna()
+    if len(cosine):
+        said = f"nearest atoms have a cosine of {cosine['cosine'].mean():.3f}, random directions "
+        said += f"{cosine['cosine_chance'].mean():.3f}"
+        for level in (7, 5):
+            over = rows.reindex(columns=[f"cosine_over_{level}", f"cosine_over_{level}_chance"]).dropna().mean()
+            if over.notna().all():
+                said += f"; above .{level} are {over.iloc[0]:.1%}, of random ones {over.iloc[1]:.1%}"
+        yield f"{said}."
+    ranks = rows.reindex(columns=["spearman", "spearman_random", "spearman_null_hi"]).dropna()
+    if len(ranks):
+        beyond = int((ranks["spearman"] > ranks["spearman_null_hi"]).sum())
+        yield (
+            f"feature variances correlate at {ranks['spearman'].mean():.2f} (Spearman), those of untrained dictionaries"
+            f" at {ranks['spearman_random'].mean():.2f}; above the 95 % quantile of permuted features in {beyond} of"
+            f" {len(ranks)} pairs, where {0.05 * len(ranks):.1f} would be by chance."
+        )
 
 
 def files(rows: pd.DataFrame, dictionaries: pd.DataFrame) -> dict[str, str]:
@@ -94,14 +141,23 @@ def files(rows: pd.DataFrame, dictionaries: pd.DataFrame) -> dict[str, str]:
     From rows of `sae_transfer`, and of `sae` where that was run.
     """
     found = matrices(rows)
-    within = [m for m in found if m.square and "->" not in m.pair]
     text = transfer_json(found)
     judged = [c.__dict__ for c in validate(rows, dictionaries, text)]
     return {
         "layer_transfer_matrix.json": text,
-        "layer_analysis_insights.md": insights(within, notes(rows) if len(rows) else ["No pairs were compared."]),
+        "layer_analysis_insights.md": _insights(rows),
         "sae_checks.json": json.dumps(judged, indent=2) + "\n",
     }
+
+
+def _insights(rows: pd.DataFrame) -> str:
+    """The insights of every configuration, one after the other."""
+    if not len(rows):
+        return insights([], ["No pairs were compared."])
+    by_name = list(named(rows).groupby("configuration", sort=False))
+    return "\n".join(
+        insights(matrices(own), notes(own), str(name) if len(by_name) > 1 else None) for name, own in by_name
+    )
 
 
 def validate(rows: pd.DataFrame, dictionaries: pd.DataFrame, text: str) -> list[Check]:

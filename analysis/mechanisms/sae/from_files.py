@@ -14,7 +14,7 @@ from ndt_ray.analysis.api import conform, module_hash
 from ndt_ray.analysis.mechanisms.context import Layer
 from ndt_ray.analysis.mechanisms.sae.activation_files import Captured, read_folder, sampled_rows
 from ndt_ray.analysis.mechanisms.sae.files import Shelf
-from ndt_ray.analysis.mechanisms.sae.model import Config, preset
+from ndt_ray.analysis.mechanisms.sae.model import Config, configurations
 from ndt_ray.analysis.mechanisms.sae.networks import Activations, Choice, Node, Sampling, chosen_layers, sampled, sides
 from ndt_ray.analysis.mechanisms.sae.relations import Networks, Pair, check, pairs
 from ndt_ray.analysis.mechanisms.sae.rows import Skipped, nothing, quality_rows, transfer_row
@@ -46,6 +46,7 @@ def transfer_files(
     *,
     config: str = "default",
     changes: Mapping[str, Any] | None = None,
+    configs: Sequence[str | Mapping[str, Any]] | None = None,
     sampling: Mapping[str, int] | None = None,
     layers: Choice = None,
     relations: Sequence[str] | None = None,
@@ -57,9 +58,16 @@ def transfer_files(
     different widths are aligned; of different texts, skipped with that reason. What is there already is not made again.
     """
     check(relations, across)
-    chosen, wanted = preset(config, **(changes or {})), sampled(**(sampling or {}))
+    chosen, wanted = configurations(config, changes, configs), sampled(**(sampling or {}))
     captured = read_folder(folder)
-    asked = [asdict(chosen), asdict(wanted), layers, relations, across, module_hash(__name__)]
+    asked = [
+        {name: asdict(one) for name, one in chosen.items()},
+        asdict(wanted),
+        layers,
+        relations,
+        across,
+        module_hash(__name__),
+    ]
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
     for one in captured:
         digest.update(f"{one.network} {one.layer} {one.texts} {one.lengths.tolist()}".encode() + one.rows.tobytes())
@@ -85,7 +93,7 @@ def transfer_files(
 
 def tables(
     captured: Sequence[Captured],
-    config: Config,
+    configs: Mapping[str, Config],
     sampling: Sampling,
     layers: Choice,
     relations: Sequence[str] | None,
@@ -93,7 +101,7 @@ def tables(
     shelf: Shelf | None,
     notes: list[str],
 ) -> dict[str, pa.Table]:
-    """Rows of both tables, by name."""
+    """Rows of both tables, by name; `configs` by theirs."""
     networks: dict[str, list[Captured]] = {}
     for one in captured:
         networks.setdefault(one.network, []).append(one)
@@ -110,12 +118,9 @@ def tables(
         except SpecError as error:  # too few texts, or none of the layers: the other models go on
             broken[name, 0] = str(error)
             notes.append(f"{name}: {error}")
-            quality.append(nothing(name, 0, "no_layer"))
+            quality += [nothing(name, 0, "no_layer", how) for how in configs]
             continue
         chosen[name, 0] = picked
-    made = sides(rows, config, sampling, shelf)
-    for node, activations in rows.items():
-        quality += quality_rows(node, activations, made.get(node), config)
     firsts = {name: files[0] for name, files in networks.items()}
     known = Networks(
         {name: (name,) for name in firsts},
@@ -127,16 +132,22 @@ def tables(
     )
 
     def shown(pair: Pair) -> Activations:
-        """Of one model, a layer's rows on the target's texts are the target's own."""
+        """Of one model, a layer's rows on the target's texts are those of its file for these texts."""
         source, target = (known.models[n.trial_id] for n in (pair.source, pair.target))
-        if source != target or pair.source.layer != pair.target.layer:
+        there = Node(pair.target.trial_id, pair.target.step, pair.source.layer)
+        if source != target or there not in rows:
             raise Skipped(f"texts_differ: {pair.source.trial_id} and {pair.target.trial_id} were shown other texts")
-        return rows[pair.target]
+        return rows[there]
 
-    wanted = RELATIONS if relations is None else relations
-    found = [transfer_row(p, known.cells, rows, made, broken, shown) for p in pairs(known, chosen, wanted, across)]
-    transfer = pd.DataFrame(found).assign(config=json.dumps(asdict(config), sort_keys=True)) if found else None
+    compared = list(pairs(known, chosen, RELATIONS if relations is None else relations, across))
+    found: list[dict[str, Any]] = []
+    for name, config in configs.items():
+        made = sides(rows, config, sampling, shelf)
+        for node, activations in rows.items():
+            quality += quality_rows(node, activations, made.get(node), config, configuration=name)
+        how = {"configuration": name, "config": json.dumps(asdict(config), sort_keys=True)}
+        found += [transfer_row(p, known.cells, rows, made, broken, shown) | how for p in compared]
     return {
         SAE.name: conform(SAE, pd.DataFrame(quality)),
-        TRANSFER.name: conform(TRANSFER, pd.DataFrame() if transfer is None else transfer),
+        TRANSFER.name: conform(TRANSFER, pd.DataFrame(found)),
     }

@@ -40,6 +40,8 @@ class LayerMatrix:
     """Of the narrower network; null where layers differ."""
     reasons: Mapping[tuple[int, int], str] = field(default_factory=dict)
     """Why (row, column) is NaN, where the pair was tried; other NaN were not compared at all."""
+    relation: str = "layers"
+    """layers: within a network; else what differs between the two: seeds, architectures, data or checkpoints."""
 
     def __post_init__(self) -> None:
         if self.values.shape != (len(self.sources), len(self.targets)) or not self.values.size:
@@ -52,6 +54,11 @@ class LayerMatrix:
     def square(self) -> bool:
         """Whether rows and columns are the same layers."""
         return self.sources == self.targets
+
+    @property
+    def within(self) -> bool:
+        """Whether these are the layers of one network."""
+        return self.relation == "layers"
 
     @property
     def universality(self) -> float:
@@ -121,6 +128,25 @@ def universal_early(found: LayerMatrix) -> tuple[bool, float]:
     return bool(len(known) and (known > UNIVERSAL).all()), _mean(part)
 
 
+def matched(found: LayerMatrix) -> dict[str, float]:
+    """Between networks, for each source layer the quality to the target's layer of the same relative depth."""
+    rows, columns = found.values.shape
+    places = [round(i / max(1, rows - 1) * (columns - 1)) for i in range(rows)]
+    return {name: float(found.values[i, places[i]]) for i, name in enumerate(found.sources)}
+
+
+def shared_early(found: LayerMatrix) -> tuple[bool, float]:
+    """Between networks, (whether all matched qualities of early layers exceed .9, their mean)."""
+    values = np.array([matched(found)[name] for name in early_layers(found)])
+    known = values[~np.isnan(values)]
+    return bool(len(known) and (known > UNIVERSAL).all()), _mean(values)
+
+
+def apart(found: LayerMatrix) -> str | None:
+    """Between networks, the first source layer whose matched quality is .7 or less; None where none is."""
+    return next((name for name, value in matched(found).items() if value <= DIVERGING), None)
+
+
 def bidirectional(found: LayerMatrix, least: float = 0.7) -> list[tuple[str, str]]:
     """Pairs of different layers with (q_ij + q_ji) / 2 above `least`; none unless rows and columns are the same."""
     if not found.square:
@@ -173,23 +199,68 @@ def transfer_json(matrices: Sequence[LayerMatrix]) -> str:
     return json.dumps(found, indent=2, allow_nan=False) + "\n"
 
 
-def insights(matrices: Sequence[LayerMatrix], notes: Sequence[str] = ()) -> str:
-    """`layer_analysis_insights.md`: universal early layers, divergence, bottleneck, size and use, all computed."""
-    lines = ["# Layer transfer: what the matrices say", ""]
+def insights(matrices: Sequence[LayerMatrix], notes: Sequence[str] = (), configuration: str | None = None) -> str:
+    """`layer_analysis_insights.md`: universal early layers, divergence, bottleneck, size and use, all computed.
+
+    Within networks and, by what differs between them, between networks. `configuration`: of which dictionaries, where
+    there are several.
+    """
+    of = f" ({configuration} dictionaries)" if configuration else ""
+    lines = [f"# Layer transfer: what the matrices say{of}", ""]
     lines += [f"- {note}" for note in notes] + ([""] if notes else [])
     if not matrices:
         return "\n".join([*lines, "No pair of layers could be compared."]) + "\n"
-    flags = [universal_early(m) for m in matrices]
-    known = [value for _, value in flags if not math.isnan(value)]
-    word = "Yes" if known and all(flag for flag, v in flags if not math.isnan(v)) else "No"
-    mean = f"{np.mean(known):.2f} on average" if known else "no two early layers were compared"
-    lines += [f"**Universal early layers: {word}** ({mean}, n = {len(known)} matrices; above {UNIVERSAL}).", ""]
-    for m in matrices:
+    inside, across = [m for m in matrices if m.within], [m for m in matrices if not m.within]
+    relations = list(dict.fromkeys(m.relation for m in across))
+    if inside:
+        lines += [_early("", [universal_early(m) for m in inside]), ""]
+    for relation in relations:
+        own = [shared_early(m) for m in across if m.relation == relation]
+        lines += [_early(f" between {relation}", own), ""]
+    for m in inside:
         lines += _section(m)
-    effect = size_effect(matrices)
+    for relation in relations:
+        lines += _between(relation, [m for m in across if m.relation == relation])
+    if not inside:
+        return "\n".join(lines)
+    effect = size_effect(inside)
     slope = "" if effect["slope"] is None else f" (slope {effect['slope']:+.3f} of the depth per doubling of the width)"
     lines += ["## Size", "", f"{effect['answer']}{slope}, n = {effect['n']}.", ""]
     return "\n".join(lines)
+
+
+def _early(where: str, flags: Sequence[tuple[bool, float]]) -> str:
+    known = [value for _, value in flags if not math.isnan(value)]
+    every = all(flag for flag, v in flags if not math.isnan(v))
+    word = "Cannot be said" if not known else "Yes" if every else "No"
+    mean = f"{np.mean(known):.2f} on average" if known else "no two early layers were compared"
+    all_above = sum(flag for flag, _ in flags)
+    held = f"; all above {UNIVERSAL} in {all_above}" if known else ""
+    return f"**Universal early layers{where}: {word}** ({mean}, n = {len(known)} matrices{held})."
+
+
+def _between(relation: str, found: Sequence[LayerMatrix]) -> list[str]:
+    """What all pairs of networks that differ in one thing say together, at layers of the same relative depth."""
+    count = f"{len(found)} {'pair' if len(found) == 1 else 'pairs'} of networks"
+    lines = [f"## Between {relation}: {count}", ""]
+    lines.append(f"Universality score {np.mean([m.universality for m in found]):.2f} over what was compared.\n")
+    by_layer: dict[str, list[float]] = {}
+    for m in found:
+        for name, value in matched(m).items():
+            if not math.isnan(value):
+                by_layer.setdefault(name, []).append(value)
+    for name, values in by_layer.items():
+        word = band(float(np.mean(values)))
+        lines.append(
+            f"- {name} to the layer of its depth: {np.mean(values):.2f} on average, {word} (n = {len(values)})"
+        )
+    first = [name for name in map(apart, found) if name is not None]
+    at = ", ".join(f"{name} in {first.count(name)}" for name in dict.fromkeys(first))
+    lines.append(f"- First layer at or below {DIVERGING}: {at or 'none'} (of {count})")
+    if by_layer:
+        best = max(by_layer, key=lambda name: float(np.mean(by_layer[name])))
+        lines.append(f"- Carries over best: {best} ({np.mean(by_layer[best]):.2f})")
+    return [*lines, ""]
 
 
 def _section(m: LayerMatrix) -> list[str]:

@@ -1,6 +1,6 @@
 """Sparse autoencoders in lanes: dictionaries of equal width are trained at once, each from its own seed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -93,6 +93,30 @@ def preset(name: str, **changes: Any) -> Config:
         if key not in known:
             raise SpecError(f"SAE configurations have no '{key}'{did_you_mean(key, known)}")
     return replace(PRESETS[name], **changes)
+
+
+def configurations(
+    config: str, changes: Mapping[str, Any] | None, configs: Sequence[str | Mapping[str, Any]] | None = None
+) -> dict[str, Config]:
+    """Configurations by name: `config` with `changes`, or each of `configs` with them.
+
+    Of `configs` an entry is a named configuration, or its own changes with a `name` and the `config` that they change
+    (default: default): `[default, founding, {name: wide, expansion: 8}]`. SpecError for two of one name.
+    """
+    common = dict(changes or {})
+    if configs is None:
+        return {config: preset(config, **common)}
+    if config != "default" or not configs:
+        raise SpecError(f"sae: give either config or a list of configs, one or more, but got ({config=}, {configs=})")
+    found: dict[str, Config] = {}
+    for entry in configs:
+        own = {"config": entry} if isinstance(entry, str) else dict(entry)
+        base = str(own.pop("config", "default"))
+        name = str(own.pop("name", base))
+        if name in found:
+            raise SpecError(f"sae: two configurations are called '{name}': give one another name")
+        found[name] = preset(base, **{**common, **own})
+    return found
 
 
 def founding_l1(layer: int) -> float:

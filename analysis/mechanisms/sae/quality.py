@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.integrate import quad
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import beta
+from scipy.stats import beta, rankdata
 from torch import Tensor
 
 from ndt_ray.analysis.mechanisms.sae.model import Saes
@@ -112,16 +112,33 @@ def chance_max_cosine(d: int, atoms: int) -> float:
     """
     if d < 2:
         return 1.0 - 2.0**-atoms * 2 if d == 1 else float("nan")
-    square = beta(0.5, (d - 1) / 2)
-
-    def below(t: float) -> float:
-        half = 0.5 * float(square.cdf(t * t))
-        return 0.5 + half if t >= 0 else 0.5 - half
-
     edge = min(1.0, 12 / d**0.5)
-    up = quad(lambda t: 1 - below(t) ** atoms, 0, edge, limit=200)[0]
-    down = quad(lambda t: below(t) ** atoms, -edge, 0, limit=200)[0]
+    up = quad(lambda t: 1 - _below(t, d) ** atoms, 0, edge, limit=200)[0]
+    down = quad(lambda t: _below(t, d) ** atoms, -edge, 0, limit=200)[0]
     return float(up - down)
+
+
+def chance_over(level: float, d: int, atoms: int) -> float:
+    """Share of random directions in `d` dimensions with a cosine over `level` to the nearest of `atoms` random ones."""
+    return 1 - _below(level, d) ** atoms if d > 0 else float("nan")
+
+
+def _below(t: float, d: int) -> float:
+    """P(cosine of two random directions in `d` dimensions <= t), -1 <= t < 1."""
+    if d == 1:
+        return 0.5
+    half = 0.5 * float(beta(0.5, (d - 1) / 2).cdf(t * t))
+    return 0.5 + half if t >= 0 else 0.5 - half
+
+
+def permuted_spearman(one: Floats, other: Floats, draws: int = 199) -> float:
+    """95 % quantile of the rank correlation of two vectors with the entries of one permuted; NaN for a constant one."""
+    a, b = (rankdata(v) - (len(v) + 1) / 2 for v in (one, other))
+    size = np.linalg.norm(a) * np.linalg.norm(b)
+    if not size > 0:
+        return float("nan")
+    shuffled = generator("permuted spearman", str(len(a))).permuted(np.tile(b, (draws, 1)), axis=1)
+    return float(np.quantile(shuffled @ a / size, 0.95))
 
 
 def max_cosines(source: Floats, target: Floats) -> NDArray[np.float64]:

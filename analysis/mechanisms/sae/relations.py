@@ -84,17 +84,22 @@ def pairs(
     across: str = "matched",
 ) -> Iterator[Pair]:
     """Every pair to compare. A network that has no entry in `layers` could not be looked at: it gives one pair each
-    with layer *, so that the reason is told."""
+    with layer *, so that the reason is told.
+
+    `across` networks: matched, layers of the same place (of another number of layers: of the same relative depth), or
+    all with all.
+    """
     wanted = RELATIONS if relations is None else tuple(relations)
     firsts = [trials[0] for trials in networks.trials.values()]
     last = {t: (t, networks.last[t]) for t in networks.last}
+    same = "same" if across == "matched" else across
     if "layers" in wanted:
         for t in firsts:
             nodes = _nodes(last[t], layers)
             yield from (Pair("layers", a, b) for a in nodes for b in nodes if a != b)
     if "seeds" in wanted:
         for trials in networks.trials.values():
-            yield from _between("seeds", [(last[a], last[b]) for a in trials for b in trials if a != b], layers, "same")
+            yield from _between("seeds", [(last[a], last[b]) for a in trials for b in trials if a != b], layers, same)
     for relation, equal, differs in (
         ("architectures", networks.data, networks.models),
         ("data", networks.models, networks.data),
@@ -103,12 +108,12 @@ def pairs(
             chosen = [
                 (last[a], last[b]) for a in firsts for b in firsts if equal[a] == equal[b] and differs[a] != differs[b]
             ]
-            yield from _between(relation, chosen, layers, "same" if relation == "data" else across)
+            yield from _between(relation, chosen, layers, same if relation == "data" else across)
     if "checkpoints" in wanted:
         for t, steps in networks.checkpoints.items():
             ends = [((t, step), last[t]) for step in steps if step != networks.last[t]]
             both = ends + [(b, a) for a, b in ends]
-            yield from _between("checkpoints", both, layers, "same")
+            yield from _between("checkpoints", both, layers, same)
 
 
 def _between(

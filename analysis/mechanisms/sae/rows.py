@@ -23,9 +23,10 @@ class Skipped(Exception):
     """Why a pair has no numbers."""
 
 
-def nothing(trial_id: str, step: int, flag: str) -> dict[str, Any]:
+def nothing(trial_id: str, step: int, flag: str, configuration: str = "default") -> dict[str, Any]:
     """The row of `sae` of a network that gives none, with the reason."""
     who = {"trial_id": trial_id, "step": step, "layer": "*", "layer_index": -1, "dictionary": 0, "flag": flag}
+    who |= {"configuration": configuration}
     return {c.name: None for c in SAE.columns} | who
 
 
@@ -35,13 +36,16 @@ def quality_rows(
     side: Side | None,
     config: Config,
     recovered: Callable[[Saes], float | None] | None = None,
+    configuration: str = "default",
 ) -> Iterator[dict[str, Any]]:
-    """Rows of `sae` for one layer; `recovered`: share of the loss that a dictionary gives back, where it can be had."""
+    """Rows of `sae` for one layer; `recovered`: share of the loss that a dictionary gives back, where it can be had;
+    `configuration`: the name of `config`."""
     row: dict[str, Any] = {c.name: None for c in SAE.columns} | {
         "trial_id": node.trial_id,
         "step": node.step,
         "layer": node.layer.path,
         "layer_index": node.layer.index,
+        "configuration": configuration,
         "dictionary": 0,
         "d": own.fit.shape[-1],
         "n_fit": own.fit.shape[0] * own.fit.shape[1],

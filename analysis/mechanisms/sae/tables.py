@@ -12,6 +12,7 @@ SAE = Table(
         Column("step", "int32", "optimizer updates done; 0: the random network, a control for all others", "steps"),
         Column("layer", "string", "module path"),
         Column("layer_index", "int16", "place in the order of the forward pass"),
+        Column("configuration", "string", "name of how it was trained: default, founding, or one given with configs"),
         Column("dictionary", "int16", "number of the dictionary's seed"),
         Column("d", "int32", "width of the layer", "dimensions"),
         Column("features", "int32", "atoms"),
@@ -35,7 +36,7 @@ SAE = Table(
         Column("artifact", "string", "file that holds the layer's dictionaries, below the store's root"),
         Column("flag", "string", "why values are null: narrow, constant, nonfinite or no_layer; null when all is well"),
     ),
-    ("trial_id", "layer_index", "step", "dictionary"),
+    ("trial_id", "layer_index", "step", "configuration", "dictionary"),
 )
 
 
@@ -58,6 +59,7 @@ TRANSFER = Table(
         Column("relation", "string", "layers, seeds, architectures, data or checkpoints: what differs"),
         *_side("source"),
         *_side("target"),
+        Column("configuration", "string", "name of how the dictionaries were trained, as in sae"),
         Column("status", "string", "ok or skipped"),
         Column("reason", "string", "why it was skipped, or why there are no raw and founding numbers; else null"),
         Column("alignment", "string", "procrustes for equal widths, else ridge"),
@@ -80,13 +82,20 @@ TRANSFER = Table(
         Column("source_loss", "float64", "mean squared error of the source's first dictionary on its own rows"),
         Column("target_loss", "float64", "the same on the target's, each side by its own normalisation"),
         Column("quality", "float64", "founding convention: source loss / target loss, at most 1"),
+        Column(
+            "quality_random", "float64", "the same of an untrained dictionary: what the two layers alone make of it"
+        ),
         Column("ratio", "float64", "founding tables: target loss / source loss"),
-        Column("spearman", "float64", "of feature variances over the source's top 50"),
-        Column("variance_ratio", "float64", "mean target variance of these / of all features"),
+        Column("spearman", "float64", "of feature variances on source and target over the source's top 50"),
+        Column("spearman_random", "float64", "the same of an untrained dictionary"),
+        Column("spearman_null_hi", "float64", "95 % quantile of spearman with the features of one side permuted"),
+        Column("variance_ratio", "float64", "mean target variance of these / of all features; by chance 1"),
         Column("cosine", "float64", "mean cosine of these atoms to the nearest target atom"),
         Column("cosine_chance", "float64", "the same of random directions"),
         Column("cosine_over_7", "float64", "share of these above .7"),
+        Column("cosine_over_7_chance", "float64", "the same of random directions"),
         Column("cosine_over_5", "float64", "share of these above .5"),
+        Column("cosine_over_5_chance", "float64", "the same of random directions"),
         Column("config", "string", "how the dictionaries were trained, as JSON"),
     ),
     (
@@ -97,5 +106,6 @@ TRANSFER = Table(
         "target_trial",
         "target_step",
         "target_layer_index",
+        "configuration",
     ),
 )

@@ -140,11 +140,12 @@ def through_target(saes: Saes, x: Matrix) -> list[Matrix]:
 
 
 def founding_numbers(source: Side, target: Side) -> dict[str, float]:
-    """The founding study's numbers of two layers of equal width, from the first dictionary of each.
+    """The founding study's numbers of two layers of equal width: the source's first dictionary on both.
 
     `quality`: source loss / target loss, capped at 1 (its heat map); `ratio`: the inverse, uncapped (its tables);
     Spearman correlation and ratio of feature variances over the source's top 50; cosines of these atoms to the nearest
-    target atom, beside what random directions give.
+    atom of the target's first dictionary. Each beside chance: quality and correlation of a dictionary that was not
+    trained, features paired at random, and cosines of random directions.
     """
     own, other = (_as_tensor(_flat(normalised(s.saes, s.held_out))[None]) for s in (source, target))
     first, second = source.saes.lanes([0]), target.saes.lanes([0])
@@ -155,19 +156,38 @@ def founding_numbers(source: Side, target: Side) -> dict[str, float]:
     top = np.argsort(-variance, kind="stable")[:TOP]
     atoms, others = first.atoms[0].double().numpy(), second.atoms[0].double().numpy()
     nearest = quality.max_cosines(atoms[top], others)
-    varies = np.ptp(variance[top]) > 0 and np.ptp(moved[top]) > 0
-    return {
+    return _untrained(source.random, own, other) | {
         "source_loss": losses[0],
         "target_loss": losses[1],
         "quality": min(1.0, losses[0] / (losses[1] + 1e-8)),
         "ratio": losses[1] / (losses[0] + 1e-8),
-        "spearman": float(spearmanr(variance[top], moved[top]).statistic) if varies else float("nan"),
+        "spearman": _spearman(variance[top], moved[top]),
+        "spearman_null_hi": quality.permuted_spearman(variance[top], moved[top]),
         "variance_ratio": float(moved[top].mean() / moved.mean()) if moved.mean() > 0 else float("nan"),
         "cosine": float(nearest.mean()),
         "cosine_chance": quality.chance_max_cosine(source.d, len(others)),
         "cosine_over_7": float((nearest > 0.7).mean()),
+        "cosine_over_7_chance": quality.chance_over(0.7, source.d, len(others)),
         "cosine_over_5": float((nearest > 0.5).mean()),
+        "cosine_over_5_chance": quality.chance_over(0.5, source.d, len(others)),
     }
+
+
+def _untrained(saes: Saes, own: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
+    """`quality` and `spearman` of the source's dictionary that was not trained, on the same normalised rows."""
+    with torch.no_grad():
+        losses = [float(((x - saes.reconstruct(x)) ** 2).double().mean()) for x in (own, other)]
+        here, there = (saes.encode(x)[0].double().numpy().var(0) for x in (own, other))
+    top = np.argsort(-here, kind="stable")[:TOP]
+    return {
+        "quality_random": min(1.0, losses[0] / (losses[1] + 1e-8)),
+        "spearman_random": _spearman(here[top], there[top]),
+    }
+
+
+def _spearman(one: Matrix, other: Matrix) -> float:
+    varies = np.ptp(one) > 0 and np.ptp(other) > 0
+    return float(spearmanr(one, other).statistic) if varies else float("nan")
 
 
 def matching(source: Side, target: Side, key: tuple[str, ...]) -> dict[str, float]:
