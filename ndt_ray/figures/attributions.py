@@ -32,7 +32,10 @@ def draw(
     inputs: NDArray[np.float32],
     clear: Mapping[int, NDArray[np.int64]],
 ) -> None:
-    """A figure a class: its clearest image and what the networks of `found`, by name and in order, take it by; every one has `chosen`."""
+    """A figure a class: its clearest image and what the networks of `found`, by name and in order, take it by.
+
+    `found` is of the stimuli that `chosen` gives, in its order.
+    """
     images = chosen(clear)
     if left := [str(label) for label in clear if label not in images]:
         album.skip(SECTION, f"{moment.cell}: class {', '.join(left)}", "a few classes stand for all")
