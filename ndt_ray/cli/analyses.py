@@ -122,12 +122,12 @@ def _parameters(analyses: list[str], assignments: list[tuple[str, Any]]) -> dict
 # -- all that a drawing of mechanisms needs ----------------------------------------------------------------------------
 
 
-def everything(there: "Store", sweep: str, wanted: Parameters, where: Where, *, per_trial: int, controls: int) -> bool:
+def everything(there: "Store", sweep: str, wanted: Parameters, where: Where, planned: Mapping[str, Any]) -> bool:
     """Seeks a sweep's events, brings back checkpoints around them and around matched windows, and runs the analyses.
 
-    Each stage is told on stderr, and one that has nothing to do is passed over. What fails - an analysis of a trial, a
-    trial that this machine cannot replay - is told, and the rest goes on: False. StoreError for an unknown sweep,
-    SpecError for an unknown analysis or parameter, before anything is computed.
+    `planned`: options of `plan_checkpoints`. Each stage is told on stderr, and one that has nothing to do is passed
+    over. What fails - an analysis of a trial, a trial that this machine cannot replay - is told, and the rest goes on:
+    False. StoreError for an unknown sweep, SpecError for an unknown analysis or parameter, before anything is computed.
     """
     from ndt_ray.analysis.running.runner import resolved
     from ndt_ray.store.sweep import open_sweep
@@ -137,8 +137,8 @@ def everything(there: "Store", sweep: str, wanted: Parameters, where: Where, *, 
         resolved(name).parameters(given)
     _stage(1, "events of the sweep, and their types")
     ok = compute(there, sweep, {name: wanted.get(name, _in_place(there, sweep, name)) for name in SOUGHT}, where)
-    _stage(2, f"checkpoints around at most {per_trial} events a trial, and {controls} matched windows each")
-    ok &= _brought_back(there, sweep, per_trial, controls)
+    _stage(2, "checkpoints around the events and around windows like them without one")
+    ok &= _brought_back(there, sweep, planned)
     _stage(3, f"{len(wanted)} analyses, and those that they stand on")
     ok &= compute(there, sweep, wanted, where)
     _stage(4, "figures and tables")
@@ -158,13 +158,13 @@ def _stage(number: int, what: str) -> None:
     print(f"[{number}/4] {what}", file=sys.stderr)
 
 
-def _brought_back(there: "Store", sweep: str, per_trial: int, controls: int) -> bool:
+def _brought_back(there: "Store", sweep: str, options: Mapping[str, Any]) -> bool:
     """Replays what a plan around the events lacks; whether all of it is there."""
     from ndt_ray.analysis.events.checkpoint_plan import planned
     from ndt_ray.cli.checkpoints import bring_back
     from ndt_ray.report.words import count
 
-    plan = planned(there, sweep, per_trial=per_trial, controls=controls)
+    plan = planned(there, sweep, **options)
     for text in plan.notices:
         print(f"! {text}", file=sys.stderr)
     if not plan.entries or plan.source != "events":

@@ -63,6 +63,9 @@ def mechanisms(
     per_trial: Annotated[
         int | None, typer.Option(min=1, help="With --run: events a trial; 5 by default.", show_default=False)
     ] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="With --run: steps before and after an event; by default its width.")
+    ] = None,
     analysis: Annotated[
         list[str] | None, typer.Option("--analysis", help="With --run: only this one; repeatable. All by default.")
     ] = None,
@@ -93,13 +96,20 @@ def mechanisms(
         print(f"! {view.slow}", file=sys.stderr)
     wanted = Wanted(trial or (), layer or (), events, units, limit, format, load, view, founding, experiment or ())
     there, ok = opened(store), True
-    of_run = {"--controls": controls, "--per-trial": per_trial, "--analysis": analysis, "--set": assignments}
-    of_run |= {"--executor": executor, "--address": address, "--workers": workers}
+    of_run: dict[str, Any] = {"--controls": controls, "--per-trial": per_trial, "--window": window}
+    of_run |= {
+        "--analysis": analysis,
+        "--set": assignments,
+        "--executor": executor,
+        "--address": address,
+        "--workers": workers,
+    }
     if run:
         empty_album(there, sweep, out, wanted)  # what cannot be drawn is refused now, not after hours
         where = Where(executor or "ray", address, workers)
         counts = {"per_trial": per_trial or WINDOWS, "controls": WINDOWS if controls is None else controls}
-        ok = everything(there, sweep, parameters(analysis, assignments), where, **counts)
+        planned = {**counts, "window": window}
+        ok = everything(there, sweep, parameters(analysis, assignments), where, planned)
     elif given := [name for name, value in of_run.items() if value not in (None, [])]:
         raise SpecError(f"{', '.join(given)}: give --run, too, which they are for")
     album = write_mechanisms(there, sweep, out, wanted)

@@ -45,7 +45,7 @@ def write(album: Album, tables: Mapping[str, pd.DataFrame], ran: Collection[str]
         if len(tables[name]):
             album.text(SECTION, f"{name}.csv", tables[name].to_csv(index=False), caption)
         elif name in COMMANDS:
-            nothing = "it ran, and had nothing to compare: no event lies between checkpoints that are near enough"
+            nothing = "it ran, and had nothing to compare: there is no event, or none between checkpoints near enough"
             todo = f"no rows: {album.analyze(COMMANDS[name])}, or `ndt mechanisms {album.sweep} --run` for all it needs"
             album.skip(SECTION, readable(name), nothing if COMMANDS[name] in ran else todo)
     tests = tables["mechanism_tests"]

@@ -81,7 +81,7 @@ def test_an_analysis_that_found_nothing_to_compare_is_not_asked_for_again(tmp_pa
     at_events.write(album, dict.fromkeys(at_events.TABLES, pd.DataFrame()), {"mechanisms", "hypotheses"})
     assert not album.entries
     assert {s.reason for s in album.skips} == {
-        "it ran, and had nothing to compare: no event lies between checkpoints that are near enough"
+        "it ran, and had nothing to compare: there is no event, or none between checkpoints near enough"
     }
 
 
