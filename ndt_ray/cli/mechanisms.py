@@ -107,8 +107,11 @@ def mechanisms(
     if run:
         empty_album(there, sweep, out, wanted)  # what cannot be drawn is refused now, not after hours
         where = Where(executor or "ray", address, workers)
-        counts = {"per_trial": per_trial or WINDOWS, "controls": WINDOWS if controls is None else controls}
-        planned = {**counts, "window": window}
+        planned = {
+            "per_trial": per_trial or WINDOWS,
+            "controls": WINDOWS if controls is None else controls,
+            "window": window,
+        }
         ok = everything(there, sweep, parameters(analysis, assignments), where, planned)
     elif given := [name for name, value in of_run.items() if value not in (None, [])]:
         raise SpecError(f"{', '.join(given)}: give --run, too, which they are for")
