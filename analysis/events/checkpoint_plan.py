@@ -18,6 +18,8 @@ from ndt_ray.analysis.events.significant import primary
 from ndt_ray.analysis.phases import BINS
 from ndt_ray.analysis.taxonomy.representatives import select
 from ndt_ray.errors import SpecError
+from ndt_ray.store.reader import Store
+from ndt_ray.store.sweep import open_sweep
 
 TABLES = (
     "trials",
@@ -64,6 +66,12 @@ class CheckpointPlan:
         """Planned events by phase; all three ought to be there."""
         return {name: sum(entry["phase_bin"] == name for entry in self.entries) for name in BINS}
 
+    def lacking(self, checkpoints: pd.DataFrame) -> dict[str, list[int]]:
+        """`steps` without those of rows of `checkpoints`; without trials that have all of theirs."""
+        there = set(zip(checkpoints["trial_id"], checkpoints["step"], strict=True)) if len(checkpoints) else set()
+        left = {trial: [step for step in steps if (trial, step) not in there] for trial, steps in self.steps.items()}
+        return {trial: steps for trial, steps in left.items() if steps}
+
     def founding(self) -> dict[str, Any]:
         """{experiment: {jumps, checkpoint_steps}}: what `checkpoint: {plan: FILE}` of a sweep reads."""
         found: dict[str, Any] = {}
@@ -72,6 +80,14 @@ class CheckpointPlan:
             own["jumps"].append({k: v for k, v in entry.items() if k != "experiment"})
             own["checkpoint_steps"] = sorted({*own["checkpoint_steps"], *_steps(entry)})
         return found
+
+
+def planned(store: Store, sweep: str, **options: Any) -> CheckpointPlan:
+    """`plan_checkpoints` for a sweep of a store; StoreError for an unknown one."""
+    open_sweep(store, sweep)
+    known = set(store.names())
+    tables = {name: store.table(name, sweep) if name in known else pd.DataFrame() for name in TABLES}
+    return plan_checkpoints(tables, **options)
 
 
 def plan_checkpoints(

@@ -10,7 +10,7 @@ from ndt_ray.errors import INTERRUPTED, NdtError
 
 def app() -> typer.Typer:
     """The command line, put together from the modules of this package."""
-    from ndt_ray.cli import checkpoints, fork, mechanisms, reports, serve, sweeps, tables, tools, validate
+    from ndt_ray.cli import analyses, checkpoints, fork, mechanisms, reports, serve, sweeps, tables, tools, validate
 
     ndt = typer.Typer(
         name="ndt",
@@ -36,7 +36,7 @@ def app() -> typer.Typer:
     ) -> None:
         pass
 
-    for module in (sweeps, fork, checkpoints, tables, reports, serve, mechanisms, tools, validate):
+    for module in (sweeps, fork, checkpoints, tables, reports, serve, mechanisms, analyses, tools, validate):
         module.register(ndt)
     return ndt
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from ndt_ray.cli.options import DEFAULT_STORE, JsonOption, StoreOption, opened
 if TYPE_CHECKING:
     from ndt_ray.analysis.events.checkpoint_plan import CheckpointPlan
     from ndt_ray.replay import Replay
+    from ndt_ray.store.reader import Store
 
 StoredSweep = Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep in the store.")]
 MEASURES = ("participation_ratio", "stable_rank", "participation_ratio_corrected")
@@ -72,39 +74,37 @@ def plan_checkpoints(
     out: Annotated[str, typer.Option("--out", help="The plan, as `checkpoint: {plan: FILE}` reads it; - for none.")] = (
         "checkpoint_plan.json"
     ),
-    bring_back: Annotated[bool, typer.Option("--replay", help="Bring these states back at once.")] = False,
+    replayed_too: Annotated[bool, typer.Option("--replay", help="Bring these states back at once.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Plan checkpoints before, during and after a sweep's events, and say what they cost."""
     from pathlib import Path
 
-    from ndt_ray.analysis.events.checkpoint_plan import TABLES
-    from ndt_ray.analysis.events.checkpoint_plan import plan_checkpoints as make
-    from ndt_ray.replay import replay as again
-    from ndt_ray.store.sweep import open_sweep
+    from ndt_ray.analysis.events.checkpoint_plan import planned
 
     there = opened(store)
-    open_sweep(there, sweep)
-    import pandas as pd
-
-    known = set(there.names())
-    tables = {name: there.table(name, sweep) if name in known else pd.DataFrame() for name in TABLES}
-    made = make(tables, per_trial=per_trial, rule=rule, window=window, controls=controls)
+    made = planned(there, sweep, per_trial=per_trial, rule=rule, window=window, controls=controls)
     for text in made.notices:
         _notice(text)
     if out != "-" and made.entries:
         Path(out).write_text(json.dumps(made.founding(), indent=1) + "\n", encoding="utf-8")
         _notice(f"plan    {out}")
-    replayed = []
-    for trial, steps in made.steps.items() if bring_back else ():
-        found = again(there, sweep, trial, steps, notify=_notice)
-        replayed.append(found)
-        _told(found)
+    chosen = made.steps.items() if replayed_too else ()
+    replayed = [bring_back(there, sweep, trial, steps) for trial, steps in chosen]
     if as_json:
         plan = {"source": made.source, "notices": made.notices, "storage": made.storage, "coverage": made.coverage}
         print(json.dumps({**plan, "plan": made.founding(), "replayed": [asdict(r) for r in replayed]}))
     else:
         _planned(made)
+
+
+def bring_back(there: "Store", sweep: str, trial: str, steps: Iterable[int]) -> "Replay":
+    """Replays a trial's states into the sweep, telling of each on stderr."""
+    from ndt_ray.replay import replay as again
+
+    found = again(there, sweep, trial, steps, notify=_notice)
+    _told(found)
+    return found
 
 
 def _planned(made: "CheckpointPlan") -> None:

@@ -7,8 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from ndt_ray.cli.options import DEFAULT_STORE, JsonOption, StoreOption, assignment, opened
+from ndt_ray.cli.options import (
+    DEFAULT_STORE,
+    AddressOption,
+    JsonOption,
+    StoreOption,
+    WorkersOption,
+    assignment,
+    opened,
+)
 from ndt_ray.errors import SpecError
+
+WINDOWS = 5
+"""Events a trial, and matched windows an event, that --run brings checkpoints back for."""
 
 
 def register(ndt: typer.Typer) -> None:
@@ -42,15 +53,41 @@ def mechanisms(
     experiment: Annotated[
         list[str] | None, typer.Option("--experiment", help="With --founding: only this cell; repeatable.")
     ] = None,
+    run: Annotated[
+        bool,
+        typer.Option("--run", help="First all it draws: events, checkpoints around them brought back, analyses."),
+    ] = False,
+    controls: Annotated[
+        int | None, typer.Option(min=0, help="With --run: matched windows an event; 5 by default.", show_default=False)
+    ] = None,
+    per_trial: Annotated[
+        int | None, typer.Option(min=1, help="With --run: events a trial; 5 by default.", show_default=False)
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="With --run: steps before and after an event; by default its width.")
+    ] = None,
+    analysis: Annotated[
+        list[str] | None, typer.Option("--analysis", help="With --run: only this one; repeatable. All by default.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="[ANALYSIS.]NAME=VALUE", help="With --run: a parameter; repeatable."),
+    ] = None,
+    executor: Annotated[
+        str | None, typer.Option("--executor", help="With --run: ray (the default), or inline: in this process.")
+    ] = None,
+    address: AddressOption = None,
+    workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write figures, matrices and findings of a sweep's networks with an index of all of them; print the files.
 
     Around each cell's events, or along training where there are none: filters, attention, activations, images. What
     sae_transfer, features, grokking and others have computed is drawn from their tables. What cannot be drawn stands
-    in index.html with its reason.
+    in index.html with its reason. --run computes all of it first; the same command goes on where it was stopped.
     """
-    from ndt_ray.figures.bundle import Wanted, write_mechanisms
+    from ndt_ray.cli.analyses import Where, everything, parameters
+    from ndt_ray.figures.bundle import Wanted, empty_album, write_mechanisms
     from ndt_ray.figures.bundle import archive as pack
     from ndt_ray.figures.modular import View
 
@@ -58,7 +95,27 @@ def mechanisms(
     if view.slow:
         print(f"! {view.slow}", file=sys.stderr)
     wanted = Wanted(trial or (), layer or (), events, units, limit, format, load, view, founding, experiment or ())
-    album = write_mechanisms(opened(store), sweep, out, wanted)
+    there, ok = opened(store), True
+    of_run: dict[str, Any] = {"--controls": controls, "--per-trial": per_trial, "--window": window}
+    of_run |= {
+        "--analysis": analysis,
+        "--set": assignments,
+        "--executor": executor,
+        "--address": address,
+        "--workers": workers,
+    }
+    if run:
+        empty_album(there, sweep, out, wanted)  # what cannot be drawn is refused now, not after hours
+        where = Where(executor or "ray", address, workers)
+        planned = {
+            "per_trial": per_trial or WINDOWS,
+            "controls": WINDOWS if controls is None else controls,
+            "window": window,
+        }
+        ok = everything(there, sweep, parameters(analysis, assignments), where, planned)
+    elif given := [name for name, value in of_run.items() if value not in (None, [])]:
+        raise SpecError(f"{', '.join(given)}: give --run, too, which they are for")
+    album = write_mechanisms(there, sweep, out, wanted)
     written = album.files
     if not written:
         print(f"! nothing yet: ndt analyze {sweep} sae sae_transfer grokking grokking_timeline", file=sys.stderr)
@@ -67,6 +124,7 @@ def mechanisms(
     for left in album.skips:
         print(f"! {left.section}: {left.what}: {left.reason}", file=sys.stderr)
     print(json.dumps([str(path) for path in written]) if as_json else "\n".join(map(str, written)))
+    raise typer.Exit(0 if ok else 1)
 
 
 def _grid(text: str) -> tuple[int, int]:

@@ -1,103 +1,21 @@
-"""Commands around sweeps: analyses, measuring checkpoints, importing, the doctor."""
+"""Commands around sweeps: measuring checkpoints, importing, the doctor."""
 
 import json
 import sys
 from dataclasses import asdict
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import typer
 
-from ndt_ray.cli.options import (
-    DEFAULT_STORE,
-    AddressOption,
-    ExecutorOption,
-    JsonOption,
-    StoreOption,
-    WorkersOption,
-    assignment,
-    opened,
-)
+from ndt_ray.cli.options import DEFAULT_STORE, AddressOption, JsonOption, StoreOption, assignment, opened
 from ndt_ray.errors import SpecError
 
 
 def register(ndt: typer.Typer) -> None:
     """Adds this module's commands."""
-    for command in (analyze, measure, doctor):
+    for command in (measure, doctor):
         ndt.command()(command)
     ndt.command("import")(import_)
-
-
-def analyze(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep in the store.")],
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="[ANALYSIS]...", help="All that there are, by default.")
-    ] = None,
-    store: StoreOption = DEFAULT_STORE,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="[ANALYSIS.]NAME=VALUE", help="A parameter, of all analyses named or of one; repeatable."
-        ),
-    ] = None,
-    executor: ExecutorOption = "ray",
-    address: AddressOption = None,
-    workers: WorkersOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Run analyses over a sweep, and those that they stand on; what is computed already is skipped."""
-    from ndt_ray import registry
-    from ndt_ray.analysis.running.stored import analyze_all
-    from ndt_ray.progress import AnalysisLines
-
-    there = opened(store)
-    chosen = names or registry.names("analysis")
-    parameters = _parameters(chosen, [assignment(a) for a in assignments or ()])
-    failed = False
-    options: dict[str, Any] = {"executor": executor}
-    if executor == "ray":
-        options |= {"workers": workers, "address": address}
-    if not as_json:
-        options["progress"] = AnalysisLines(sys.stderr)
-    wanted = [(name, parameters[name] or None) for name in chosen]
-    for report in analyze_all(there, sweep, wanted, **options):
-        failed |= not report.ok
-        if as_json:
-            print(
-                json.dumps(
-                    {
-                        "analysis": report.analysis,
-                        "total": report.total,
-                        "skipped": report.skipped,
-                        "failed": [str(d) for d in report.dead],
-                        "seconds": report.seconds,
-                        "busy": report.busy,
-                        "notes": report.notes,
-                    }
-                )
-            )
-        else:
-            print(
-                f"{report.analysis}: {report.total - len(report.dead)} of {report.total}, "
-                f"{report.skipped} of them before, {report.seconds:.1f} s",
-                file=sys.stderr,
-            )
-            for note in report.notes:
-                print(f"! {report.analysis}: {note}", file=sys.stderr)
-            for letter in report.dead:
-                print(f"✗ {report.analysis}: {letter.partition}: {letter.error}", file=sys.stderr)
-    raise typer.Exit(1 if failed else 0)
-
-
-def _parameters(analyses: list[str], assignments: list[tuple[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By analysis; NAME alone is for every one of them, ANALYSIS.NAME for that one."""
-    found: dict[str, dict[str, Any]] = {analysis: {} for analysis in analyses}
-    for path, value in assignments:
-        analysis, dot, name = path.rpartition(".")
-        if dot and analysis not in found:
-            raise SpecError(f"--set {path}: analysis '{analysis}' is not among those to run ({', '.join(analyses)})")
-        for chosen in [analysis] if dot else analyses:
-            found[chosen][name] = value
-    return found
 
 
 def measure(

@@ -13,6 +13,7 @@ import pandas as pd
 from ndt_ray.analysis.events.significant import of_primary_family
 from ndt_ray.errors import SpecError, did_you_mean
 from ndt_ray.figures import (
+    at_events,
     founding,
     founding_phase1,
     founding_phase3,
@@ -64,12 +65,11 @@ def write_mechanisms(store: Store, sweep: str, folder: str | Path, wanted: Wante
     What cannot be drawn stands in the index with its reason. StoreError for an unknown sweep, SpecError for trials or
     layers that it does not have; no files where there is nothing at all.
     """
-    open_sweep(store, sweep)
     wanted = wanted or Wanted()
+    album = empty_album(store, sweep, folder, wanted)
     trials = _table(store, sweep, "trials")
-    album = Album(Path(folder), wanted.format, wanted.limit, sweep, data_sets(trials))
-    if len(trials):
-        _check(trials, _table(store, sweep, "measurements", ("layer",)), wanted)
+    ran = {name for of, name, _ in store.snapshot().outputs if of == sweep}
+    at_events.write(album, {name: _table(store, sweep, name) for name in at_events.TABLES}, ran)
     _transfer(album, store, sweep)
     _grokking(album, store, sweep, wanted)
     if wanted.founding:
@@ -84,6 +84,15 @@ def write_mechanisms(store: Store, sweep: str, folder: str | Path, wanted: Wante
         album.text("Index", "index.json", to_json(album), "This index as JSON.")
         album.add("Index", [index], title)
     return album
+
+
+def empty_album(store: Store, sweep: str, folder: str | Path, wanted: Wanted) -> Album:
+    """What the files will be listed in; errors as in `write_mechanisms`, before anything is computed or drawn."""
+    open_sweep(store, sweep)
+    trials = _table(store, sweep, "trials")
+    if len(trials):
+        _check(trials, _table(store, sweep, "measurements", ("layer",)), wanted)
+    return Album(Path(folder), wanted.format, wanted.limit, sweep, data_sets(trials))
 
 
 def write_phases(store: Store, sweep: str, folder: str | Path) -> Album:

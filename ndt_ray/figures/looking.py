@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from ndt_ray.errors import SpecError
-from ndt_ray.figures.canvas import INK, NORMAL, SMALL, canvas, head, save, step_axis
+from ndt_ray.figures.canvas import GREY, INK, NORMAL, SMALL, canvas, head, save, step_axis
 
 Floats = NDArray[np.float64]
 MOST_FILTERS = 16
@@ -206,6 +206,48 @@ def neuron(image: ArrayLike, examples: Sequence[ArrayLike], words: Sequence[str]
     for spine in drawn.axes[0].spines.values():
         spine.set(visible=True, linewidth=1.6, color=EVENT)
     return drawn.figure
+
+
+def attributions_over(
+    image: ArrayLike, rows: Mapping[str, Mapping[str, tuple[ArrayLike, str]]], title: str, told: str = ""
+) -> Figure:
+    """A row a checkpoint, by name: the image, and maps of it by what they are called, each with a word below.
+
+    Every map is on its own scale - white is 0 where there are both signs - and under the image's outline.
+    `image`: [1 or 3, height, width]; maps [height, width].
+    """
+    picture = np.asarray(image, dtype=np.float64)
+    names = list(dict.fromkeys(name for found in rows.values() for name in found))
+    shapes = {np.shape(values) for found in rows.values() for values, _ in found.values()}
+    if picture.ndim != 3 or not names or shapes != {picture.shape[1:]}:
+        raise SpecError(f"maps have the shape of the image, {picture.shape[1:]}, but got {sorted(shapes)}")
+    n = len(names) + 1
+    drawn = canvas((1.55 * n + 0.7, 1.75 * len(rows) + 0.1), (len(rows), n), n * len(rows), (title, told))
+    for row, (name, found) in enumerate(rows.items()):
+        first, *others = drawn.axes[row * n : (row + 1) * n]
+        _picture(first, picture)
+        first.set_ylabel(name, fontsize=SMALL, color=INK)
+        for axes, what in zip(others, names, strict=True):
+            if what not in found:
+                axes.set_axis_off()
+                continue
+            _attributed(axes, np.asarray(found[what][0], dtype=np.float64), picture)
+            axes.set_xlabel(found[what][1], fontsize=SMALL, color=INK, labelpad=2)
+        if row == 0:
+            for axes, what in zip((first, *others), ("image", *names), strict=True):
+                head(axes, what, 1.5)
+    return drawn.figure
+
+
+def _attributed(axes: Axes, values: Floats, picture: Floats) -> None:
+    """A map of an image, in two colours where there are both signs, with the image's outline."""
+    most = float(np.abs(values).max()) or 1.0
+    signed = bool(values.min() < 0)
+    _image(axes, values, *(("RdBu_r", (-most, most)) if signed else ("inferno", (0.0, most))))
+    grey = picture.mean(0)
+    if grey.max() > grey.min():
+        half = [float(grey.min() + grey.max()) / 2]
+        axes.contour(grey, half, colors=GREY if signed else "white", linewidths=0.7, alpha=0.8)
 
 
 def entropy_evolution(

@@ -101,7 +101,7 @@ def moments(
     near = around_events(spread, steps, own, WIDEST) if len(spread) else spread
     for event in spread.loc[spread.index.difference(near.index)].itertuples() if len(spread) else ():
         what = f"event of {event.layer} at {event.step_before:,}-{event.step_after:,}, trial {str(event.trial_id)[:12]}"
-        left.append(Left(what, f"no checkpoints within {WIDEST:.0%} of the run: `ndt plan-checkpoints`"))
+        left.append(Left(what, f"no checkpoints within {WIDEST:.0%} of the run: --run brings them back"))
     for cell, group in own.groupby("_cell", sort=True):
         mine = near[near["trial_id"].isin(group["trial_id"])] if len(near) else near
         mine = select(mine, per_cell) if len(mine) else mine

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from ndt_ray.analysis.mechanisms import attention as heads
 from ndt_ray.analysis.mechanisms.clear import clearest
 from ndt_ray.analysis.mechanisms.filters import filter_similarity
-from ndt_ray.errors import DataError, NdtError, did_you_mean
-from ndt_ray.figures import looking
+from ndt_ray.errors import DataError, NdtError, SpecError, did_you_mean
+from ndt_ray.figures import attributions, looking
 from ndt_ray.figures.album import Album
 from ndt_ray.figures.moments import Moment
 
 if TYPE_CHECKING:
     from ndt_ray.analysis.mechanisms.context import ProbeContext
+    from ndt_ray.analysis.mechanisms.seeing.attribution import Decisions
 
 Floats = NDArray[np.float64]
 MOST_CLASSES = 10
@@ -52,6 +53,8 @@ class Look:
     """[classes, height, width]."""
     made: dict[str, Any] = field(default_factory=dict)
     """Images that drive units most, by layer: what `maximise` gives."""
+    decisions: "Decisions | str" = "its stimuli are no images: there is no picture of what in them counts"
+    """What the answers to a few clear images rest on, or why there is nothing."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ def draw(
     _activations(album, seen)
     _classes(album, seen)
     _images(album, seen, tables["features"], units)
+    _attributions(album, seen)
 
 
 def _looked(
@@ -122,6 +126,8 @@ def _looked(
             first, layers = context, _layers(album, moment, context, wanted)
             clear = clearest(context.logits, context.labels)
         looks[name] = look(context, layers, clear)
+        if context.kind == "image":
+            looks[name].decisions = _decisions(context, clear)
         if context.kind == "image" and units:
             _make(looks[name], context, moment, layers[:1], tables["features"], units)
     if first is None:
@@ -296,6 +302,31 @@ def _classes(album: Album, seen: Drawn) -> None:
         made = looking.class_maps(maps, classes, f"Class means: {path}", told, axes)
         caption = f"Mean activation of {path} for each class, {told}; the same images at every step."
         album.figure(CLASSES, f"{seen.moment.name}/classes_{path}", made, caption, seen.moment.shows)
+
+
+# -- what decisions rest on --------------------------------------------------------------------------------------------
+
+
+def _decisions(context: "ProbeContext", clear: Mapping[int, NDArray[np.int64]]) -> "Decisions | str":
+    from ndt_ray.analysis.mechanisms.seeing.attribution import decisions
+
+    which = np.array(list(attributions.chosen(clear).values()), dtype=np.int64)
+    if not len(which):
+        return "no image of the probe is recognised by the last of these networks"
+    try:
+        return decisions(context, which)
+    except SpecError as error:  # without Captum
+        return str(error)
+
+
+def _attributions(album: Album, seen: Drawn) -> None:
+    found = {}
+    for name, lk in seen.looks.items():
+        if isinstance(lk.decisions, str):
+            album.skip(attributions.SECTION, seen.moment.cell, lk.decisions)
+            return
+        found[seen.titled(name)] = lk.decisions
+    attributions.draw(album, seen.moment, found, seen.inputs, seen.clear)
 
 
 # -- images that drive units -------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import pytest
 import typer
 
 from ndt_ray.cli import app, main
-from ndt_ray.cli.tools import _parameters
+from ndt_ray.cli.analyses import _parameters
 from ndt_ray.errors import SpecError
 from ndt_ray.spec.sweepfile import sweep_schema
 from ndt_ray.store import filesystem
