@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.events.significant import primary
+from ndt_ray.analysis.events.significant import primary, replicates
 from ndt_ray.analysis.hypotheses.estimates import FEWEST, Tested, correlation, of_mean, regression
 from ndt_ray.analysis.hypotheses.event_table import EVENT_MECHANISMS, event_table
 from ndt_ray.analysis.hypotheses.heads import METRIC, NAME, STATEMENT, stable_attention
@@ -37,6 +37,8 @@ AVERAGED = (
 """Over the events of a trial."""
 READS = (
     "trials",
+    "outcomes",
+    "evaluations",
     "events",
     "event_families",
     "features",
@@ -52,15 +54,22 @@ READS = (
 
 @analysis(name="hypotheses", reads=READS, writes=(EVENT_MECHANISMS, EVENT_MODELS, HYPOTHESES, PATTERNS), per="sweep")
 def hypotheses(data: AnalysisInput, *, alpha: float = 0.05) -> dict[str, pd.DataFrame]:
-    """The events' table, the verdicts on what it and the mechanisms' tests were expected to show, and the patterns."""
-    trials = data.frame("trials")
+    """The events' table, the verdicts on what it and the mechanisms' tests were expected to show, and the patterns.
+
+    Cells that never learned have no part in them.
+    """
+    everyone, known = data.frame("trials"), replicates(data)
+    never = known.loc[known["untrained"], "trial_id"] if len(known) else known.get("trial_id", pd.Series(dtype=str))
+    trials = everyone[~everyone["trial_id"].isin(never)] if len(everyone) else everyone
     if trials.empty:
         return {t.name: pd.DataFrame() for t in (EVENT_MECHANISMS, EVENT_MODELS, HYPOTHESES, PATTERNS)}
     events = primary(data.frame("events"), data.frame("event_families"))
+    events = events[events["trial_id"].isin(trials["trial_id"])] if len(events) else events
     measured = ("features", "unit_metrics", "composition_metrics", "mechanism_windows")
     table = event_table(trials, events, *(data.frame(t) for t in measured))
-    tests = data.frame("mechanism_tests")
     cells = dict(zip(trials["trial_id"], arms(trials), strict=True))
+    tests = data.frame("mechanism_tests")
+    tests = tests[~tests["cell"].isin(arms(everyone[everyone["trial_id"].isin(never)]))] if len(tests) else tests
     found = [*_from_events(table, trials), *_from_tests(tests), *_from_recovery(data.frame("recovery"))]
     found += _from_symmetry(data.frame("symmetry_metrics"), table, trials)
     found += stable_attention(data.frame("mechanism_changes"), cells)

@@ -100,7 +100,7 @@ def judged(held, features):
     empty = {name: pa.table({}) for name in mechanisms.reads if name not in arrow}
     found = mechanisms(AnalysisInput("s", Partition(), {**arrow, **empty}))
     changes, windows = (found[name].to_pandas() for name in ("mechanism_changes", "mechanism_windows"))
-    trials = held["trials"].assign(model="cnn_deep")
+    trials = held["trials"].assign(model="cnn_deep", data="mnist", control="none")
     events = held["events"].assign(relative_size=0.2, confirm_relative=np.nan)
     own = {"trials": trials, "events": events, "features": features, "mechanism_windows": windows}
     empty = {name: pa.table({}) for name in hypotheses.reads if name not in own}
@@ -132,7 +132,7 @@ def test_where_words_change_all_the_time_events_bring_nothing():
 
 
 def test_an_event_without_windows_keeps_its_founding_count_alone():
-    trials = pd.DataFrame([{"trial_id": "t", "cell": "c", "model": "cnn_deep"}])
+    trials = pd.DataFrame([{"trial_id": "t", "cell": "c", "model": "cnn_deep", "data": "mnist", "control": "none"}])
     event = {"trial_id": "t", **LAYER, "step_before": 100, "step_after": 110, "relative_size": 0.2}
     features = pd.DataFrame([*seen("t", 90, ["edge", "edge"], ["noise"]), *seen("t", 120, ["edge", "blob"], ["edge"])])
     none = pd.DataFrame()

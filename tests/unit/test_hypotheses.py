@@ -23,7 +23,7 @@ def planted(n=8, slope=1.0, gain=0.2, noise=0.05, cell="cnn/mnist", model="cnn_d
     words = ["edge", "blob", "dots", "stripes", "corner", "noise"]
     for i in range(n):
         t, size = f"{cell}-{i}", 0.1 + 0.1 * i
-        trials.append({"trial_id": t, "cell": cell, "model": model})
+        trials.append({"trial_id": t, "cell": cell, "model": model, "data": "mnist", "control": "none"})
         row = {"trial_id": t, "layer": "a", "step_before": 100, "step_after": 110, "significant": True}
         row |= {"family": "primary", "layer_index": 0}
         events.append({**row, "relative_size": size, "confirm_relative": np.nan})
@@ -203,7 +203,7 @@ def test_heads_that_differentiate_are_judged_against_matched_windows():
     ],
 )
 def test_attention_stays_while_outputs_change_only_where_both_halves_hold(outputs, attention, verdict):
-    trials = pd.DataFrame([{"trial_id": f"t/mnist-{i}", "cell": "t/mnist", "model": "vit"} for i in range(8)])
+    trials = pd.DataFrame([{"trial_id": f"t/mnist-{i}", "cell": "t/mnist", "model": "vit", "data": "mnist", "control": "none"} for i in range(8)])
     tables = {"trials": trials, "mechanism_changes": at_events(outputs, attention)}
     row = run(tables)["hypotheses"].set_index("hypothesis").loc[STABLE]
     assert row["verdict"] == verdict and row["n"] == 8 and row["scope"] == "t/mnist"
@@ -240,6 +240,16 @@ def test_disruption_at_events_against_elsewhere():
     assert row["hypothesis"] == "critical_periods" and row["verdict"] == "supported" and row["n"] == 7
     tables["recovery"]["area"] = 0.1 + 0.01 * RNG.normal(size=21)
     assert run(tables)["hypotheses"].iloc[0]["verdict"] == "not_shown"
+
+
+def test_cells_that_never_learned_have_no_part_in_any_verdict():
+    tables = planted()
+    names = tables["trials"]["trial_id"]
+    assert len(run(tables)["event_mechanisms"]) and len(run(tables)["hypotheses"])
+    scores = pd.DataFrame({"trial_id": names, "step": 100, "accuracy": 0.5, "n": 200})
+    tables["evaluations"] = scores.assign(class_accuracy=[[0.5, 0.5]] * len(names))
+    found = run(tables)
+    assert all(table.empty for table in found.values())
 
 
 def test_correlations_and_regressions_keep_their_level():
