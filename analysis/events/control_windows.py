@@ -91,6 +91,42 @@ def matched_windows(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def windows_of_all(
+    window: tuple[int, int],
+    layer: str,
+    trials: pd.DataFrame,
+    dynamics: pd.DataFrame,
+    scalars: pd.DataFrame,
+    *,
+    occupied: pd.DataFrame,
+    tolerance: Tolerance = Tolerance(),
+    most: int | None = None,
+) -> list[int]:
+    """Starts of windows that are matched to `window` of a layer in every one of the trials, as one fork needs them.
+
+    Each lies within the tolerance of what the window is in the same trial, and overlaps none of `occupied` (trial_id,
+    layer, layer_index, start, end: of these trials, any layer that is in it) in any trial; none overlaps another. The
+    closest in displacement come first, by the trial in which they are least close.
+    """
+    _need("trials", trials, ("trial_id", "steps"))
+    paths, busy = _Paths(dynamics, scalars, None), _windows(occupied)
+    own, length = np.array([window], dtype=np.int64), window[1] - window[0]
+    off: dict[int, float] | None = None
+    for trial, planned in zip(trials["trial_id"], trials["steps"], strict=True):
+        path = paths.of(str(trial), layer)
+        avoid = np.concatenate([busy.loc[busy["trial_id"] == trial, ["start", "end"]].to_numpy(np.int64), own])
+        alike = None if path is None else _alike(path, window, int(planned), avoid, tolerance)
+        if alike is None:
+            return []
+        here = dict(zip(alike.start.astype(int).tolist(), alike.off.tolist(), strict=True))
+        off = here if off is None else {a: max(off[a], here[a]) for a in off.keys() & here.keys()}
+    found: list[int] = []
+    for a in sorted(off or {}, key=lambda a: (round((off or {})[a], 9), abs(a - window[0]), a)):
+        if all(abs(a - other) >= length for other in found):
+            found.append(a)
+    return found[:most]
+
+
 def _windows(events: pd.DataFrame) -> pd.DataFrame:
     """Events with their windows as `start` and `end`."""
     names = ("start", "end") if {"start", "end"} <= set(events) else ("step_before", "step_after")
@@ -178,13 +214,30 @@ def _summed(parts: Floats) -> Floats:
     return np.concatenate([[0.0], np.cumsum(parts)])
 
 
-def _controls(
-    path: _Path, own: tuple[int, int], planned: int, avoid: NDArray[np.int64], tolerance: Tolerance, most: int | None
-) -> list[dict[str, Any]]:
-    """Windows like `own`, closest displacement first, none overlapping another."""
+@dataclass(frozen=True)
+class _Alike:
+    """Windows of one trial and layer that match one of it, and what they were matched on."""
+
+    start: Floats
+    rate: Floats
+    moved: Floats
+    off: Floats
+    """Relative difference of the displacements."""
+    event_lr: float
+    event_displacement: float
+
+    def order(self, own: int) -> NDArray[np.intp]:
+        """Closest displacement first, then the nearest."""
+        return np.lexsort((np.abs(self.start - own), np.nan_to_num(self.off, nan=np.inf).round(9)))
+
+
+def _alike(
+    path: _Path, own: tuple[int, int], planned: int, avoid: NDArray[np.int64], tolerance: Tolerance
+) -> _Alike | None:
+    """All windows like `own` that overlap nothing that is to be avoided; None where it was not measured throughout."""
     length = own[1] - own[0]
     if own[1] > path.steps[-1] or own[0] < path.steps[0]:
-        return []
+        return None
     start = path.steps[path.steps + length <= path.steps[-1]]
     first, last = avoid[:, :1] - tolerance.guard, avoid[:, 1:] + tolerance.guard
     start = start[~((start[None] < last) & (start[None] + length > first)).any(0)]
@@ -198,13 +251,25 @@ def _controls(
     if np.isfinite(tolerance.displacement):
         fits = off <= tolerance.displacement
         start, rate, moved, off = start[fits], rate[fits], moved[fits], off[fits]
-    event = {"event_phase": own[0] / planned, "event_lr": event_rate, "event_displacement": event_moved}
+    return _Alike(start, rate, moved, off, event_rate, event_moved)
+
+
+def _controls(
+    path: _Path, own: tuple[int, int], planned: int, avoid: NDArray[np.int64], tolerance: Tolerance, most: int | None
+) -> list[dict[str, Any]]:
+    """Windows like `own`, closest displacement first, none overlapping another."""
+    alike = _alike(path, own, planned, avoid, tolerance)
+    if alike is None:
+        return []
+    length = own[1] - own[0]
+    event = {"event_phase": own[0] / planned, "event_lr": alike.event_lr}
+    event["event_displacement"] = alike.event_displacement
     found: list[dict[str, Any]] = []
-    for i in np.lexsort((np.abs(start - own[0]), np.nan_to_num(off, nan=np.inf).round(9))):
-        a = int(start[i])
+    for i in alike.order(own[0]):
+        a = int(alike.start[i])
         if all(a >= f["end"] or a + length <= f["start"] for f in found):
-            window = {"start": a, "end": a + length, "phase": a / planned, "lr": float(rate[i])}
-            found.append(window | {"displacement": float(moved[i]), "displacement_of": path.of} | event)
+            window = {"start": a, "end": a + length, "phase": a / planned, "lr": float(alike.rate[i])}
+            found.append(window | {"displacement": float(alike.moved[i]), "displacement_of": path.of} | event)
             if most is not None and len(found) == most:
                 break
     return found

@@ -1,6 +1,6 @@
 """What changed at the events: the battery before, during and after each, against windows like it without an event."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,22 +86,50 @@ def mechanisms(
     A window that matches in phase cannot lie beside an event that lasts over 5 % of the run: there the other seeds of
     the cell in the very same window are what is left to compare with (`seed_…`; phase, rate and length are equal).
     """
-    trials = data.frame("trials")
+    if data.frame("trials").empty:
+        return nothing()
     events = selected(data.frame("events"), data.frame("event_families"), candidates)
-    nothing = {CHANGES.name: pd.DataFrame(), TESTS.name: pd.DataFrame()}
-    if events.empty or trials.empty:
-        return nothing
-    panel = panel_of([data.frame(table.name) for table in (*BATTERY, *DEARER)], data.frame(SIMILARITY.name))
-    steps = steps_with_networks(data.frame("checkpoints"), panel)
-    distances = displacements(data.frame(DISTANCES.name))
-    matching = Matching(trials, with_steps(data.frame("scalars"), steps), steps, distances, controls)
-    around, windows = best_windows(events, data.frame("events"), matching, widest)
+    if events.empty:
+        return nothing()
+    return at_events(looked_at(data.frame), events, data.frame("events"), widest=widest, controls=controls)
+
+
+def nothing() -> dict[str, pd.DataFrame]:
+    """No changes and no tests."""
+    return {CHANGES.name: pd.DataFrame(), TESTS.name: pd.DataFrame()}
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a sweep's checkpoints came to, whatever its events are."""
+
+    trials: pd.DataFrame
+    scalars: pd.DataFrame
+    steps: Mapping[str, np.ndarray[Any, Any]]
+    panel: "Panel"
+    distances: Distances
+
+
+def looked_at(table: Callable[[str], pd.DataFrame]) -> Looked:
+    """From the tables that `mechanisms` reads, by name."""
+    panel = panel_of([table(t.name) for t in (*BATTERY, *DEARER)], table(SIMILARITY.name))
+    steps = steps_with_networks(table("checkpoints"), panel)
+    scalars = with_steps(table("scalars"), steps)
+    return Looked(table("trials"), scalars, steps, panel, displacements(table(DISTANCES.name)))
+
+
+def at_events(
+    looked: Looked, events: pd.DataFrame, all_events: pd.DataFrame, *, widest: float = 0.25, controls: int = 5
+) -> dict[str, pd.DataFrame]:
+    """`mechanism_changes` and `mechanism_tests` of chosen events; controls keep clear of `all_events`."""
+    matching = Matching(looked.trials, looked.scalars, looked.steps, looked.distances, controls)
+    around, windows = best_windows(events, all_events, matching, widest)
     if around.empty:  # no event lies between two checkpoints that are near enough
-        return nothing
-    cells = dict(zip(trials["trial_id"], arms(trials), strict=True))
-    found = list(_compared(around, windows, panel, distances, cells))
+        return nothing()
+    cells = dict(zip(looked.trials["trial_id"], arms(looked.trials), strict=True))
+    found = list(_compared(around, windows, looked.panel, looked.distances, cells))
     if not found:
-        return nothing
+        return nothing()
     return {CHANGES.name: change_rows(found, cells), TESTS.name: metric_rows(found, cells)}
 
 
