@@ -88,8 +88,8 @@ CONTRASTS = Table(
             "against",
             "string",
             "untouched; @STEP: the same intervention at another step; lr@STEP: the same, followed by the same learning "
-            "rates; matched: at an event, the mean of the same at the windows matched to it; kept: the same intervention without the change of the schedule; when: at all its steps, of which "
-            "this is the first",
+            "rates; matched: at an event, the mean of the same at the windows matched to it; kept: the same "
+            "intervention without the change of the schedule; when: at all its steps, of which this is the first",
         ),
         Column("measure", "string", "column of `recovery`"),
         Column("n", "int32", "seeds (pairs of lanes)"),

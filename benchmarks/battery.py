@@ -3,11 +3,11 @@
 One checkpoint of cnn_deep (untrained: the cost does not depend on the weights) with a confirm probe of 512 images of
 MNIST's shape, everything but the loading of the data set; one core. `--calibrate N` runs N simulated sweeps a design.
 
-`--pseudo N` trains an MLP, a CNN and a transformer on digits, looks at all of their checkpoints with every analysis that
-`mechanisms` compares, and draws N sets of pseudo-events in each, with the phases of the sweep's own events or, where it
-has none, of the founding study's. Chains, draws and units of the dearer analyses are fewer than by default (`BRIEF`):
-their metrics are noisier so, which costs power and no error. Left out are analyses whose tables `mechanisms` does not
-read. `--pseudo-seeds` and `--pseudo-checkpoints` say how large the sweep is.
+`--pseudo N` trains an MLP, a CNN and a transformer on digits, looks at all of their checkpoints with every analysis
+that `mechanisms` compares, and draws N sets of pseudo-events in each, with the phases of the sweep's own events or,
+where it has none, of the founding study's. Chains, draws and units of the dearer analyses are fewer than by default
+(`BRIEF`): their metrics are noisier so, which costs power and no error. Left out are analyses whose tables `mechanisms`
+does not read. `--pseudo-models`, `--pseudo-seeds` and `--pseudo-checkpoints` say how large the sweep is.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,11 +85,16 @@ base:
   checkpoint: {{every: {every}}}
 axes:
   - path: model
-    values: [mlp_narrow, {{name: cnn, channels: [6, 8]}}, {{name: transformer, width: 16, heads: 4, depth: 1}}]
+    values: [{models}]
   - {{path: seed, range: {seeds}}}
 analyses: [events]
 """
 PSEUDO_EVERY = 6
+PSEUDO_MODELS = {
+    "mlp": "mlp_narrow",
+    "cnn": "{name: cnn, channels: [6, 8]}",
+    "transformer": "{name: transformer, width: 16, heads: 4, depth: 1}",
+}
 BRIEF: dict[str, dict[str, Any]] = {
     "units": {"draws": 10, "per_unit": False},
     "unit_ablation": {"most": 4, "draws": 20},
@@ -211,9 +216,12 @@ def scaling(checkpoints: int, model: str, data: str, rounds: int) -> tuple[list[
     return rows, {f: spread([getattr(t[1], f) / getattr(t[2], f) for t in took]) for f in fields}
 
 
-def pseudo(replicates: int, seeds: int, checkpoints: int) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
+def pseudo(
+    replicates: int, models: Sequence[str], seeds: int, checkpoints: int
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
     """What took how long, and false discoveries at pseudo-events of trained runs, by cell: a family is a cell's."""
-    text = PSEUDO.format(steps=PSEUDO_EVERY * checkpoints, every=PSEUDO_EVERY, seeds=seeds)
+    values = ", ".join(PSEUDO_MODELS[name] for name in models)
+    text = PSEUDO.format(steps=PSEUDO_EVERY * checkpoints, every=PSEUDO_EVERY, seeds=seeds, models=values)
     rows, began = [], time.process_time()
 
     def done(what: str, count: object = "") -> None:
@@ -259,7 +267,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status 1 where a bar was missed."""
     p = parser(__doc__, rounds=1, seconds=0)
     p.add_argument("--calibrate", type=int, default=0, help="simulated sweeps a design")
-    p.add_argument("--pseudo", type=int, default=0, help="sets of pseudo-events in each of three trained cells")
+    p.add_argument("--pseudo", type=int, default=0, help="sets of pseudo-events in each trained cell")
+    p.add_argument("--pseudo-models", nargs="*", default=list(PSEUDO_MODELS), choices=list(PSEUDO_MODELS))
     p.add_argument("--pseudo-seeds", type=int, default=6, help="of each of these cells")
     p.add_argument("--pseudo-checkpoints", type=int, default=100, help="of each of their runs")
     p.add_argument("--designs", nargs="*", default=list(DESIGNS), help="some of the designs")
@@ -296,7 +305,7 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         bars += _false(name, found, options.calibrate)
     if options.pseudo:
-        more, by_cell = pseudo(options.pseudo, options.pseudo_seeds, options.pseudo_checkpoints)
+        more, by_cell = pseudo(options.pseudo, options.pseudo_models, options.pseudo_seeds, options.pseudo_checkpoints)
         rows += more
         for cell, found in by_cell.items():
             bars += _false(f"{cell}, pseudo-events", found, options.pseudo)

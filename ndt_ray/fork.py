@@ -2,9 +2,11 @@
 
 A fork asks the question at the events of the cell, or at any steps, and at windows of the same trials that resemble
 an event's but have none - in every seed, for one arm is done to all of them. Which arm is at which event, in which
-trials, and which windows were matched to it goes with the sweep, as the parameter `matched` of `recovery`. Its untouched lanes are the parent's trials, and every arm equals them, bit for bit, until
-its step: it branches off the untouched lane of its pack there (`branching`), and needs no checkpoint. Siblings are arms
-to which nothing is done: from their step on they see the same data in orders of their own.
+trials, and which windows were matched to it goes with the sweep, as the parameter `matched` of `recovery`.
+
+Its untouched lanes are the parent's trials, and every arm equals them, bit for bit, until its step: it branches off the
+untouched lane of its pack there (`branching`), and needs no checkpoint. Siblings are arms to which nothing is done:
+from their step on they see the same data in orders of their own.
 """
 
 import json
@@ -36,9 +38,9 @@ EVALUATIONS = 20
 class Question:
     """What is to be done, where and when: `steps`, or the `events` most replicated ones with `controls` windows each.
 
-    A layer's event is asked of that layer alone, `steps` of all targets. `length` of the windows of `frozen` and `damage`
-    in steps, and so of the windows that are matched; `doses` of `ablate` and `perturb`; with `siblings`,
-    so many branches at each step and nothing else.
+    A layer's event is asked of that layer alone, `steps` of all targets. `length` of the windows of `frozen` and
+    `damage` in steps, and so of what is matched to them; `doses` of `ablate` and `perturb`; with `siblings`, so many
+    branches at each step and nothing else.
     """
 
     kind: str = "ablate"
