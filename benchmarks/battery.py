@@ -31,7 +31,7 @@ from ndt_ray import registry
 from ndt_ray.analysis.api import AnalysisInput, Partition
 from ndt_ray.analysis.mechanisms.before_after import mechanisms
 from ndt_ray.analysis.mechanisms.context import Contexts
-from ndt_ray.analysis.mechanisms.pseudo import FOUNDING_PHASES, event_phases, false_discoveries
+from ndt_ray.analysis.mechanisms.pseudo import FOUNDING_PHASES, event_phases, false_discoveries, packed
 from ndt_ray.analysis.mechanisms.simulated import Design, calibrate
 from ndt_ray.analysis.running.runner import Progress, run_together
 from ndt_ray.analysis.running.stored import StoredSweep
@@ -102,6 +102,13 @@ BRIEF: dict[str, dict[str, Any]] = {
     "symmetry": {"draws": 5},
     "llc": {"chains": 1, "draws": 10, "burn_in": 5},
 }
+KEPT_LAYERS = ("network.0", "network.2")
+KEPT_METRICS = (
+    *("loss", "accuracy", "nc1", "nc3", "llc", "class_selectivity", "fraction_active", "diversity", "effective_units"),
+    *("filter_squared_cosine", "linear_probe_accuracy", "intrinsic_dimension", "unit_weight_similarity"),
+    *("unit_response_similarity", "cka_to_last", "baseline_loss", "dependent_share", "hoyer_lifetime"),
+)
+"""Of the MLP, what `--keep` puts into the table that tests/unit/test_mech_pseudo.py draws pseudo-events from."""
 COMPARED = (*BATTERY, "unit_ablation", "composition", "symmetry", "similarity", "weights")
 
 
@@ -217,7 +224,7 @@ def scaling(checkpoints: int, model: str, data: str, rounds: int) -> tuple[list[
 
 
 def pseudo(
-    replicates: int, models: Sequence[str], seeds: int, checkpoints: int
+    replicates: int, models: Sequence[str], seeds: int, checkpoints: int, keep: str | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
     """What took how long, and false discoveries at pseudo-events of trained runs, by cell: a family is a cell's."""
     values = ", ".join(PSEUDO_MODELS[name] for name in models)
@@ -250,6 +257,8 @@ def pseudo(
         own = {
             n: t[t["trial_id"].isin(ids)] if "trial_id" in t else t for n, t in (tables | {"layers": layers}).items()
         }
+        if keep is not None and len(models) == 1:
+            packed(own, KEPT_LAYERS, KEPT_METRICS).to_parquet(keep, compression="zstd", index=False)
         found[str(cell)] = false_discoveries(own, phases, replicates, str(cell))
         report(f"{cell}, pseudo-events: {found[str(cell)]}")
         done(f"{replicates} replicates in {cell}", len(ids))
@@ -269,6 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
     p.add_argument("--calibrate", type=int, default=0, help="simulated sweeps a design")
     p.add_argument("--pseudo", type=int, default=0, help="sets of pseudo-events in each trained cell")
     p.add_argument("--pseudo-models", nargs="*", default=list(PSEUDO_MODELS), choices=list(PSEUDO_MODELS))
+    p.add_argument("--keep", help="a Parquet file for the small tables of the one model that is trained")
     p.add_argument("--pseudo-seeds", type=int, default=6, help="of each of these cells")
     p.add_argument("--pseudo-checkpoints", type=int, default=100, help="of each of their runs")
     p.add_argument("--designs", nargs="*", default=list(DESIGNS), help="some of the designs")
@@ -305,7 +315,9 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         bars += _false(name, found, options.calibrate)
     if options.pseudo:
-        more, by_cell = pseudo(options.pseudo, options.pseudo_models, options.pseudo_seeds, options.pseudo_checkpoints)
+        more, by_cell = pseudo(
+            options.pseudo, options.pseudo_models, options.pseudo_seeds, options.pseudo_checkpoints, options.keep
+        )
         rows += more
         for cell, found in by_cell.items():
             bars += _false(f"{cell}, pseudo-events", found, options.pseudo)

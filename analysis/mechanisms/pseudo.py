@@ -11,9 +11,9 @@ import pandas as pd
 from ndt_ray.analysis.api import conform
 from ndt_ray.analysis.events.significant import primary
 from ndt_ray.analysis.mechanisms.before_after import at_events, looked_at
-from ndt_ray.analysis.mechanisms.matching import selected
+from ndt_ray.analysis.mechanisms.matching import REACH, selected
 from ndt_ray.analysis.mechanisms.simulated import outcomes
-from ndt_ray.analysis.mechanisms.tables import CHANGES, TESTS
+from ndt_ray.analysis.mechanisms.tables import CHANGES, DISTANCES, TESTS, WHOLE
 from ndt_ray.analysis.nulls import generator
 
 FOUNDING_PHASES = (
@@ -87,3 +87,59 @@ def false_discoveries(
         for what, value in outcomes(rows, tests).items():
             found.setdefault(what, []).append(value)
     return {what: float(np.mean(values)) for what, values in found.items()}
+
+
+# -- a run's tables in small -----------------------------------------------------------------------------------------
+
+SMALL = ("table", "trial", "layer", "metric", "step", "other_step", "value")
+
+
+def packed(tables: Mapping[str, pd.DataFrame], layers: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
+    """What a calibration needs of one cell's run, as one long table of 32-bit numbers (columns `SMALL`): some metrics
+    of some layers, distances as far as windows reach, scalars and events. `unpacked` gives tables again."""
+    trials = tables["trials"].sort_values("trial_id")
+    number = {trial: i for i, trial in enumerate(trials["trial_id"])}
+    saved = np.unique(tables["checkpoints"]["step"])
+    panel = looked_at(lambda name: tables.get(name, pd.DataFrame())).panel
+    rows: list[tuple[str, int, str, str, int, int, float]] = [
+        ("trials", i, "", "", int(steps), 0, 0.0) for i, steps in enumerate(trials["steps"])
+    ]
+    for (trial, where, metric), values in sorted(panel.items()):
+        if metric in metrics and where in (*layers, WHOLE):
+            rows += [("panel", number[trial], where, metric, step, 0, value) for step, value in sorted(values.items())]
+    moved = tables[DISTANCES.name]
+    apart = np.abs(np.searchsorted(saved, moved["step"]) - np.searchsorted(saved, moved["other_step"]))
+    moved = moved[moved["layer"].isin([*layers, WHOLE]) & (apart <= LONGEST + REACH)]
+    for row in moved.itertuples():
+        rows.append(("moved", number[row.trial_id], row.layer, "", row.step, row.other_step, row.displacement))
+    scalars = tables["scalars"]
+    for row in scalars[scalars["step"].isin([0, *saved])].itertuples():
+        for name in ("lr", "update_norm", "weight_norm"):
+            rows.append(("scalars", number[row.trial_id], "", name, row.step, 0, getattr(row, name)))
+    for row in primary(tables["events"], tables["event_families"]).itertuples():
+        rows.append(("events", number[row.trial_id], row.layer, "", row.step_before, row.step_after, 0.0))
+    small = pd.DataFrame(rows, columns=list(SMALL))
+    kinds = {"trial": "int8", "step": "int32", "other_step": "int32", "value": "float32"}
+    return small.astype(kinds | dict.fromkeys(("table", "layer", "metric"), "category"))
+
+
+def unpacked(small: pd.DataFrame, cell: str = "kept") -> dict[str, pd.DataFrame]:
+    """Tables as `false_discoveries` reads them; all metrics stand in `unit_metrics`."""
+    names = small.astype({"table": str, "layer": str, "metric": str, "value": "float64"})
+    names["trial_id"] = names["trial"].map("{:016x}".format)
+    by = {name: rows.drop(columns=["table", "trial"]) for name, rows in names.groupby("table")}
+    trials = by["trials"].rename(columns={"step": "steps"})[["trial_id", "steps"]].assign(cell=cell)
+    panel = by["panel"].drop(columns="other_step").assign(part=WHOLE)
+    columns = ["trial_id", "layer", "step_before", "step_after"]
+    events = by.get("events", by["trials"].iloc[:0]).rename(columns={"step": "step_before", "other_step": "step_after"})
+    layers = panel.loc[panel["layer"] != WHOLE, ["trial_id", "layer"]].drop_duplicates()
+    index = {layer: i for i, layer in enumerate(sorted(layers["layer"].unique()))}
+    return {
+        "trials": trials,
+        "layers": layers.assign(layer_index=layers["layer"].map(index)),
+        "checkpoints": panel[["trial_id", "step"]].drop_duplicates(),
+        "events": events[columns].assign(significant=True),
+        "unit_metrics": panel.assign(layer_index=panel["layer"].map(index).fillna(-1).astype(int)),
+        DISTANCES.name: by["moved"].rename(columns={"value": "displacement"}),
+        "scalars": by["scalars"].pivot(index=["trial_id", "step"], columns="metric", values="value").reset_index(),
+    }
