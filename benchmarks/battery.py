@@ -223,6 +223,21 @@ def scaling(checkpoints: int, model: str, data: str, rounds: int) -> tuple[list[
     return rows, {f: spread([getattr(t[1], f) / getattr(t[2], f) for t in took]) for f in fields}
 
 
+def looked_into(sweep: StoredSweep) -> dict[str, pd.DataFrame]:
+    """Tables of `COMPARED` at all checkpoints; in memory, for putting them into the store takes longer."""
+    contexts, found = Contexts(sweep), dict[str, list[pd.DataFrame]]()
+    analyses = [registry.resolve("analysis", name) for name in COMPARED]
+    for per in ("checkpoint", "trial"):
+        for partition in sweep.partitions(per):
+            for analysis in (a for a in analyses if a.per == per):
+                read = {} if per == "checkpoint" else {t: sweep.read(t, partition) for t in analysis.reads}
+                given = AnalysisInput(sweep.sweep, partition, read, contexts)
+                for table, rows in analysis(given, **BRIEF.get(analysis.name, {})).items():
+                    if table in mechanisms.reads:
+                        found.setdefault(table, []).append(rows.to_pandas())
+    return {name: pd.concat(frames, ignore_index=True) for name, frames in found.items()}
+
+
 def pseudo(
     replicates: int, models: Sequence[str], seeds: int, checkpoints: int, keep: str | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
@@ -242,13 +257,11 @@ def pseudo(
         run_sweep(parse_sweep(text), root, Options("inline"))
         done("training and its events")
         with open_store(root) as store:
-            names = [(name, BRIEF.get(name)) for name in COMPARED]
-            ran = run_together(names, StoredSweep(store, "pseudo"))
-            assert all(r.ok for r in ran), ran
-            done(", ".join(COMPARED), ran[0].done)
-            wanted = [name for name in mechanisms.reads if name in store.names()]
-            tables = {name: store.table(name, "pseudo") for name in wanted}
+            sweep = StoredSweep(store, "pseudo")
+            tables = {name: store.table(name, "pseudo") for name in mechanisms.reads if name in store.names()}
             layers = store.sql("SELECT DISTINCT trial_id, layer, layer_index FROM measurements WHERE sweep = 'pseudo'")
+            tables |= looked_into(sweep)
+            done(", ".join(COMPARED), len(sweep.partitions("checkpoint")))
     phases = event_phases(*(tables.get(name, pd.DataFrame()) for name in ("events", "event_families", "trials")))
     done("phases of founding events" if phases is FOUNDING_PHASES else "phases of own events", len(phases))
     found = {}

@@ -75,7 +75,7 @@ def matched_windows(
     chosen, busy = _windows(events), _windows(events if occupied is None else occupied)
     _need("trials", trials, ("trial_id", "steps"))
     planned = dict(zip(trials["trial_id"], trials["steps"], strict=True))
-    paths = _Paths(dynamics, scalars, displacement)
+    paths = Paths(dynamics, scalars, displacement)
     taken = {key: g[["start", "end"]].to_numpy(np.int64) for key, g in busy.groupby(["trial_id", "layer"])}
     rows: list[dict[str, Any]] = []
     for (trial, layer), group in chosen.groupby(["trial_id", "layer"], sort=True):
@@ -85,7 +85,7 @@ def matched_windows(
         avoid = np.concatenate([taken.get((trial, layer), np.zeros((0, 2), np.int64)), group[["start", "end"]]])
         for event in group.itertuples():
             own = (int(event.start), int(event.end))
-            found = _controls(path, own, int(planned[trial]), avoid, tolerance, most)
+            found = controls_of(path, own, int(planned[trial]), avoid, tolerance, most)
             common = {"event": event.Index, "trial_id": trial, "layer": layer, "layer_index": event.layer_index}
             rows += [common | control | {"rank": i} for i, control in enumerate(found)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -109,7 +109,7 @@ def windows_of_all(
     closest in displacement come first, by the trial in which they are least close.
     """
     _need("trials", trials, ("trial_id", "steps"))
-    paths, busy = _Paths(dynamics, scalars, None), _windows(occupied)
+    paths, busy = Paths(dynamics, scalars, None), _windows(occupied)
     own, length = np.array([window], dtype=np.int64), window[1] - window[0]
     off: dict[int, float] | None = None
     for trial, planned in zip(trials["trial_id"], trials["steps"], strict=True):
@@ -175,11 +175,12 @@ class _Path:
         return np.where(norm > 0, moved / np.where(norm > 0, norm, 1.0), np.nan)
 
 
-class _Paths:
+class Paths:
     """The paths of all layers, made when asked for."""
 
     def __init__(self, dynamics: pd.DataFrame, scalars: pd.DataFrame, exact: Displacement | None) -> None:
         self.exact = exact
+        self.known: dict[tuple[str, str], _Path | None] = {}
         for name, rows, columns in (
             ("dynamics", dynamics, ("trial_id", "layer", "step", "update_norm", "weight_norm")),
             ("scalars", scalars, ("trial_id", "step", "lr", "update_norm", "weight_norm")),
@@ -191,6 +192,11 @@ class _Paths:
 
     def of(self, trial: str, layer: str) -> _Path | None:
         """None where nothing was measured, or only once."""
+        if (trial, layer) not in self.known:
+            self.known[trial, layer] = self._of(trial, layer)
+        return self.known[trial, layer]
+
+    def _of(self, trial: str, layer: str) -> _Path | None:
         network = self.networks.get(trial)
         if network is None:
             return None
@@ -254,7 +260,7 @@ def _alike(
     return _Alike(start, rate, moved, off, event_rate, event_moved)
 
 
-def _controls(
+def controls_of(
     path: _Path, own: tuple[int, int], planned: int, avoid: NDArray[np.int64], tolerance: Tolerance, most: int | None
 ) -> list[dict[str, Any]]:
     """Windows like `own`, closest displacement first, none overlapping another."""

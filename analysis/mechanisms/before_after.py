@@ -1,7 +1,7 @@
 """What changed at the events: the battery before, during and after each, against windows like it without an event."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,7 @@ COPIES = (
 )  # fmt: skip
 """Their changes are those of `filter_squared_cosine`, `fraction_active` (negated), `llc`, and of `baseline_accuracy`
 less `…_impact`; a step size is a setting. One hypothesis is one test."""
+MOST_CONTROLS = 5
 Panel = dict[tuple[str, str, str], dict[int, float]]
 """(trial, metric's layer, metric) -> step -> value."""
 
@@ -74,7 +75,7 @@ Panel = dict[tuple[str, str, str], dict[int, float]]
     optional=tuple(table.name for table in DEARER),
 )
 def mechanisms(
-    data: AnalysisInput, *, candidates: int = 3, widest: float = 0.25, controls: int = 5
+    data: AnalysisInput, *, candidates: int = 3, widest: float = 0.25, controls: int = MOST_CONTROLS
 ) -> dict[str, pd.DataFrame]:
     """Each metric before, during and after every event, against matched windows and the initialisation.
 
@@ -108,6 +109,11 @@ class Looked:
     steps: Mapping[str, np.ndarray[Any, Any]]
     panel: "Panel"
     distances: Distances
+    matching: Matching = field(init=False)
+
+    def __post_init__(self) -> None:
+        matching = Matching(self.trials, self.scalars, self.steps, self.distances, MOST_CONTROLS)
+        object.__setattr__(self, "matching", matching)
 
 
 def looked_at(table: Callable[[str], pd.DataFrame]) -> Looked:
@@ -119,10 +125,15 @@ def looked_at(table: Callable[[str], pd.DataFrame]) -> Looked:
 
 
 def at_events(
-    looked: Looked, events: pd.DataFrame, all_events: pd.DataFrame, *, widest: float = 0.25, controls: int = 5
+    looked: Looked,
+    events: pd.DataFrame,
+    all_events: pd.DataFrame,
+    *,
+    widest: float = 0.25,
+    controls: int = MOST_CONTROLS,
 ) -> dict[str, pd.DataFrame]:
     """`mechanism_changes` and `mechanism_tests` of chosen events; controls keep clear of `all_events`."""
-    matching = Matching(looked.trials, looked.scalars, looked.steps, looked.distances, controls)
+    matching = replace(looked.matching, most=controls) if controls != MOST_CONTROLS else looked.matching
     around, windows = best_windows(events, all_events, matching, widest)
     if around.empty:  # no event lies between two checkpoints that are near enough
         return nothing()
