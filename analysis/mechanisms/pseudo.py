@@ -99,7 +99,7 @@ def packed(tables: Mapping[str, pd.DataFrame], layers: Sequence[str], metrics: S
     of some layers, distances as far as windows reach, scalars and events. `unpacked` gives tables again."""
     trials = tables["trials"].sort_values("trial_id")
     number = {trial: i for i, trial in enumerate(trials["trial_id"])}
-    saved = np.unique(tables["checkpoints"]["step"])
+    saved = np.union1d([0], tables["checkpoints"]["step"])  # weights have moved from the initialisation on
     panel = looked_at(lambda name: tables.get(name, pd.DataFrame())).panel
     rows: list[tuple[str, int, str, str, int, int, float]] = [
         ("trials", i, "", "", int(steps), 0, 0.0) for i, steps in enumerate(trials["steps"])
@@ -113,7 +113,7 @@ def packed(tables: Mapping[str, pd.DataFrame], layers: Sequence[str], metrics: S
     for row in moved.itertuples():
         rows.append(("moved", number[row.trial_id], row.layer, "", row.step, row.other_step, row.displacement))
     scalars = tables["scalars"]
-    for row in scalars[scalars["step"].isin([0, *saved])].itertuples():
+    for row in scalars[scalars["step"].isin(saved)].itertuples():
         for name in ("lr", "update_norm", "weight_norm"):
             rows.append(("scalars", number[row.trial_id], "", name, row.step, 0, getattr(row, name)))
     for row in primary(tables["events"], tables["event_families"]).itertuples():
