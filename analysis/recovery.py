@@ -9,12 +9,16 @@ left - are removed by arms: two steps of one intervention are compared over equa
 and, where the learning rate changes, once more with the later one followed by the learning rates of the earlier
 (lr-matched, `~STEP`) or by a restarted schedule (`~0`). An arm whose learning rate is changed has its deficit against
 a lane that nothing but this is done to (`schedule:STEP@FROM`).
+
+At an event and away from one: a fork says which arms are at which event, in which trials, and which are at windows
+that were matched to it (`matched`); only these are compared, for another step differs in phase, rate and movement too.
 """
 
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +26,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
-from ndt_ray.analysis.events.significant import primary
+from ndt_ray.analysis.events.significant import primary, reach
 from ndt_ray.analysis.inference.multiplicity import attainable_q, bh
 from ndt_ray.analysis.inference.permutation import sign_flips, within_blocks
 from ndt_ray.analysis.inference.seeds import interval
@@ -51,7 +55,19 @@ RECOVERY = Table(
         *_ARM,
         Column("horizon", "int32", "steps after the end of the intervention that were compared", "steps"),
         Column("n", "int32", "evaluations compared"),
-        Column("near_event", "bool", "a significant event of the untouched lane brackets, or is next to, the step"),
+        Column(
+            "near_event",
+            "bool",
+            "a significant event of the untouched lane, of the target if that is a layer, lies within its own length "
+            "of the intervention",
+        ),
+        Column("event_layer", "string", "layer of the event that the arm was put at, or whose matched window it is at"),
+        Column("event_at", "int32", "step of that event; null: the arm is at a step of its own", "steps"),
+        Column(
+            "role",
+            "string",
+            "event: the untouched lane has that event; other_seeds: others have; control: a window matched to it",
+        ),
         Column("impact", "float64", "deficit at the first evaluation after the intervention's end"),
         Column("deepest", "float64", "largest deficit within the horizon"),
         Column("area", "float64", "mean deficit over the horizon: area under the curve / steps"),
@@ -72,8 +88,8 @@ CONTRASTS = Table(
             "against",
             "string",
             "untouched; @STEP: the same intervention at another step; lr@STEP: the same, followed by the same learning "
-            "rates; kept: the same intervention without the change of the schedule; when: at all its steps, of which "
-            "this is the first",
+            "rates; matched: at an event, the mean of the same at the windows matched to it; kept: the same "
+            "intervention without the change of the schedule; when: at all its steps, of which this is the first",
         ),
         Column("measure", "string", "column of `recovery`"),
         Column("n", "int32", "seeds (pairs of lanes)"),
@@ -112,11 +128,15 @@ SHARE_LEFT = 0.2
     writes=(RECOVERY, CONTRASTS),
     per="sweep",
 )
-def recovery(data: AnalysisInput, *, horizon: int | None = None, alpha: float = 0.05) -> dict[str, pd.DataFrame]:
+def recovery(
+    data: AnalysisInput, *, horizon: int | None = None, alpha: float = 0.05, matched: list[dict[str, Any]] | None = None
+) -> dict[str, pd.DataFrame]:
     """Deficits of intervened lanes, their recovery, and what holds over seeds.
 
-    `horizon`: steps after an intervention's end that count; by default as many as every arm of a cell has. SpecError
-    where it is not positive. A sweep without interventions gives empty tables.
+    `horizon`: steps after an intervention's end that count; by default as many as every arm of a cell has. `matched`:
+    of events, each with `layer`, step (`event`), the untouched `trials` that have it (none said: all) and the steps
+    `controls` of windows matched to it; `ndt fork --events` writes it. SpecError where the horizon is not positive or
+    `matched` cannot be read. A sweep without interventions gives empty tables.
     """
     if horizon is not None and horizon <= 0:
         raise SpecError(f"horizon is a number of steps, but got ({horizon=})")
@@ -128,15 +148,17 @@ def recovery(data: AnalysisInput, *, horizon: int | None = None, alpha: float = 
         return {"recovery": pd.DataFrame(), "recovery_contrasts": pd.DataFrame()}
     curves = {str(t): rows.sort_values("step") for t, rows in data.frame("evaluations").groupby("trial_id")}
     near = _near_events(primary(data.frame("events"), data.frame("event_families")))
-    common = _horizons(arms, horizon)
-    rows = pd.DataFrame([_row(arm, curves, near, common[arm["cell"]]) for arm in arms])
+    common, roles = _horizons(arms, horizon), _matched(matched)
+    rows = pd.DataFrame([_row(arm, curves, near, roles, common[arm["cell"]]) for arm in arms])
     contrasts = pd.DataFrame(list(_contrasts(rows, alpha)))
     return {"recovery": _said(rows.drop(columns="seed_key")), "recovery_contrasts": _said(contrasts)}
 
 
 def _said(rows: pd.DataFrame) -> pd.DataFrame:
-    """Null where an arm keeps its own learning rates."""
-    return rows.assign(lr_from=rows["lr_from"].where(rows["lr_from"] != OWN).astype("Int32")) if len(rows) else rows
+    """Null where an arm keeps its own learning rates, or is at no event."""
+    for name in {"lr_from", "event_at"} & set(rows.columns):
+        rows = rows.assign(**{name: rows[name].where(rows[name] != OWN).astype("Int32")})
+    return rows
 
 
 def _arms(trials: pd.DataFrame) -> list[dict[str, Any]]:
@@ -163,6 +185,7 @@ def _arms(trials: pd.DataFrame) -> list[dict[str, Any]]:
         beside = (key, 0, OWN) if c.kind == "schedule" or shifted == OWN else (key, end, shifted)
         arm: dict[str, Any] = {"trial_id": trial_id, "untouched": untouched.get(beside), "cell": cell, "kind": c.kind}
         target = c.layer or c.damage or ("schedule" if c.factor is None else f"{c.factor:g}")
+        arm |= {"of_layer": c.layer is not None, "trial": untouched.get((key, 0, OWN))}
         arm |= {"target": target, "at": at, "until": end, "dose": c.dose, "lr_from": shifted, "steps": steps}
         out.append(arm | {"seed_key": seeds})
     order = ("cell", "kind", "target", "at", "dose", "lr_from", "trial_id")
@@ -177,21 +200,69 @@ def _horizons(arms: list[dict[str, Any]], asked: int | None) -> dict[str, int]:
     return left if asked is None else {cell: min(asked, n) for cell, n in left.items()}
 
 
-def _near_events(events: pd.DataFrame) -> dict[str, Floats]:
-    """Brackets (before, after) of the events of each trial."""
+def _near_events(events: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Layers and windows (`start`, `end`) of each trial in which one is near an event."""
     if events.empty:
         return {}
-    return {str(t): rows[["step_before", "step_after"]].to_numpy(float) for t, rows in events.groupby("trial_id")}
+    return {str(t): rows[["layer", "start", "end"]] for t, rows in reach(events).groupby("trial_id")}
 
 
-def _row(arm: dict[str, Any], curves: dict[str, pd.DataFrame], near: dict[str, Floats], horizon: int) -> dict[str, Any]:
-    row = {k: v for k, v in arm.items() if k != "steps"} | {"horizon": horizon, "n": 0, "near_event": None}
+@dataclass(frozen=True)
+class Matched:
+    """An event that arms are at, and the windows that others are at because they are like its own."""
+
+    layer: str
+    event: int
+    trials: frozenset[str] | None
+    controls: frozenset[int]
+
+    def role(self, arm: Mapping[str, Any]) -> str | None:
+        """What an arm is to it; None where it has nothing to do with it."""
+        if arm["of_layer"] and arm["target"] != self.layer:
+            return None
+        if arm["at"] == self.event:
+            return "event" if self.trials is None or arm["trial"] in self.trials else "other_seeds"
+        return "control" if arm["at"] in self.controls else None
+
+
+def _matched(given: Sequence[Mapping[str, Any]] | None) -> list[Matched]:
+    found = []
+    for entry in given or ():
+        try:
+            trials = None if entry.get("trials") is None else frozenset(map(str, entry["trials"]))
+            controls = frozenset(int(step) for step in entry.get("controls", ()))
+            found.append(Matched(str(entry["layer"]), int(entry["event"]), trials, controls))
+        except (KeyError, TypeError, ValueError) as error:
+            raise SpecError(f"matched: an entry has layer, event, trials and controls, but got {entry!r}") from error
+    return found
+
+
+def _near(arm: Mapping[str, Any], near: Mapping[str, pd.DataFrame]) -> bool:
+    """By the target where it is a layer; the data and the learning rate are those of all layers."""
+    windows = near.get(arm["trial"])
+    if windows is None:
+        return False
+    own = windows[windows["layer"] == arm["target"]] if arm["of_layer"] else windows
+    return bool(((arm["at"] < own["end"]) & (arm["until"] > own["start"])).any())
+
+
+def _row(
+    arm: dict[str, Any],
+    curves: dict[str, pd.DataFrame],
+    near: dict[str, pd.DataFrame],
+    roles: Sequence[Matched],
+    horizon: int,
+) -> dict[str, Any]:
+    row = {k: v for k, v in arm.items() if k not in ("steps", "of_layer", "trial")}
+    row |= {"horizon": horizon, "n": 0, "near_event": None, "event_layer": None, "event_at": OWN, "role": None}
     row |= dict.fromkeys(("impact", "deepest", "area", "half_time", "final", "area_loss"), math.nan) | {"flag": None}
     if arm["untouched"] is None:
         return row | {"flag": "no_untouched"}
-    brackets = near.get(arm["untouched"], np.zeros((0, 2)))
-    reach = brackets[:, 1] - brackets[:, 0] if len(brackets) else np.zeros(0)
-    row["near_event"] = bool(((brackets[:, 0] - reach <= arm["at"]) & (arm["at"] <= brackets[:, 1] + reach)).any())
+    for entry in roles:
+        if (role := entry.role(arm)) is not None:
+            row |= {"event_layer": entry.layer, "event_at": entry.event, "role": role}
+            break
+    row["near_event"] = row["role"] == "event" or _near(arm, near)
     mine, theirs = curves.get(arm["trial_id"]), curves.get(arm["untouched"])
     if mine is None or theirs is None:
         return row | {"flag": "not_evaluated"}
@@ -248,9 +319,10 @@ def _contrasts(rows: pd.DataFrame, alpha: float) -> Iterator[dict[str, Any]]:
                 values = (joined[measure] - joined[f"{measure}_other"]).to_numpy(float)
                 found.append(_contrast(name, against, measure, values))
         found += _when(same, arm)
+        found += _at_events(same, arm)
     families: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in found:
-        reference = row["against"] if row["against"] in ("untouched", "when") else "another step"
+        reference = row["against"] if row["against"] in ("untouched", "when", "matched") else "another step"
         families.setdefault((row["measure"], reference), []).append(row)
     for family in families.values():
         for row, q in zip(family, bh([r["p"] for r in family]), strict=True):
@@ -274,6 +346,31 @@ def _when(same: pd.DataFrame, arm: list[str]) -> Iterator[dict[str, Any]]:
             tested = within_blocks(values, str(first["cell"]), str(first["kind"]), str(first["target"]), measure)
             row = _contrast({k: first[k] for k in arm}, "when", measure, values[:, 0] - values[:, -1])
             yield row | {"p": tested.p, "p_attainable": tested.smallest}
+
+
+def against_matched(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Rows at an event of their own trial with the mean of the same intervention at the windows matched to it, as
+    `elsewhere`; controls near another event do not count, and who has none is left out.
+
+    `rows` of one cell: the same trial, kind, target, dose, length and event make a comparison.
+    """
+    if not {"role", "event_at", "near_event"} <= set(rows.columns):
+        return rows.iloc[:0].assign(elsewhere=np.zeros(0))
+    same = ["untouched", "kind", "target", "dose", "length", "event_layer", "event_at"]
+    own = rows.assign(length=rows["until"] - rows["at"])
+    own = own[own[measure].notna()]
+    away = own[(own["role"] == "control") & ~own["near_event"].astype(bool)]
+    means = away.groupby(same, as_index=False)[measure].mean().rename(columns={measure: "elsewhere"})
+    return own[own["role"] == "event"].merge(means, on=same)
+
+
+def _at_events(same: pd.DataFrame, arm: list[str]) -> Iterator[dict[str, Any]]:
+    """Each arm at an event beside the windows matched to it, over the seeds that have the event."""
+    own = same[same["lr_from"] == OWN]
+    for measure in COMPARED:
+        for key, rows in against_matched(own, measure).groupby(arm, sort=True):
+            values = (rows[measure] - rows["elsewhere"]).to_numpy(float)
+            yield _contrast(dict(zip(arm, key, strict=True)), "matched", measure, values)
 
 
 def _pairs(windows: list[tuple[int, int, int]]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], str]]:

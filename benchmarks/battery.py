@@ -1,8 +1,13 @@
 """The mechanistic battery: seconds for one checkpoint, scaling over actors, and false discoveries at pseudo-events.
 
 One checkpoint of cnn_deep (untrained: the cost does not depend on the weights) with a confirm probe of 512 images of
-MNIST's shape, everything but the loading of the data set; one core. `--calibrate N` runs N simulated sweeps a design,
-`--pseudo N` trains two cells of digits and draws N sets of pseudo-events in each.
+MNIST's shape, everything but the loading of the data set; one core. `--calibrate N` runs N simulated sweeps a design.
+
+`--pseudo N` trains an MLP, a CNN and a transformer on digits, looks at all of their checkpoints with every analysis
+that `mechanisms` compares, and draws N sets of pseudo-events in each, with the phases of the sweep's own events or,
+where it has none, of the founding study's. Chains, draws and units of the dearer analyses are fewer than by default
+(`BRIEF`): their metrics are noisier so, which costs power and no error. Left out are analyses whose tables `mechanisms`
+does not read. `--pseudo-models`, `--pseudo-seeds` and `--pseudo-checkpoints` say how large the sweep is.
 """
 
 import contextlib
@@ -11,11 +16,12 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 import pyarrow as pa
 import torch
@@ -25,10 +31,10 @@ from ndt_ray import registry
 from ndt_ray.analysis.api import AnalysisInput, Partition
 from ndt_ray.analysis.mechanisms.before_after import mechanisms
 from ndt_ray.analysis.mechanisms.context import Contexts
-from ndt_ray.analysis.mechanisms.pseudo import false_discoveries
+from ndt_ray.analysis.mechanisms.pseudo import FOUNDING_PHASES, event_phases, false_discoveries, packed
 from ndt_ray.analysis.mechanisms.simulated import Design, calibrate
 from ndt_ray.analysis.running.runner import Progress, run_together
-from ndt_ray.analysis.running.stored import StoredSweep, analyze_all
+from ndt_ray.analysis.running.stored import StoredSweep
 from ndt_ray.run import Options, run_sweep
 from ndt_ray.spec import Trial
 from ndt_ray.spec.sweepfile import parse_sweep
@@ -73,20 +79,37 @@ PSEUDO = """
 name: pseudo
 base:
   data: digits
-  train: {steps: 1200, batch: 32}
-  measure: {every: 5, probe: 128}
-  evaluate: {every: 50}
-  checkpoint: {every: 10}
+  train: {{steps: {steps}, batch: 32}}
+  measure: {{every: {every}, probe: 128}}
+  evaluate: {{every: 60}}
+  checkpoint: {{every: {every}}}
 axes:
-  - {path: model, values: [mlp_narrow, cnn_shallow]}
-  - {path: seed, range: 6}
+  - path: model
+    values: [{models}]
+  - {{path: seed, range: {seeds}}}
 analyses: [events]
 """
-PHASES = (
-    *(0.01, *[0.02] * 8, *[0.03] * 3, 0.07, *[0.1] * 6, 0.3, 0.43, 0.56, 0.66, 0.67, 0.7, 0.7, 0.72, 0.72, 0.73, 0.77),
-    *(0.8, 0.85, 0.87, 0.88, 0.93, 0.93, 0.94, 0.94, 0.96),
+PSEUDO_EVERY = 6
+PSEUDO_MODELS = {
+    "mlp": "mlp_narrow",
+    "cnn": "{name: cnn, channels: [6, 8]}",
+    "transformer": "{name: transformer, width: 16, heads: 4, depth: 1}",
+}
+BRIEF: dict[str, dict[str, Any]] = {
+    "units": {"draws": 10, "per_unit": False},
+    "unit_ablation": {"most": 4, "draws": 20},
+    "composition": {"draws": 5},
+    "symmetry": {"draws": 5},
+    "llc": {"chains": 1, "draws": 10, "burn_in": 5},
+}
+KEPT_LAYERS = ("network.0", "network.2")
+KEPT_METRICS = (
+    *("loss", "accuracy", "nc1", "nc3", "llc", "class_selectivity", "fraction_active", "diversity", "effective_units"),
+    *("filter_squared_cosine", "linear_probe_accuracy", "intrinsic_dimension", "unit_weight_similarity"),
+    *("unit_response_similarity", "cka_to_last", "baseline_loss", "dependent_share", "hoyer_lifetime"),
 )
-"""Of the 39 events in the founding study's true stable rank (docs/events.md)."""
+"""Of the MLP, what `--keep` puts into the table that tests/unit/test_mech_pseudo.py draws pseudo-events from."""
+COMPARED = (*BATTERY, "unit_ablation", "composition", "symmetry", "similarity", "weights")
 
 
 class Untrained:
@@ -200,26 +223,59 @@ def scaling(checkpoints: int, model: str, data: str, rounds: int) -> tuple[list[
     return rows, {f: spread([getattr(t[1], f) / getattr(t[2], f) for t in took]) for f in fields}
 
 
-def pseudo(replicates: int) -> dict[str, dict[str, float]]:
-    """False discoveries at pseudo-events of trained runs, by cell: a family is a cell's."""
-    names = [*(name for name in BATTERY if name not in ("llc", "head_ablation")), "similarity", "weights"]
+def looked_into(sweep: StoredSweep) -> dict[str, pd.DataFrame]:
+    """Tables of `COMPARED` at all checkpoints; in memory, for putting them into the store takes longer."""
+    contexts, found = Contexts(sweep), dict[str, list[pd.DataFrame]]()
+    analyses = [registry.resolve("analysis", name) for name in COMPARED]
+    for per in ("checkpoint", "trial"):
+        for partition in sweep.partitions(per):
+            for analysis in (a for a in analyses if a.per == per):
+                read = {} if per == "checkpoint" else {t: sweep.read(t, partition) for t in analysis.reads}
+                given = AnalysisInput(sweep.sweep, partition, read, contexts)
+                for table, rows in analysis(given, **BRIEF.get(analysis.name, {})).items():
+                    if table in mechanisms.reads:
+                        found.setdefault(table, []).append(rows.to_pandas())
+    return {name: pd.concat(frames, ignore_index=True) for name, frames in found.items()}
+
+
+def pseudo(
+    replicates: int, models: Sequence[str], seeds: int, checkpoints: int, keep: str | None = None
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
+    """What took how long, and false discoveries at pseudo-events of trained runs, by cell: a family is a cell's."""
+    values = ", ".join(PSEUDO_MODELS[name] for name in models)
+    text = PSEUDO.format(steps=PSEUDO_EVERY * checkpoints, every=PSEUDO_EVERY, seeds=seeds, models=values)
+    rows, began = [], time.process_time()
+
+    def done(what: str, count: object = "") -> None:
+        nonlocal began
+        rows.append({"what": f"pseudo-events: {what}", "s": time.process_time() - began, "rows": count})
+        report(f"{rows[-1]}")
+        began = time.process_time()
+
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "store"
-        run_sweep(parse_sweep(PSEUDO), root, Options("ray"))
+        run_sweep(parse_sweep(text), root, Options("inline"))
+        done("training and its events")
         with open_store(root) as store:
-            assert all(r.ok for r in analyze_all(store, "pseudo", [(name, None) for name in names], executor="ray"))
-            wanted = [name for name in mechanisms.reads if name in store.names()]
-            tables = {name: store.table(name, "pseudo") for name in wanted}
+            sweep = StoredSweep(store, "pseudo")
+            tables = {name: store.table(name, "pseudo") for name in mechanisms.reads if name in store.names()}
             layers = store.sql("SELECT DISTINCT trial_id, layer, layer_index FROM measurements WHERE sweep = 'pseudo'")
+            tables |= looked_into(sweep)
+            done(", ".join(COMPARED), len(sweep.partitions("checkpoint")))
+    phases = event_phases(*(tables.get(name, pd.DataFrame()) for name in ("events", "event_families", "trials")))
+    done("phases of founding events" if phases is FOUNDING_PHASES else "phases of own events", len(phases))
     found = {}
     for cell, trials in tables["trials"].groupby("cell"):
         ids = set(trials["trial_id"])
         own = {
             n: t[t["trial_id"].isin(ids)] if "trial_id" in t else t for n, t in (tables | {"layers": layers}).items()
         }
-        found[str(cell)] = false_discoveries(own, PHASES, replicates, str(cell))
+        if keep is not None and len(models) == 1:
+            packed(own, KEPT_LAYERS, KEPT_METRICS).to_parquet(keep, compression="zstd", index=False)
+        found[str(cell)] = false_discoveries(own, phases, replicates, str(cell))
         report(f"{cell}, pseudo-events: {found[str(cell)]}")
-    return found
+        done(f"{replicates} replicates in {cell}", len(ids))
+    return rows, found
 
 
 def _false(name: str, found: Mapping[str, float], replicates: int) -> list[Bar]:
@@ -233,7 +289,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status 1 where a bar was missed."""
     p = parser(__doc__, rounds=1, seconds=0)
     p.add_argument("--calibrate", type=int, default=0, help="simulated sweeps a design")
-    p.add_argument("--pseudo", type=int, default=0, help="sets of pseudo-events in each of two trained cells")
+    p.add_argument("--pseudo", type=int, default=0, help="sets of pseudo-events in each trained cell")
+    p.add_argument("--pseudo-models", nargs="*", default=list(PSEUDO_MODELS), choices=list(PSEUDO_MODELS))
+    p.add_argument("--keep", help="a Parquet file for the small tables of the one model that is trained")
+    p.add_argument("--pseudo-seeds", type=int, default=6, help="of each of these cells")
+    p.add_argument("--pseudo-checkpoints", type=int, default=100, help="of each of their runs")
     p.add_argument("--designs", nargs="*", default=list(DESIGNS), help="some of the designs")
     p.add_argument("--checkpoints", type=int, default=0, help="of the sweep that actors share")
     p.add_argument("--model", default="cnn_deep")
@@ -267,6 +327,11 @@ def main(arguments: list[str] | None = None) -> int:
             rows.append({"what": f"{name}: found beside other seeds", "s": found["seed_power"], "rows": ""})
             continue
         bars += _false(name, found, options.calibrate)
-    for cell, found in pseudo(options.pseudo).items() if options.pseudo else ():
-        bars += _false(f"{cell}, pseudo-events", found, options.pseudo)
+    if options.pseudo:
+        more, by_cell = pseudo(
+            options.pseudo, options.pseudo_models, options.pseudo_seeds, options.pseudo_checkpoints, options.keep
+        )
+        rows += more
+        for cell, found in by_cell.items():
+            bars += _false(f"{cell}, pseudo-events", found, options.pseudo)
     return finish("battery", options, rows, bars, load)

@@ -75,7 +75,7 @@ def matched_windows(
     chosen, busy = _windows(events), _windows(events if occupied is None else occupied)
     _need("trials", trials, ("trial_id", "steps"))
     planned = dict(zip(trials["trial_id"], trials["steps"], strict=True))
-    paths = _Paths(dynamics, scalars, displacement)
+    paths = Paths(dynamics, scalars, displacement)
     taken = {key: g[["start", "end"]].to_numpy(np.int64) for key, g in busy.groupby(["trial_id", "layer"])}
     rows: list[dict[str, Any]] = []
     for (trial, layer), group in chosen.groupby(["trial_id", "layer"], sort=True):
@@ -85,10 +85,46 @@ def matched_windows(
         avoid = np.concatenate([taken.get((trial, layer), np.zeros((0, 2), np.int64)), group[["start", "end"]]])
         for event in group.itertuples():
             own = (int(event.start), int(event.end))
-            found = _controls(path, own, int(planned[trial]), avoid, tolerance, most)
+            found = controls_of(path, own, int(planned[trial]), avoid, tolerance, most)
             common = {"event": event.Index, "trial_id": trial, "layer": layer, "layer_index": event.layer_index}
             rows += [common | control | {"rank": i} for i, control in enumerate(found)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def windows_of_all(
+    window: tuple[int, int],
+    layer: str,
+    trials: pd.DataFrame,
+    dynamics: pd.DataFrame,
+    scalars: pd.DataFrame,
+    *,
+    occupied: pd.DataFrame,
+    tolerance: Tolerance = Tolerance(),
+    most: int | None = None,
+) -> list[int]:
+    """Starts of windows that are matched to `window` of a layer in every one of the trials, as one fork needs them.
+
+    Each lies within the tolerance of what the window is in the same trial, and overlaps none of `occupied` (trial_id,
+    layer, layer_index, start, end: of these trials, any layer that is in it) in any trial; none overlaps another. The
+    closest in displacement come first, by the trial in which they are least close.
+    """
+    _need("trials", trials, ("trial_id", "steps"))
+    paths, busy = Paths(dynamics, scalars, None), _windows(occupied)
+    own, length = np.array([window], dtype=np.int64), window[1] - window[0]
+    off: dict[int, float] | None = None
+    for trial, planned in zip(trials["trial_id"], trials["steps"], strict=True):
+        path = paths.of(str(trial), layer)
+        avoid = np.concatenate([busy.loc[busy["trial_id"] == trial, ["start", "end"]].to_numpy(np.int64), own])
+        alike = None if path is None else _alike(path, window, int(planned), avoid, tolerance)
+        if alike is None:
+            return []
+        here = dict(zip(alike.start.astype(int).tolist(), alike.off.tolist(), strict=True))
+        off = here if off is None else {a: max(off[a], here[a]) for a in off.keys() & here.keys()}
+    found: list[int] = []
+    for a in sorted(off or {}, key=lambda a: (round((off or {})[a], 9), abs(a - window[0]), a)):
+        if all(abs(a - other) >= length for other in found):
+            found.append(a)
+    return found[:most]
 
 
 def _windows(events: pd.DataFrame) -> pd.DataFrame:
@@ -139,11 +175,12 @@ class _Path:
         return np.where(norm > 0, moved / np.where(norm > 0, norm, 1.0), np.nan)
 
 
-class _Paths:
+class Paths:
     """The paths of all layers, made when asked for."""
 
     def __init__(self, dynamics: pd.DataFrame, scalars: pd.DataFrame, exact: Displacement | None) -> None:
         self.exact = exact
+        self.known: dict[tuple[str, str], _Path | None] = {}
         for name, rows, columns in (
             ("dynamics", dynamics, ("trial_id", "layer", "step", "update_norm", "weight_norm")),
             ("scalars", scalars, ("trial_id", "step", "lr", "update_norm", "weight_norm")),
@@ -155,6 +192,11 @@ class _Paths:
 
     def of(self, trial: str, layer: str) -> _Path | None:
         """None where nothing was measured, or only once."""
+        if (trial, layer) not in self.known:
+            self.known[trial, layer] = self._of(trial, layer)
+        return self.known[trial, layer]
+
+    def _of(self, trial: str, layer: str) -> _Path | None:
         network = self.networks.get(trial)
         if network is None:
             return None
@@ -178,13 +220,30 @@ def _summed(parts: Floats) -> Floats:
     return np.concatenate([[0.0], np.cumsum(parts)])
 
 
-def _controls(
-    path: _Path, own: tuple[int, int], planned: int, avoid: NDArray[np.int64], tolerance: Tolerance, most: int | None
-) -> list[dict[str, Any]]:
-    """Windows like `own`, closest displacement first, none overlapping another."""
+@dataclass(frozen=True)
+class _Alike:
+    """Windows of one trial and layer that match one of it, and what they were matched on."""
+
+    start: Floats
+    rate: Floats
+    moved: Floats
+    off: Floats
+    """Relative difference of the displacements."""
+    event_lr: float
+    event_displacement: float
+
+    def order(self, own: int) -> NDArray[np.intp]:
+        """Closest displacement first, then the nearest."""
+        return np.lexsort((np.abs(self.start - own), np.nan_to_num(self.off, nan=np.inf).round(9)))
+
+
+def _alike(
+    path: _Path, own: tuple[int, int], planned: int, avoid: NDArray[np.int64], tolerance: Tolerance
+) -> _Alike | None:
+    """All windows like `own` that overlap nothing that is to be avoided; None where it was not measured throughout."""
     length = own[1] - own[0]
     if own[1] > path.steps[-1] or own[0] < path.steps[0]:
-        return []
+        return None
     start = path.steps[path.steps + length <= path.steps[-1]]
     first, last = avoid[:, :1] - tolerance.guard, avoid[:, 1:] + tolerance.guard
     start = start[~((start[None] < last) & (start[None] + length > first)).any(0)]
@@ -198,13 +257,25 @@ def _controls(
     if np.isfinite(tolerance.displacement):
         fits = off <= tolerance.displacement
         start, rate, moved, off = start[fits], rate[fits], moved[fits], off[fits]
-    event = {"event_phase": own[0] / planned, "event_lr": event_rate, "event_displacement": event_moved}
+    return _Alike(start, rate, moved, off, event_rate, event_moved)
+
+
+def controls_of(
+    path: _Path, own: tuple[int, int], planned: int, avoid: NDArray[np.int64], tolerance: Tolerance, most: int | None
+) -> list[dict[str, Any]]:
+    """Windows like `own`, closest displacement first, none overlapping another."""
+    alike = _alike(path, own, planned, avoid, tolerance)
+    if alike is None:
+        return []
+    length = own[1] - own[0]
+    event = {"event_phase": own[0] / planned, "event_lr": alike.event_lr}
+    event["event_displacement"] = alike.event_displacement
     found: list[dict[str, Any]] = []
-    for i in np.lexsort((np.abs(start - own[0]), np.nan_to_num(off, nan=np.inf).round(9))):
-        a = int(start[i])
+    for i in alike.order(own[0]):
+        a = int(alike.start[i])
         if all(a >= f["end"] or a + length <= f["start"] for f in found):
-            window = {"start": a, "end": a + length, "phase": a / planned, "lr": float(rate[i])}
-            found.append(window | {"displacement": float(moved[i]), "displacement_of": path.of} | event)
+            window = {"start": a, "end": a + length, "phase": a / planned, "lr": float(alike.rate[i])}
+            found.append(window | {"displacement": float(alike.moved[i]), "displacement_of": path.of} | event)
             if most is not None and len(found) == most:
                 break
     return found

@@ -36,6 +36,12 @@ def primary(events: pd.DataFrame, families: pd.DataFrame) -> pd.DataFrame:
     return own.sort_values(["trial_id", "layer_index", "step_before"], ignore_index=True)
 
 
+def reach(events: pd.DataFrame) -> pd.DataFrame:
+    """Windows `start`, `end` of events with their own length on either side: what lies in one is near the event."""
+    length = events["step_after"] - events["step_before"]
+    return events.assign(start=events["step_before"] - length, end=events["step_after"] + length)
+
+
 def of_primary_family(events: pd.DataFrame, families: pd.DataFrame) -> pd.DataFrame:
     """All events of that family, candidates too."""
     if events.empty:

@@ -26,6 +26,7 @@ from ndt_ray.analysis.inference.layer_models import EVENT_MODELS, formula, model
 from ndt_ray.analysis.inference.mixed import fit
 from ndt_ray.analysis.inference.multiplicity import bh
 from ndt_ray.analysis.mechanisms.matching import arms
+from ndt_ray.analysis.recovery import against_matched
 from ndt_ray.architectures import FAMILIES, family_of
 
 CORRELATED, EXPLAINED = 0.6, 0.4
@@ -181,28 +182,24 @@ def _from_events(table: pd.DataFrame, trials: pd.DataFrame) -> Iterator[Tested]:
 
 
 def _from_recovery(rows: pd.DataFrame) -> Iterator[Tested]:
-    """Do the same interventions cost more at events than away from them, within an untouched trial?"""
+    """Do the same interventions cost more at events than in windows matched to them, within an untouched trial?"""
     if rows.empty or "near_event" not in rows:
         return
     own = rows[rows["flag"].isna() & rows["near_event"].notna()]
     if "lr_from" in own:  # the trial's own learning rates: other arms are beside other lanes
         own = own[own["lr_from"].isna() & ~own["kind"].isin(["lr", "schedule"])]
+    statement = "A disruption costs more at an event than in a matched window without one."
+    metric = "area of the accuracy deficit, at events - in windows matched to them"
     for cell, group in own.groupby("cell"):
-        differences = []
-        for _, same in group.groupby("untouched"):
-            for _, alike in same.groupby(["kind", "target", "dose"]):
-                near = alike["near_event"].astype(bool)
-                if near.any() and not near.all():
-                    differences.append(
-                        (alike["untouched"].iloc[0], alike.loc[near, "area"].mean() - alike.loc[~near, "area"].mean())
-                    )
-        if not differences:
-            continue
-        by_trial = pd.DataFrame(differences, columns=["trial", "difference"]).groupby("trial")["difference"].mean()
-        yield of_mean(
-            "critical_periods", str(cell), "A disruption costs more at an event than away from it.",
-            "area of the accuracy deficit, near events - elsewhere", "increase", by_trial,
-        )  # fmt: skip
+        pairs = against_matched(group, "area")
+        if len(pairs):
+            pairs = pairs.assign(difference=pairs["area"] - pairs["elsewhere"])
+            by_arm = pairs.groupby(["untouched", "kind", "target", "dose"])["difference"].mean()
+            by_trial = by_arm.groupby("untouched").mean()
+            yield of_mean("critical_periods", str(cell), statement, metric, "increase", by_trial)
+        elif group["near_event"].astype(bool).any():
+            lacks = "no arm at an event has another in a window matched to it (ndt fork --events --controls)"
+            yield Tested("critical_periods", str(cell), statement, metric, "increase", 0, lacks=lacks)
 
 
 def event_models(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """What changed at the events: the battery before, during and after each, against windows like it without an event."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,7 @@ COPIES = (
 """Their changes are those of `filter_squared_cosine`, `fraction_active` (negated), `llc`, and of `baseline_accuracy`
 less `…_impact`; a step size is a setting, and how often words differ by the seed of an ascent is a chance level. One
 hypothesis is one test."""
+MOST_CONTROLS = 5
 Panel = dict[tuple[str, str, str], dict[int, float]]
 """(trial, metric's layer, metric) -> step -> value."""
 
@@ -78,7 +79,7 @@ Panel = dict[tuple[str, str, str], dict[int, float]]
     optional=tuple(table.name for table in DEARER),
 )
 def mechanisms(
-    data: AnalysisInput, *, candidates: int = 3, widest: float = 0.25, controls: int = 5
+    data: AnalysisInput, *, candidates: int = 3, widest: float = 0.25, controls: int = MOST_CONTROLS
 ) -> dict[str, pd.DataFrame]:
     """Each metric before, during and after every event, against matched windows and the initialisation.
 
@@ -90,22 +91,60 @@ def mechanisms(
     A window that matches in phase cannot lie beside an event that lasts over 5 % of the run: there the other seeds of
     the cell in the very same window are what is left to compare with (`seed_…`; phase, rate and length are equal).
     """
-    trials = data.frame("trials")
+    if data.frame("trials").empty:
+        return nothing()
     events = selected(data.frame("events"), data.frame("event_families"), candidates)
-    nothing = {table.name: pd.DataFrame() for table in (CHANGES, TESTS, WINDOWS)}
-    if events.empty or trials.empty:
-        return nothing
-    panel = panel_of([data.frame(table.name) for table in (*BATTERY, *DEARER)], data.frame(SIMILARITY.name))
-    steps = steps_with_networks(data.frame("checkpoints"), panel)
-    distances = displacements(data.frame(DISTANCES.name))
-    matching = Matching(trials, with_steps(data.frame("scalars"), steps), steps, distances, controls)
-    around, windows = best_windows(events, data.frame("events"), matching, widest)
+    if events.empty:
+        return nothing()
+    return at_events(looked_at(data.frame), events, data.frame("events"), widest=widest, controls=controls)
+
+
+def nothing() -> dict[str, pd.DataFrame]:
+    """No changes, no tests and no windows."""
+    return {table.name: pd.DataFrame() for table in (CHANGES, TESTS, WINDOWS)}
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a sweep's checkpoints came to, whatever its events are."""
+
+    trials: pd.DataFrame
+    scalars: pd.DataFrame
+    steps: Mapping[str, np.ndarray[Any, Any]]
+    panel: "Panel"
+    distances: Distances
+    matching: Matching = field(init=False)
+
+    def __post_init__(self) -> None:
+        matching = Matching(self.trials, self.scalars, self.steps, self.distances, MOST_CONTROLS)
+        object.__setattr__(self, "matching", matching)
+
+
+def looked_at(table: Callable[[str], pd.DataFrame]) -> Looked:
+    """From the tables that `mechanisms` reads, by name."""
+    panel = panel_of([table(t.name) for t in (*BATTERY, *DEARER)], table(SIMILARITY.name))
+    steps = steps_with_networks(table("checkpoints"), panel)
+    scalars = with_steps(table("scalars"), steps)
+    return Looked(table("trials"), scalars, steps, panel, displacements(table(DISTANCES.name)))
+
+
+def at_events(
+    looked: Looked,
+    events: pd.DataFrame,
+    all_events: pd.DataFrame,
+    *,
+    widest: float = 0.25,
+    controls: int = MOST_CONTROLS,
+) -> dict[str, pd.DataFrame]:
+    """`mechanism_changes` and `mechanism_tests` of chosen events; controls keep clear of `all_events`."""
+    matching = replace(looked.matching, most=controls) if controls != MOST_CONTROLS else looked.matching
+    around, windows = best_windows(events, all_events, matching, widest)
     if around.empty:  # no event lies between two checkpoints that are near enough
-        return nothing
-    cells = dict(zip(trials["trial_id"], arms(trials), strict=True))
-    found = list(_compared(around, windows, panel, distances, cells))
+        return nothing()
+    cells = dict(zip(looked.trials["trial_id"], arms(looked.trials), strict=True))
+    found = list(_compared(around, windows, looked.panel, looked.distances, cells))
     if not found:
-        return nothing
+        return nothing()
     return {
         CHANGES.name: change_rows(found, cells),
         TESTS.name: metric_rows(found, cells),

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ndt_ray.analysis.events.control_windows import Tolerance, matched_windows
+from ndt_ray.analysis.events.control_windows import Paths, Tolerance, controls_of
 from ndt_ray.analysis.mechanisms.changes import FEWEST_CONTROLS, Windows
 from ndt_ray.analysis.mechanisms.tables import WHOLE
 
@@ -112,10 +113,18 @@ class Matching:
     distances: Distances
     most: int
 
+    @cached_property
+    def paths(self) -> Paths:
+        return Paths(pd.DataFrame(), self.scalars, self.distances)
+
+    @cached_property
+    def planned(self) -> dict[str, int]:
+        return dict(zip(self.trials["trial_id"], self.trials["steps"].astype(int), strict=True))
+
     def windows(self, around: pd.DataFrame, busy: pd.DataFrame) -> list[Windows]:
         """The windows of each row of `around`: matched ones, and all of the same length; ends are checkpoints."""
         by_event = self._matched(around, busy, Tolerance(), self.most)
-        taken = {key: list(zip(g["start"], g["end"], strict=True)) for key, g in busy.groupby(["trial_id", "layer"])}
+        taken = _by_layer(busy)
         found = []
         for row in around.itertuples():
             length, saved = row.end - row.start, set(self.steps[row.trial_id].tolist())
@@ -140,20 +149,26 @@ class Matching:
     def _matched(
         self, around: pd.DataFrame, busy: pd.DataFrame, tolerance: Tolerance, most: int
     ) -> dict[Any, list[tuple[int, int]]]:
-        rows = matched_windows(
-            around,
-            self.trials,
-            pd.DataFrame(),
-            self.scalars,
-            occupied=busy,
-            tolerance=tolerance,
-            most=most,
-            displacement=self.distances,
-        )
+        taken = _by_layer(busy)
         found: dict[Any, list[tuple[int, int]]] = {}
-        for row in rows.itertuples():
-            found.setdefault(row.event, []).append((int(row.start), int(row.end)))
+        columns = (around[name].tolist() for name in ("trial_id", "layer", "start", "end"))
+        for i, trial, layer, start, end in zip(around.index, *columns, strict=True):
+            path = self.paths.of(trial, layer)
+            if path is not None and trial in self.planned:
+                avoid = np.array(taken[trial, layer], dtype=np.int64)
+                own = (int(start), int(end))
+                alike = controls_of(path, own, self.planned[trial], avoid, tolerance, most)
+                found[i] = [(window["start"], window["end"]) for window in alike]
         return found
+
+
+def _by_layer(windows: pd.DataFrame) -> dict[tuple[str, str], list[tuple[int, int]]]:
+    """(start, end) of each trial and layer."""
+    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    columns = (windows[name].tolist() for name in ("trial_id", "layer", "start", "end"))
+    for trial, layer, start, end in zip(*columns, strict=True):
+        found.setdefault((trial, layer), []).append((start, end))
+    return found
 
 
 _ANY = float("inf")

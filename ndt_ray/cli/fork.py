@@ -27,7 +27,7 @@ def fork(
     ] = None,
     step: Annotated[list[int] | None, typer.Option("--step", min=0, help="When; repeatable.")] = None,
     events: Annotated[int, typer.Option("--events", min=0, help="At so many events, those most seeds share.")] = 0,
-    controls: Annotated[int, typer.Option("--controls", min=0, help="And at so many windows matched to these.")] = 2,
+    controls: Annotated[int, typer.Option("--controls", min=0, help="And at so many windows matched to each.")] = 2,
     dose: Annotated[
         list[float] | None, typer.Option("--dose", min=0.0, max=1.0, help="Share of the layer's units; repeatable.")
     ] = None,

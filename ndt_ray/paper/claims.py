@@ -110,8 +110,8 @@ def _by_cell(name: str, hypothesis: str, statement: str) -> Topic:
 
 DISRUPTION = {
     "DropNear": "accuracy that a disruption at an event costs at once: mean over trials, in points of accuracy",
-    "DropAway": "accuracy that the same costs away from events",
-    "DropTrials": "untouched trials with disruptions at an event and away from one",
+    "DropAway": "accuracy that the same costs in windows matched to these events",
+    "DropTrials": "untouched trials with disruptions at an event and in a window matched to it",
     "DropLanes": "intervened lanes that were compared with their untouched trials",
     "DropVerdict": "whether a disruption costs more at an event, in words",
 }
@@ -124,10 +124,12 @@ def disruption(source: Source) -> Found | Absent | None:
     ours = "(SELECT trial_id FROM trials WHERE sweep = $sweep)"
     found = source.ask(
         "SELECT count(*) AS trials, avg(near) AS near, avg(away) AS away, (SELECT count(DISTINCT trial_id) FROM "
-        f"recovery WHERE untouched IN {ours} AND flag IS NULL) AS lanes FROM (SELECT untouched, avg(impact) FILTER "
-        "(WHERE near_event) AS near, avg(impact) FILTER (WHERE NOT near_event) AS away FROM (SELECT DISTINCT trial_id, "
-        f"untouched, impact, near_event FROM recovery WHERE untouched IN {ours} AND flag IS NULL AND lr_from IS NULL "
-        "AND kind NOT IN ('lr', 'schedule')) GROUP BY 1) WHERE near IS NOT NULL AND away IS NOT NULL"
+        f"recovery WHERE untouched IN {ours} AND flag IS NULL) AS lanes FROM (SELECT untouched, avg(near) AS near, "
+        "avg(away) AS away FROM (SELECT untouched, avg(impact) FILTER (WHERE role = 'event') AS near, avg(impact) "
+        "FILTER (WHERE role = 'control' AND NOT near_event) AS away FROM (SELECT DISTINCT trial_id, untouched, kind, "
+        "target, dose, event_layer, event_at, role, impact, near_event FROM recovery WHERE untouched IN "
+        f"{ours} AND flag IS NULL AND lr_from IS NULL AND kind NOT IN ('lr', 'schedule')) GROUP BY untouched, kind, "
+        "target, dose, event_layer, event_at) WHERE near IS NOT NULL AND away IS NOT NULL GROUP BY untouched)"
     )
     row = found.rows.iloc[0]
     if not int(row["lanes"]):

@@ -68,6 +68,8 @@ def _than(against: str) -> str:
     """What an arm is compared with, in words."""
     if against == "kept":
         return "than with the schedule kept"
+    if against == "matched":
+        return "than in windows matched to its event"
     step = against.rpartition("@")[2]
     return f"than at step {step}" + (" followed by the same learning rates" if against.startswith("lr@") else "")
 

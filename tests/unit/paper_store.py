@@ -86,7 +86,7 @@ def whole_sweep(root: Path) -> Store:
     arm = {"cell": "mlp/digits", "kind": "ablate", "target": "network.0", "until": 100, "dose": 1.0}
     rows = [
         arm | {"trial_id": f"r{seed}-{at}", "untouched": trial_id("mlp", seed), "at": at, "impact": cost,
-               "near_event": at == 100}
+               "near_event": at == 100, "event_at": 100, "role": "event" if at == 100 else "control"}
         for seed in range(SEEDS) for at, cost in ((100, 0.2), (50, 0.05))
     ]  # fmt: skip
     put(store, "recovery", {"recovery": rows, "recovery_contrasts": []})

@@ -1,5 +1,6 @@
 """Forks: the sweep that intervenes in another, its arms equal to the parent's trials until their step."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -41,12 +42,12 @@ def store(tmp_path_factory):
 FAMILY = {"family": "primary", "detector": "d", "null": "n"}
 
 
-def planted(store, rows):
+def planted(store, rows, sweep="parent"):
     """Puts events into the store as if they had been found."""
     empty = {c.name: None for c in EVENTS.columns}
     known = {"view": "units", "measure": "participation_ratio", "detector": "d", "null": "n", "family": "primary"}
     frame = pd.DataFrame([{**empty, **known, "significant": True, "relative_size": 0.1, **row} for row in rows])
-    tables = StoredSweep(store, "parent")
+    tables = StoredSweep(store, sweep)
     declared = pd.DataFrame([{c.name: None for c in EVENT_FAMILIES.columns} | {**FAMILY, "primary": True}])
     found = {"events": conform(EVENTS, frame), "event_families": conform(EVENT_FAMILIES, declared)}
     tables.commit("planted", [tables.write("planted", Partition(), "k", found, {})])
@@ -112,8 +113,98 @@ def test_a_fork_at_the_events_that_most_seeds_share(store):
     assert "3 of 3 seeds" in one.about
     two = fork(store, "parent", "f", Question(events=2, controls=0, targets=["network.2", "network.0"]))
     assert {c.split("@")[1] for c in controls(two)[1:]} == {"20", "40"}
-    windows = fork(store, "parent", "f", Question(kind="damage", targets=["blur"], events=1, controls=2, length=5))
-    assert controls(windows)[1].startswith("damage:blur@")
+    assert [a.params for a in one.analyses] == [
+        {"matched": [{"layer": "network.2", "event": 20, "trials": sorted(ids), "controls": []}]}
+    ]
+    both = Question(events=2, controls=0, targets=["network.0", "network.2"], steps=[55])
+    assert set(controls(fork(store, "parent", "f", both))[1:]) == {
+        "ablate:network.2@20", "ablate:network.2@55", "ablate:network.0@40", "ablate:network.0@55",
+    }  # fmt: skip
+
+
+LONG = {**PARENT, "name": "long"}
+LONG["base"] = {
+    **PARENT["base"],
+    "train": {"steps": 400, "batch": 16, "lr": 1e-3},
+    "measure": {"every": 100, "probe": 32},
+    "evaluate": {"every": 40, "size": 100},
+}
+SHARED = ("network.2", 200, 204)
+ALONE = (("network.2", 212, 216, 1), ("network.0", 184, 188, 2), ("network.0", 100, 104, 0))
+"""Layer, bracket and seed of events that one seed has."""
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    where = tmp_path_factory.mktemp("fork-long") / "store"
+    assert run_sweep(make_sweep(LONG), where, INLINE).ok
+    opened = open_store(where)
+    ids = list(opened.sql("SELECT trial_id FROM trials ORDER BY seed")["trial_id"])
+    shared = [(*SHARED, seed) for seed in range(3)]
+    planted(opened, [
+        {"trial_id": ids[seed], "layer": layer, "layer_index": layer == "network.2", "step_before": a, "step_after": b}
+        | {"relative_size": 0.5 if layer == "network.0" else 0.1}
+        for layer, a, b, seed in (*shared, *ALONE)
+    ], "long")  # fmt: skip
+    return opened
+
+
+GRID = np.arange(0, 401, 4)
+
+
+@pytest.fixture
+def moves(long, monkeypatch):
+    """Puts movement in the place of the store's: the same in all seeds, but for a third more from 220 on in seed 0."""
+    ids = list(long.sql("SELECT trial_id FROM trials WHERE sweep = 'long' ORDER BY seed")["trial_id"])
+    rows = []
+    for seed, trial in enumerate(ids):
+        update = np.where((GRID >= 220) & (seed == 0), 0.0133, 0.01)
+        rows.append(pd.DataFrame({"trial_id": trial, "step": GRID, "update_norm": update, "weight_norm": 2.0}))
+    scalars = pd.concat(rows, ignore_index=True).assign(lr=1e-3)
+    dynamics = pd.concat([scalars.assign(layer=f"network.{i}", layer_index=i) for i in (0, 2)])
+    monkeypatch.setattr("ndt_ray.fork._movement", lambda store, sweep: (dynamics, scalars))
+
+
+def matched(sweep):
+    return [(e["layer"], e["event"], e["controls"]) for e in sweep.analyses[0].params["matched"]]
+
+
+def test_controls_of_a_fork_are_windows_of_the_chosen_event_in_every_seed(long, moves):
+    """The larger event of another layer, at 100, has windows of its own: none of them is taken for the one at 200.
+    From 180 on (5 % of the run), not near 200 itself or seed 1's event at 212, up to 220, where seed 0 moves more."""
+    forked = fork(long, "long", "f", Question(events=1, controls=9))
+    assert matched(forked) == [("network.2", 200, [192, 188, 184, 180])]
+    two = fork(long, "long", "f", Question(events=1, controls=2))
+    assert controls(two) == ["none", *(f"ablate:network.2@{step}" for step in (188, 192, 200))]
+    assert "200 of network.2 (3 of 3 seeds); windows matched in all seeds at 192, 188" in two.about
+    assert parse_sweep(dump_sweep(two)) == two
+    others = fork(long, "long", "f", Question(events=3, controls=1))
+    own = [entry for entry in matched(others) if entry[0] == "network.0"]
+    assert own == [("network.0", 100, [92]), ("network.0", 184, [176])]  # no window is used for two events
+    assert set(controls(others)[1:]) == {
+        f"ablate:{layer}@{step}" for layer, event, windows in matched(others) for step in (event, *windows)
+    }
+
+
+def test_what_is_done_to_the_whole_network_keeps_clear_of_the_events_of_all_layers(long, moves):
+    asked = {"kind": "damage", "targets": ["blur"], "events": 1, "controls": 5}
+    near = fork(long, "long", "f", Question(**asked, length=4))
+    assert matched(near) == [("network.2", 200, [192])]  # seed 2 has one of network.0 at 184: near are 180 to 192
+    assert controls(near) == ["none", "damage:blur@192-196", "damage:blur@200-204"]
+    none = fork(long, "long", "f", Question(**asked, length=100))
+    assert matched(none) == [("network.2", 200, [])] and "in all seeds at none" in none.about
+    assert controls(none) == ["none", "damage:blur@200-300"]
+
+
+@pytest.mark.slow
+def test_a_fork_tells_recovery_which_arms_are_at_the_event_and_which_are_matched_to_it(long, moves):
+    forked = fork(long, "long", "beside", Question(events=1, controls=2))
+    assert run_sweep(forked, long, INLINE).ok
+    rows = long.sql("SELECT * FROM recovery WHERE sweep = 'beside'")
+    assert rows.groupby("role").size().to_dict() == {"control": 6, "event": 3}
+    assert (rows["event_at"] == 200).all() and (rows["event_layer"] == "network.2").all()
+    contrasts = long.sql("SELECT * FROM recovery_contrasts WHERE sweep = 'beside' AND against = 'matched'")
+    assert set(contrasts["at"]) == {200} and (contrasts["n"] <= 3).all()
 
 
 def test_siblings_are_arms_that_nothing_is_done_to(store):

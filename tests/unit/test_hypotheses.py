@@ -226,20 +226,30 @@ def test_what_is_claimed_of_transformers_is_not_tested_where_their_heads_were_no
     assert (rows["verdict"] == "no_data").all() and rows["why"].str.contains("ndt analyze s attention").all()
 
 
-def test_disruption_at_events_against_elsewhere():
-    arms = [
-        {
-            "cell": "c", "untouched": f"t{i}", "kind": "ablate", "target": "a", "dose": 1.0, "flag": None,
-            "near_event": near, "area": 0.1 + 0.1 * near + 0.01 * RNG.normal(),
-        }
-        for i in range(7)
-        for near in (True, False, False)
-    ]  # fmt: skip
-    tables = {"trials": planted()["trials"], "recovery": pd.DataFrame(arms)}
-    row = run(tables)["hypotheses"].iloc[0]
-    assert row["hypothesis"] == "critical_periods" and row["verdict"] == "supported" and row["n"] == 7
-    tables["recovery"]["area"] = 0.1 + 0.01 * RNG.normal(size=21)
-    assert run(tables)["hypotheses"].iloc[0]["verdict"] == "not_shown"
+def test_disruption_at_events_against_matched_windows():
+    """Elsewhere, in windows like no event's, it costs nothing or twice as much: neither is evidence."""
+
+    def arms(at_event, matched, elsewhere):
+        return pd.DataFrame([
+            {
+                "cell": "c", "untouched": f"t{i}", "kind": "ablate", "target": "a", "dose": 1.0, "flag": None, "at": at,
+                "until": at, "near_event": role == "event", "role": role, "event_layer": "a" if role else None,
+                "event_at": 100 if role else None, "area": area + 0.01 * RNG.normal(),
+            }
+            for i in range(7)
+            for at, role, area in (
+                (100, "event", at_event), (80, "control", matched), (120, "control", matched), (20, None, elsewhere),
+            )
+        ])  # fmt: skip
+
+    for of, verdict in (((0.2, 0.1, 0.9), "supported"), ((0.1, 0.1, 0.0), "not_shown")):
+        tables = {"trials": planted()["trials"], "recovery": arms(*of)}
+        (row,) = run(tables)["hypotheses"].itertuples()
+        assert (row.hypothesis, row.verdict, row.n) == ("critical_periods", verdict, 7)
+        assert row.estimate == pytest.approx(of[0] - of[1], abs=0.02)
+    tables["recovery"] = tables["recovery"].query("role != 'control'")
+    (row,) = run(tables)["hypotheses"].itertuples()
+    assert row.verdict == "no_data" and "window matched to it" in row.why
 
 
 def test_cells_that_never_learned_have_no_part_in_any_verdict():

@@ -115,19 +115,57 @@ def test_windows_of_different_length_are_not_compared():
     assert set(found.loc[found["against"] == "@0", "at"]) == {50}
 
 
-def test_events_of_the_untouched_lane_mark_the_step():
-    tables = sweep({"ablate:a@100": heals, "ablate:a@150": heals}, seeds=2)
-    event = {
-        "trial_id": "none-0",
-        "step_before": 95,
-        "step_after": 105,
-        "significant": True,
-        "family": "primary",
-        "layer_index": 0,
-    }
+def test_events_of_the_untouched_lane_mark_the_step_in_their_layer():
+    arms = ("ablate:a@100", "ablate:b@100", "ablate:a@150", "ablate:a@120", "damage:blur@50-90", "damage:blur@20-80")
+    tables = sweep(dict.fromkeys(arms, heals), seeds=2)
+    event = {"trial_id": "none-0", "layer": "a", "step_before": 95, "step_after": 105, "significant": True}
+    event |= {"family": "primary", "layer_index": 0}
     tables["events"] = pd.DataFrame([event, {**event, "trial_id": "none-1", "significant": False}])
-    rows = analysed(tables)["recovery"].set_index("trial_id")["near_event"]
-    assert rows["ablate:a@100-0"] and not rows["ablate:a@150-0"] and not rows["ablate:a@100-1"]
+    near = analysed(tables)["recovery"].set_index("trial_id")["near_event"]
+    assert near[near].index.tolist() == ["ablate:a@100-0", "damage:blur@50-90-0"]  # 85 to 115, of layer a
+
+
+MATCHED = {"layer": "a", "event": 100, "controls": [80, 120]}
+
+
+def test_arms_at_an_event_are_compared_with_the_windows_matched_to_it_alone():
+    """Away from the event but unmatched, at 40, the same costs three times as much: it has no say."""
+    sizes = {40: 3, 80: 1, 100: 2, 120: 1}
+    arms = {f"ablate:a@{at}": (lambda t, s=size: s * heals(t)) for at, size in sizes.items()}
+    arms |= {"ablate:b@100": lambda t: 0 * t}  # another layer: not at this event
+    tables = sweep(arms, seeds=9)
+    trials = [f"none-{i}" for i in range(8)]  # seed 8 has no event there
+    found = analysed(tables, matched=[MATCHED | {"trials": trials}])
+    rows = found["recovery"]
+    roles = rows[rows["target"] == "a"].groupby("at")["role"].agg(lambda r: sorted(r.fillna("-").unique()))
+    assert roles.to_dict() == {40: ["-"], 80: ["control"], 100: ["event", "other_seeds"], 120: ["control"]}
+    assert rows.loc[rows["target"] == "b", "role"].isna().all()
+    assert (rows.loc[rows["role"].notna(), "event_at"] == 100).all() and rows.loc[
+        rows["at"] == 40, "event_at"
+    ].isna().all()
+    assert (rows["near_event"] == (rows["role"] == "event")).all()
+    beside = found["recovery_contrasts"].query("against == 'matched'").set_index("measure")
+    assert (beside["at"] == 100).all() and (beside["n"] == 8).all() and beside["target"].eq("a").all()
+    assert beside.loc["area", "finding"] == "worse_than_other" and beside.loc["area", "q"] == pytest.approx(2 / 256)
+    at = rows[(rows["target"] == "a") & (rows["trial_id"].str[-1] != "8")].groupby("at")["area"].mean()
+    assert beside.loc["area", "mean"] == pytest.approx(at[100] - (at[80] + at[120]) / 2)
+    assert "matched" not in set(analysed(tables)["recovery_contrasts"]["against"])
+
+
+def test_a_control_that_turns_out_to_be_near_an_event_is_none():
+    arms = {f"ablate:a@{at}": (lambda t, s=size: s * heals(t)) for at, size in {80: 9, 100: 2, 120: 1}.items()}
+    tables = sweep(arms, seeds=6)
+    event = {"layer": "a", "step_before": 76, "step_after": 84, "significant": True, "family": "primary"}
+    tables["events"] = pd.DataFrame([event | {"trial_id": f"none-{i}", "layer_index": 0} for i in range(6)])
+    found = analysed(tables, matched=[MATCHED])  # without `trials`: all have it
+    at = found["recovery"].groupby("at")["area"].mean()
+    beside = found["recovery_contrasts"].query("against == 'matched' and measure == 'area'")
+    assert beside["mean"].item() == pytest.approx(at[100] - at[120]) and beside["n"].item() == 6
+
+
+def test_what_is_matched_has_to_be_readable():
+    with pytest.raises(SpecError, match="matched: an entry has layer"):
+        analysed(sweep({"ablate:a@100": heals}, seeds=1), matched=[{"layer": "a"}])
 
 
 def test_arms_without_an_untouched_lane_or_evaluations_say_so():

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ndt_ray.analysis.events.control_windows import COLUMNS, NETWORK, Tolerance, matched_windows
+from ndt_ray.analysis.events.control_windows import COLUMNS, NETWORK, Tolerance, matched_windows, windows_of_all
 from ndt_ray.errors import SpecError
 
 STEPS, EVERY = 1000, 10
@@ -115,3 +115,40 @@ def test_what_cannot_be_matched_is_told() -> None:
         matched_windows(events((500, 500)), trials, dynamics, scalars)
     with pytest.raises(SpecError, match="step_before"):
         matched_windows(events((500, 510)).drop(columns="step_before"), trials, dynamics, scalars)
+
+
+# -- windows of all seeds --------------------------------------------------------------------------------------------
+
+
+def several(**updates: np.ndarray | float) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    parts = [tables(update, trial=name) for name, update in updates.items()]
+    return tuple(pd.concat(part, ignore_index=True) for part in zip(*parts, strict=True))  # type: ignore[return-value]
+
+
+def taken(*windows: tuple[str, int, int]) -> pd.DataFrame:
+    rows = [(trial, "a", 0, start, end) for trial, start, end in windows]
+    return pd.DataFrame(rows, columns=["trial_id", "layer", "layer_index", "start", "end"])
+
+
+def test_a_window_of_all_seeds_is_free_and_matched_in_each_of_them() -> None:
+    given = several(t=0.01, u=0.01)
+    free = windows_of_all((500, 520), "a", *given, occupied=taken())
+    assert free == [480, 520, 460, 540]  # nearest first where all moved as far; one from 560 on begins 6 % away
+    busy = windows_of_all((500, 520), "a", *given, occupied=taken(("t", 455, 480), ("u", 545, 560)))
+    assert busy == [480, 520]  # 460 is taken in one seed, 540 in the other: for both of them they are
+    assert windows_of_all((500, 520), "a", *given, occupied=taken(), most=1) == [480]
+    faster = np.where(GRID > 520, 0.013, 0.01)  # 30 % further behind 520, in one of the two
+    assert windows_of_all((500, 520), "a", *several(t=0.01, u=faster), occupied=taken()) == [480, 460]
+    closer = np.where(GRID > 520, 0.011, 0.01)  # 10 %: matched, but the others are closer
+    assert windows_of_all((500, 520), "a", *several(t=0.01, u=closer), occupied=taken()) == [480, 460, 520, 540]
+
+
+def test_a_window_that_one_seed_lacks_is_none() -> None:
+    trials, dynamics, scalars = several(t=0.01, u=0.01)
+    one = scalars[(scalars["trial_id"] == "t") | (scalars["step"] < 500)]
+    cut = dynamics[(dynamics["trial_id"] == "t") | (dynamics["step"] < 500)]
+    assert windows_of_all((500, 520), "a", trials, cut, one, occupied=taken()) == []
+    assert (
+        windows_of_all((500, 520), "a", trials, dynamics, scalars[scalars["trial_id"] == "t"], occupied=taken()) == []
+    )
+    assert windows_of_all((500, 520), "a", trials.iloc[:0], dynamics, scalars, occupied=taken()) == []
