@@ -203,7 +203,12 @@ def test_heads_that_differentiate_are_judged_against_matched_windows():
     ],
 )
 def test_attention_stays_while_outputs_change_only_where_both_halves_hold(outputs, attention, verdict):
-    trials = pd.DataFrame([{"trial_id": f"t/mnist-{i}", "cell": "t/mnist", "model": "vit", "data": "mnist", "control": "none"} for i in range(8)])
+    trials = pd.DataFrame(
+        [
+            {"trial_id": f"t/mnist-{i}", "cell": "t/mnist", "model": "vit", "data": "mnist", "control": "none"}
+            for i in range(8)
+        ]
+    )
     tables = {"trials": trials, "mechanism_changes": at_events(outputs, attention)}
     row = run(tables)["hypotheses"].set_index("hypothesis").loc[STABLE]
     assert row["verdict"] == verdict and row["n"] == 8 and row["scope"] == "t/mnist"
