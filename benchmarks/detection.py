@@ -5,6 +5,8 @@
 The founding study's 400 series of 400 measurements: a third each of AR(1) noise, of noise around a relaxation, and of
 noise with a step, all judged with 500 surrogates (more where p asks for them). Core seconds are of this one process;
 two actors halve them. `--quick`: a tenth of the series, and every null on a twentieth.
+
+Beside it what short series can show: steps of 8 SDs in AR(1) noise of 0.5, by the number of measurements.
 """
 
 import statistics
@@ -21,6 +23,7 @@ from ndt_ray.analysis.detection.profile import judge
 from ndt_ray.analysis.detection.surrogates import NULLS
 
 CORES = 2
+LENGTHS = (31, 61, 121, 241)
 MINUTES = 2.0
 """For 400 series of 400 measurements with the AR-sieve null, on two cores."""
 
@@ -39,6 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
         some = values if null == NULLS[0] else values[: max(6, count // 10)]
         rows.append({"null": null, "series": len(some), "measurements": options.n, **timed(some, null)})
         report(f"{null}: {rows[-1]['core_seconds_a_series']:.3f} core seconds a series")
+    for n in LENGTHS:
+        some = steps(max(6, count // 4), n)
+        rows.append({"null": f"{NULLS[0]}, 8 SD steps", "series": len(some), "measurements": n})
+        rows[-1] |= timed(some, NULLS[0])
+        report(f"{n} measurements: {rows[-1]['found']} of {len(some)} steps found at p < 0.01")
     half = timed(values[: max(3, count // 2)], NULLS[0])
     whole = float(rows[0]["core_seconds_a_series"])
     minutes = whole * 400 / CORES / 60
@@ -70,6 +78,13 @@ def timed(values: Floats, null: str) -> dict[str, float | int]:
         "surrogates_a_series": round(drawn / len(values)),
         "found": int(found),
     }
+
+
+def steps(count: int, n: int) -> Floats:
+    """`[count, n]`: steps of 8 SDs in the middle three fifths of AR(1) noise of coefficient 0.5."""
+    rng, t = np.random.default_rng(1), np.arange(n)
+    noise = lfilter([1.0], [1.0, -0.5], rng.normal(size=(count, n + 200)) * np.sqrt(0.75), axis=-1)[:, 200:]
+    return np.asarray(noise + 8.0 * (t > rng.uniform(0.2, 0.8, (count, 1)) * n))
 
 
 def series(count: int, n: int) -> Floats:

@@ -25,8 +25,8 @@ WEIRD_NAMES = ("plain", "a 0", 'a"=0"', "é=%20&x")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long files first, so that two processes end together."""
-    weight = {"faults": 0, "ray": 1, "bitwise": 2, "slow": 3}
+    """The long files first, so that two processes end together; first of all those with a time limit of their own."""
+    weight = {"timeout": 0, "faults": 1, "ray": 2, "bitwise": 3, "slow": 4}
     first: dict[str, int] = {}
     for item in items:
         heaviest = min((weight[m.name] for m in item.iter_markers() if m.name in weight), default=9)

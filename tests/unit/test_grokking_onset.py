@@ -103,6 +103,7 @@ def scales(n: int, seed: int, ordered: bool) -> pd.DataFrame:
                     "step": step, "kind": "neuron", "unit": np.arange(n), "frequency": np.where(done, 5, 1),
                     "fraction": np.where(done, 0.95, 0.2), "fft_no_dc": np.where(done, scale, 0.5),
                     "variance_preservation": rng.random(n), "relative_gradient": rng.random(n),
+                    "ablation_mean": np.nan,
                 }
             )
         )  # fmt: skip
