@@ -123,7 +123,8 @@ def write(rows: pd.DataFrame, dictionaries: pd.DataFrame, album: Album) -> None:
     made = founding.matrices(rows)
     within = [m for m in made if m.within]
     if within:
-        what = f"within {len(within)} networks: source loss / target loss, at most 1; diagonal 1"
+        networks = "one network" if len(within) == 1 else f"{len(within)} networks"
+        what = f"within {networks}: source loss / target loss, at most 1; diagonal 1"
         if album.room(SECTION):
             drawn = layer_universality_heatmap(within[:MAX_PANELS])
             album.figure(SECTION, "layer_universality_heatmap", drawn, f"Transfer between layers {what}.")
