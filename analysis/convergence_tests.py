@@ -5,20 +5,20 @@ do. Cells: the mean rho against random orders within every trial (without ties t
 exchange their architecture within seed and data set; Kruskal-Wallis, which knows no blocks, stands beside it.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from math import factorial
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import false_discovery_control, kruskal, rankdata
+from scipy.stats import kruskal, rankdata
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.blocks import between_groups, codes, permuted
 from ndt_ray.analysis.convergence import null_bottom_up, one_view
 from ndt_ray.analysis.detection import Floats
 from ndt_ray.analysis.events.significant import replicates
-from ndt_ray.analysis.inference.multiplicity import attainable_q
+from ndt_ray.analysis.inference.multiplicity import adjusted
 from ndt_ray.analysis.nulls import generator
 from ndt_ray.architectures import family_of
 from ndt_ray.store.schema import Column, Table
@@ -37,6 +37,7 @@ CONVERGENCE_CELLS = Table(
         Column("n_layers", "float64", "mean number of layers"),
         Column("mean_rho", "float64", "mean Spearman correlation of depth and settling over trials"),
         Column("p", "float64", "two-sided, random orders within every trial (Page's L, without ties)"),
+        Column("p_attainable", "float64", "smallest p any outcome could have had"),
         Column("q", "float64", "Benjamini-Hochberg over the cells of a measure and mode"),
         Column("q_attainable", "float64", "smallest q that the cell could have had, alone among them"),
         Column("bottom_up", "float64", "share of trials with rho > .6"),
@@ -99,13 +100,15 @@ def convergence_tests(data: AnalysisInput, *, permutations: int = 9_999, cleares
     for (mode, measure), group in joined.groupby(["mode", "measure"], sort=True):
         key = (data.sweep, str(mode), str(measure))
         own = series[(series["mode"] == mode) & (series["measure"] == measure)]
-        cells += _adjusted([row | {"mode": mode, "measure": measure} for row in _cells(group, own, permutations, key)])
+        rows = [row | {"mode": mode, "measure": measure} for row in _cells(group, own, permutations, key)]
+        adjusted([row for row in rows if not row["excluded"]])
+        cells += rows
         group = group[~group["untrained"]]
         for row in _architectures(group[group["rho"].notna()], permutations, key):
             architectures.append(row | {"mode": mode, "measure": measure})
         ranking += [row | {"mode": mode, "measure": measure} for row in _ranked(group, clearest)]
     return {
-        "convergence_cells": pd.DataFrame(cells).drop(columns="least", errors="ignore"),
+        "convergence_cells": pd.DataFrame(cells),
         "convergence_architectures": pd.DataFrame(architectures),
         "convergence_ranking": pd.DataFrame(ranking),
     }
@@ -117,9 +120,11 @@ def _cells(group: pd.DataFrame, series: pd.DataFrame, count: int, key: Sequence[
         ranked = [_ranks(series[series["trial_id"] == t]) for t in known["trial_id"]]
         row: dict[str, Any] = {"cell": cell, "model": own["model"].iloc[0], "data": own["data"].iloc[0]}
         row |= {"n_trials": len(known), "n_without": len(own) - len(known), "n_layers": own["n_layers"].mean()}
-        row |= {"mean_rho": known["rho"].mean() if len(known) else np.nan, "q": np.nan}
+        row |= {"mean_rho": known["rho"].mean() if len(known) else np.nan}
+        row |= {"q": np.nan, "q_attainable": np.nan}
         row["p"] = mean_order(ranked, count, *key, str(cell)) if own["mode"].iloc[0] == "default" else np.nan
-        row["least"] = max(float(2 / np.prod([factorial(len(depth)) for depth, _ in ranked])), 1 / (1 + count))
+        orders = math.prod(math.factorial(len(depth)) for depth, _ in ranked)
+        row["p_attainable"] = min(1.0, max(2 / orders, 1 / (1 + count))) if np.isfinite(row["p"]) else np.nan
         row["bottom_up"] = float((known["rho"] > 0.6).mean()) if len(known) else np.nan
         expected = [null_bottom_up(int(n)) for n in known["n_layers"]]
         row["null_bottom_up"] = float(np.mean(expected)) if expected else np.nan
@@ -150,15 +155,6 @@ def mean_order(trials: Sequence[tuple[Floats, Floats]], count: int, *key: str) -
         observed += float(depth @ settling)
         null += rng.permuted(np.tile(settling, (count, 1)), axis=1) @ depth
     return (1 + int((np.abs(null) >= abs(observed) - 1e-9).sum())) / (1 + count)
-
-
-def _adjusted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    known = [row for row in rows if np.isfinite(row["p"]) and not row["excluded"]]
-    if known:
-        for row, q in zip(known, false_discovery_control([row["p"] for row in known]), strict=True):
-            row["q"] = float(q)
-            row["q_attainable"] = attainable_q(len(known), row["least"])
-    return rows
 
 
 def _architectures(group: pd.DataFrame, count: int, key: Sequence[str]) -> Iterator[dict[str, Any]]:

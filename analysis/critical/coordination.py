@@ -14,10 +14,11 @@ import pandas as pd
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.convergence import MEASURES, one_view
 from ndt_ray.analysis.critical import rates
-from ndt_ray.analysis.critical.rate_tests import adjusted, upper_p
+from ndt_ray.analysis.critical.rate_tests import upper_p
 from ndt_ray.analysis.critical.tables import COORDINATION_CELLS, CRITICAL_RANKING
 from ndt_ray.analysis.detection import Floats
 from ndt_ray.analysis.events.significant import replicates
+from ndt_ray.analysis.inference.multiplicity import adjusted
 from ndt_ray.analysis.nulls import generator
 from ndt_ray.analysis.series import clock, layer_series
 

@@ -15,7 +15,6 @@ import pandas as pd
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.convergence import MEASURES, one_view
 from ndt_ray.analysis.critical import rate_tests, rates
-from ndt_ray.analysis.critical.rate_tests import adjusted
 from ndt_ray.analysis.critical.tables import (
     COORDINATION,
     COORDINATION_PAIRS,
@@ -25,6 +24,7 @@ from ndt_ray.analysis.critical.tables import (
     LOSS_COUPLING,
 )
 from ndt_ray.analysis.detection import Bools, Floats, Ints, merged
+from ndt_ray.analysis.inference.multiplicity import adjusted
 from ndt_ray.analysis.nulls import generator
 from ndt_ray.analysis.series import Clock, Series, clock, layer_series
 from ndt_ray.store.schema import Table

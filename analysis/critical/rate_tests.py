@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import false_discovery_control
 
 from ndt_ray.analysis.critical import rates
 from ndt_ray.analysis.detection import Bools, Floats, merged
-from ndt_ray.analysis.inference.multiplicity import attainable_q
+from ndt_ray.analysis.inference.multiplicity import adjusted
 from ndt_ray.analysis.nulls import generator
 
 SCALES = (1, 3, 5, 10, 20)
@@ -139,18 +138,3 @@ def _lag_row(correlation: Floats, null: Floats) -> dict[str, Any]:
 def upper_p(null: Floats, observed: float) -> float:
     """(1 + null values at least as large) / (1 + null values)."""
     return (1 + int((null >= observed).sum())) / (1 + len(null))
-
-
-def adjusted(rows: list[dict[str, Any]], least: float = float("nan")) -> list[dict[str, Any]]:
-    """The rows, those that have a p with its Benjamini-Hochberg q over them and the smallest that each could have had.
-
-    `least`: the smallest p of any, where rows have no `p_attainable` of their own.
-    """
-    for row in rows:
-        row["q_attainable"] = None
-    known = [row for row in rows if row.get("p") is not None and np.isfinite(row["p"])]
-    if known:
-        for row, q in zip(known, false_discovery_control([row["p"] for row in known]), strict=True):
-            row["q"] = float(q)
-            row["q_attainable"] = attainable_q(len(known), float(row.get("p_attainable", least)))
-    return rows

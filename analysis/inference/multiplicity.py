@@ -5,7 +5,7 @@ Sources: Benjamini & Hochberg 1995, Benjamini & Yekutieli 2001 (both through Sci
 """
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -52,6 +52,20 @@ def attainable_q(n_tested: int, smallest_p: float, n_alike: int = 1) -> float:
             f" ({n_tested=}, {n_alike=}, {smallest_p=})"
         )
     return float("nan") if n_tested == 0 else float(np.minimum(1.0, n_tested * smallest_p / n_alike))
+
+
+def adjusted(rows: list[dict[str, Any]], least: float = float("nan")) -> list[dict[str, Any]]:
+    """Rows with `q`, Benjamini-Hochberg over those that have a `p`, and the smallest that each of these could have had.
+
+    `least`: the smallest p of any, where rows have no `p_attainable` of their own.
+    """
+    known = [row for row in rows if row.get("p") is not None and np.isfinite(row["p"])]
+    for row in rows:
+        row.setdefault("q", None)
+        row["q_attainable"] = None
+    for row, q in zip(known, bh([row["p"] for row in known]), strict=True):
+        row |= {"q": float(q), "q_attainable": attainable_q(len(known), float(row.get("p_attainable", least)))}
+    return rows
 
 
 def _holm(p: Floats) -> Floats:

@@ -170,6 +170,13 @@ def test_one_seed_one_model_and_nothing_are_survived() -> None:
     assert all(t.num_rows == 0 for t in convergence_tests(given({}, convergence_tests.reads)).values())
 
 
+def test_many_seeds_of_a_deep_network_have_more_orders_than_an_integer_holds() -> None:
+    """12!^8 is 0 in 64 bits."""
+    deep = _sweep(lambda m, r: np.arange(12.0) + r.normal(0, 0.5, 12), models=("mlp_a",), seeds=8, layers=12)
+    (cell,) = convergence_tests(given(deep, convergence_tests.reads), permutations=99)["convergence_cells"].to_pylist()
+    assert cell["n_trials"] == 8 and cell["p_attainable"] == cell["q_attainable"] == pytest.approx(1 / 100)
+
+
 def test_cells_that_never_trained_are_shown_and_left_out_of_comparisons() -> None:
     tables = _sweep(lambda m, r: np.arange(5.0) + r.normal(0, 0.5, 5), models=("mlp_a", "cnn_b", "cnn_c"), seeds=4)
     names = tables["trials"]
