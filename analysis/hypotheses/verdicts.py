@@ -60,7 +60,7 @@ def hypotheses(data: AnalysisInput, *, alpha: float = 0.05) -> dict[str, pd.Data
     Cells that never learned have no part in them.
     """
     everyone, known = data.frame("trials"), replicates(data)
-    never = known.loc[known["untrained"], "trial_id"] if len(known) else known.get("trial_id", pd.Series(dtype=str))
+    never = set(known.loc[known["untrained"], "trial_id"]) if len(known) else set()
     trials = everyone[~everyone["trial_id"].isin(never)] if len(everyone) else everyone
     if trials.empty:
         return {t.name: pd.DataFrame() for t in (EVENT_MECHANISMS, EVENT_MODELS, HYPOTHESES, PATTERNS)}

@@ -1,7 +1,8 @@
 """What changed at the events: the battery before, during and after each, against windows like it without an event."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -113,11 +114,11 @@ class Looked:
     steps: Mapping[str, np.ndarray[Any, Any]]
     panel: "Panel"
     distances: Distances
-    matching: Matching = field(init=False)
 
-    def __post_init__(self) -> None:
-        matching = Matching(self.trials, self.scalars, self.steps, self.distances, MOST_CONTROLS)
-        object.__setattr__(self, "matching", matching)
+    @cached_property
+    def matching(self) -> Matching:
+        """Kept, for it reads each trial's path once, whatever events are compared."""
+        return Matching(self.trials, self.scalars, self.steps, self.distances, MOST_CONTROLS)
 
 
 def looked_at(table: Callable[[str], pd.DataFrame]) -> Looked:
