@@ -100,8 +100,13 @@ def moments(
     spread = _events(events[events["trial_id"].isin(own["trial_id"])] if len(events) else events, families)
     near = around_events(spread, steps, own, WIDEST) if len(spread) else spread
     for event in spread.loc[spread.index.difference(near.index)].itertuples() if len(spread) else ():
-        what = f"event of {event.layer} at {event.step_before:,}-{event.step_after:,}, trial {str(event.trial_id)[:12]}"
-        left.append(Left(what, f"no checkpoints within {WIDEST:.0%} of the run: --run brings them back"))
+        kind = "candidate, not significant," if event.exploratory else "event"
+        what = (
+            f"{kind} of {event.layer} at {event.step_before:,}-{event.step_after:,}, trial {str(event.trial_id)[:12]}"
+        )
+        # Only what is significant is planned around.
+        mend = "`checkpoint: {every: …}` keeps some from the start" if event.exploratory else "--run brings them back"
+        left.append(Left(what, f"no checkpoints within {WIDEST:.0%} of the run: {mend}"))
     for cell, group in own.groupby("_cell", sort=True):
         mine = near[near["trial_id"].isin(group["trial_id"])] if len(near) else near
         mine = select(mine, per_cell) if len(mine) else mine

@@ -85,6 +85,9 @@ def test_a_moment_is_an_event_with_checkpoints_around_it_or_a_trial_along_traini
     ]  # fmt: skip
     assert found[0].layer == "fc" and not found[0].exploratory and "event of fc" in found[0].words
     assert len(left) == 1 and "far" in left[0].what and "25%" in left[0].reason
+    assert left[0].what.startswith("event of ") and left[0].reason.endswith("--run brings them back")
+    unsure = moments(TRIALS, SAVED, pd.DataFrame([{**far, "significant": False}]), FAMILIES)[1][0]
+    assert unsure.what.startswith("candidate, not significant, of ") and "--run" not in unsure.reason
     guess, _ = moments(TRIALS, SAVED, pd.DataFrame([{**EVENT, "significant": False}]), FAMILIES)
     assert guess[0].exploratory and "not significant" in guess[0].words
     none, _ = moments(TRIALS, SAVED, pd.DataFrame(), pd.DataFrame())
