@@ -269,7 +269,9 @@ class Bank:
 
     def products(self, seen: Floats, atoms: Floats) -> Floats:
         """Innovations `[memories, count, n]` times every atom's `[n, atoms]`, those of unit length."""
-        return np.asarray((self.grid.transposed(seen) @ atoms) * self.inverse[:, None])
+        # One matrix product: as a stack of them every memory would read all atoms anew.
+        score = (self.grid.transposed(seen).reshape(-1, seen.shape[-1]) @ atoms).reshape(*seen.shape[:-1], -1)
+        return np.asarray(score * self.inverse[:, None])
 
 
 def bank(n: int, shape: Shape, memories: Sequence[Memory]) -> Bank:

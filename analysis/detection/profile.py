@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from ndt_ray.analysis.detection import Events, Floats, Parameters, checked
 from ndt_ray.analysis.detection.atoms import Shape
-from ndt_ray.analysis.detection.likelihood import IMPLAUSIBLE, Fitted, fit, standardised
+from ndt_ray.analysis.detection.likelihood import Fitted, fit, standardised
 from ndt_ray.analysis.detection.locate import Located, bracket, search
 from ndt_ray.analysis.detection.maxtest import BATCH, MOST, Null, sequential
 from ndt_ray.analysis.detection.surrogates import Described, describe, draw, siblings
@@ -120,9 +120,9 @@ def judge(
     kind = _kind(known)
     sought = known.regime.sought(len(kept), shape)
 
-    def fitted(series: Floats, within: float = np.inf) -> Fitted:
+    def fitted(series: Floats, null_series: bool = False) -> Fitted:
         seen = standardised(series, shape, known.noiseless)[0]
-        return fit(seen, shape, free=sought, memories=known.regime.memories, within=within)
+        return fit(seen, shape, free=sought, memories=known.regime.memories, null_series=null_series)
 
     found = fitted(kept[None])
     statistic = float(found.statistic[0])
@@ -144,7 +144,7 @@ def judge(
             drawn = draw(known, count, null, rng)
         else:
             drawn = siblings(kept, continuations[:, ::stride][:, first:] / unit, shape)
-        found = fitted(drawn, IMPLAUSIBLE)
+        found = fitted(drawn, null_series=True)
         gains.append(found.gain)
         return found.statistic
 
