@@ -18,6 +18,7 @@ from ndt_ray.analysis import detection, nulls
 from ndt_ray.analysis.api import AnalysisInput, analysis
 from ndt_ray.analysis.detection import Events, Floats, Rule
 from ndt_ray.analysis.detection.original import DifferenceZ, SmoothedGradient, rule
+from ndt_ray.analysis.events.cases import KERNEL, LEVELS, cases
 from ndt_ray.analysis.phases import phase_bin, published_phase_bin
 from ndt_ray.analysis.series import Clock, Series, clock, layer_series, mean_series
 from ndt_ray.analysis.tables import JUMP_COUNTS, JUMPS
@@ -40,12 +41,16 @@ accurate to 2e-7. The published "stable rank" varied by 1e-9: every one of its 2
 
 
 @analysis(
-    name="jumps", reads=("trials", "measurements", "original_measurements"), writes=(JUMPS, JUMP_COUNTS), per="trial"
+    name="jumps",
+    reads=("trials", "measurements", "velocity", "original_measurements"),
+    writes=(JUMPS, JUMP_COUNTS),
+    per="trial",
 )
 def jumps(
     data: AnalysisInput,
     *,
     measures: Sequence[str] = MEASURES,
+    velocities: Sequence[str] = (),
     rules: Mapping[str, Mapping[str, Any]] = {"difference_z": {}, "smoothed_gradient": {}, "rolling_level": {}},
     modes: Sequence[str] = ("default", "original"),
     n_surrogates: int = 200,
@@ -54,12 +59,13 @@ def jumps(
 
     `difference_z` and `rolling_level` judge every layer, `smoothed_gradient` the mean over layers. Only measurements on
     the `every` grid are used, and the change from step 0 is shown but not counted (Adam's first step is a sign step).
+    `velocities`: columns of the table velocity that are judged, too, layer by layer; rates by their logarithm.
     """
     trial = clock(data.frame("trials"), data.frame("measurements"))
     chosen = [rule(name, parameters) for name, parameters in rules.items()]
     events: list[Columns] = []
     counts: list[dict[str, Any]] = []
-    for mode, series, judges in _cases(data, trial, measures, chosen, modes):
+    for mode, series, judges in _cases(data, trial, measures, velocities, chosen, modes):
         tested = _tested(mode, series)
         noise = _surrogates(mode, tested, trial, n_surrogates)
         for detector in judges:
@@ -70,7 +76,12 @@ def jumps(
 
 
 def _cases(
-    data: AnalysisInput, trial: Clock, measures: Sequence[str], chosen: Iterable[Rule], modes: Sequence[str]
+    data: AnalysisInput,
+    trial: Clock,
+    measures: Sequence[str],
+    velocities: Sequence[str],
+    chosen: Iterable[Rule],
+    modes: Sequence[str],
 ) -> Iterator[tuple[str, Series, list[Rule]]]:
     """Every (mode, series) with the rules that judge it."""
     for mode in modes:
@@ -78,7 +89,10 @@ def _cases(
             raise SpecError(f"unknown mode '{mode}'{did_you_mean(mode, ('default', 'original'))}")
     if "default" in modes:
         rows = data.frame("measurements")
-        for series in layer_series(rows, measures, trial.every):
+        moved = cases(
+            rows.iloc[:0], data.frame("velocity"), measures=(), velocities=velocities, grid="linear", trial=trial
+        )
+        for series in (*layer_series(rows, measures, trial.every), *(case.judged for case in moved)):
             yield "default", series, [d for d in chosen if not isinstance(d, SmoothedGradient)]
         for series in mean_series(rows, measures, trial.every):
             yield "default", series, [d for d in chosen if isinstance(d, SmoothedGradient)]
@@ -146,6 +160,8 @@ def _described(series: Series, found: Events, per_step: bool) -> Columns:
     spread = np.where(inside, v[high] - v[low], np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):  # a level of 0 has no relative change: null
         relative = np.where(level > 0, found.magnitude / level, np.nan)
+    if series.view == KERNEL and series.measure not in LEVELS:  # logarithms
+        relative = np.abs(np.expm1(found.direction * found.magnitude))
     return {
         "index": i + series.first,
         "step_before": found.step_before,

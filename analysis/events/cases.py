@@ -1,7 +1,7 @@
 """The series of a trial that are put to the test, and those of its siblings that stand for chance."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,11 @@ class Case:
     def key(self) -> str:
         s = self.series
         return f"{s.measure} {s.layer} {s.view} {s.steps[0]}" if s.steps.size else ""
+
+    @property
+    def judged(self) -> Series:
+        """The series with its values as the detector sees them."""
+        return replace(self.series, values=self.values)
 
     @property
     def name(self) -> tuple[str, int, str]:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ndt_ray.analysis.api import AnalysisInput, analysis
+from ndt_ray.analysis.events.cases import VELOCITIES
 from ndt_ray.analysis.inference import sample
 from ndt_ray.analysis.inference.claims import Claim, ConcentratedEarly, EventNear, Judged, MoreEvents
 from ndt_ray.analysis.inference.compare import cell_status
@@ -20,6 +21,7 @@ from ndt_ray.analysis.inference.contrasts import WHOLE, Member, pairs
 from ndt_ray.analysis.inference.outcomes import chosen, number
 from ndt_ray.analysis.inference.specifications import Specified, by_families, by_rules
 from ndt_ray.analysis.inference.tables import ROBUSTNESS, SPECIFICATION_CURVE
+from ndt_ray.analysis.series import Clock
 
 RULES: tuple[Mapping[str, Any], ...] = (
     {"detector": "difference_z", "threshold": 2.0},
@@ -44,6 +46,7 @@ _CHOICES = ("measure", "centring", "view", "detector", "threshold", "window", "n
         "evaluations",
         "sweeps",
         "measurements",
+        "velocity",
         "other_views",
         "events",
         "event_families",
@@ -57,6 +60,7 @@ def multiverse(
     data: AnalysisInput,
     *,
     measures: Sequence[str] = ("participation_ratio", "stable_rank", "nuclear_norm_ratio"),
+    velocities: Sequence[str] = VELOCITIES,
     rules: Sequence[Mapping[str, Any]] = RULES,
     alphas: Sequence[float] = (0.01, 0.05, 0.2),
     alpha: float = 0.05,
@@ -74,7 +78,7 @@ def multiverse(
     if len(trials):
         status = cell_status(everyone, outcomes, data.frame("evaluations"))
         trials = trials[~trials["cell"].isin(status.loc[status["excluded"].astype(bool), "cell"])]
-    specs = _specifications(data, trials, measures, rules, alphas, alpha) if len(trials) else []
+    specs = _specifications(data, trials, measures, velocities, rules, alphas, alpha) if len(trials) else []
     if not specs:
         return {"specification_curve": pd.DataFrame(), "robustness": pd.DataFrame()}
     made = sample.design(trials.reset_index(drop=True), data.frame("sweeps"))
@@ -94,6 +98,7 @@ def _specifications(
     data: AnalysisInput,
     trials: pd.DataFrame,
     measures: Sequence[str],
+    velocities: Sequence[str],
     rules: Sequence[Mapping[str, Any]],
     alphas: Sequence[float],
     alpha: float,
@@ -103,12 +108,17 @@ def _specifications(
     own, further = (chosen(data, table, wanted) for table in ("measurements", "other_views"))
     rows = pd.concat([own, further], ignore_index=True) if len(further) else own
     rows = rows[rows["trial_id"].isin(trials["trial_id"])] if len(rows) else rows
-    every = {t: e for t, text in zip(trials["trial_id"], trials["spec"], strict=True) if (e := _every(text))}
+    moves = chosen(data, "velocity", ("trial_id", "step", "previous_step", "layer", "layer_index", *velocities))
+    clocks = {
+        row.trial_id: Clock(row.trial_id, int(row.steps), every)
+        for row in trials.itertuples()
+        if (every := _every(row.spec))
+    }
     families = sample.families(data.frame("event_families"), data.frame("trials"))
     rates = tuple(dict.fromkeys((*alphas, alpha)))
     ids = list(trials["trial_id"])
     found = by_families(data.frame("series_tests"), data.frame("event_candidates"), families, ids, rates, alpha)
-    found += by_rules(rows, every, measures, rules)
+    found += by_rules(rows, moves, clocks, measures, velocities, rules)
     if found and not any(spec.primary for spec in found):
         found[0].primary = True
     return found

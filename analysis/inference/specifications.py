@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from ndt_ray.analysis import detection
+from ndt_ray.analysis.events.cases import KERNEL, cases
 from ndt_ray.analysis.inference import sample
 from ndt_ray.analysis.inference.multiplicity import benjamini_bogomolov, bh
-from ndt_ray.analysis.series import Series, layer_series
+from ndt_ray.analysis.series import Clock, Series, layer_series
 from ndt_ray.errors import SpecError
 
 CONSTANT = 1e-6
@@ -85,41 +86,50 @@ class Specified:
 
 
 def by_rules(
-    rows: pd.DataFrame, every: Mapping[str, int], measures: Sequence[str], rules: Sequence[Mapping[str, Any]]
+    rows: pd.DataFrame,
+    moves: pd.DataFrame,
+    clocks: Mapping[str, Clock],
+    measures: Sequence[str],
+    velocities: Sequence[str],
+    rules: Sequence[Mapping[str, Any]],
 ) -> list[Specified]:
-    """Every measure × centring × view × rule over all trials; every: grid by trial_id.
+    """Every measure × centring × view × rule over all trials, and every velocity × rule.
 
-    `rows`: measurements, of layers with several views those of their own first. Where there are several, each view of
-    any layer is a specification: layers without it are judged in their own, so that all compare the same layers.
-    A measure's uncentred twin is its column `…_uncentred`. Runs of flagged neighbours are one event, at the strongest.
-    The change from step 0 is left out, as everywhere (Adam's first step is a sign step).
+    `rows`: measurements, of layers with several views those of their own first; `moves`: of the table velocity.
+    Where there are several views, each of any layer is a specification: layers without it are judged in their own, so
+    that all compare the same layers. A measure's uncentred twin is its column `…_uncentred`. Runs of flagged neighbours
+    are one event, at the strongest. The change from step 0 is left out, as everywhere (Adam's first step is a sign
+    step).
     """
     made = [(dict(rule), detection.make(rule["detector"], _parameters(rule))) for rule in rules]
-    given = [_choices("", "", rule) for rule, _ in made]
+    given = [_rule(rule) for rule, _ in made]
     if len(set(given)) < len(given):
         raise SpecError("multiverse: two rules are alike in detector, threshold and window - leave one out")
     columns = [c for m in measures for c in (m, f"{m}_uncentred") if c in rows]
     found: dict[Choices, Specified] = {}
     seen = rows.drop_duplicates(["trial_id", "layer", "view"]) if len(rows) else rows
     further = sorted(seen.loc[seen.duplicated(["trial_id", "layer"]), "view"].unique()) if len(rows) else []
-    for trial_id, own in rows.groupby("trial_id", sort=True) if len(rows) else []:
-        if trial_id not in every:
-            continue
-        views_of = own.groupby("layer", sort=False)["view"].unique()
-        for series in layer_series(own, columns, every[str(trial_id)]):
+    of_trial, moving = (dict(iter(t.groupby("trial_id"))) if len(t) else {} for t in (rows, moves))
+    for trial_id, trial in sorted(clocks.items()):
+        own = of_trial.get(trial_id, rows.iloc[:0])
+        views_of = own.groupby("layer", sort=False)["view"].unique() if len(own) else {}
+        moved = moving.get(trial_id, moves.iloc[:0])
+        rates = cases(own.iloc[:0], moved, measures=(), velocities=velocities, grid="linear", trial=trial)
+        each = (*layer_series(own, columns, trial.every), *(case.judged for case in rates))
+        for series in each:
             tested = series.since(1)
             if len(tested.steps) < 4:
                 continue
-            known = list(views_of[series.layer])
+            known = [series.view] if series.view == KERNEL else list(views_of[series.layer])
             is_own = series.view == known[0]
             views = [v for v in further if series.view == v or (is_own and v not in known)]
-            views += [EACH_OWN] if is_own else []
+            views = ([] if series.view == KERNEL else views) + ([EACH_OWN] if is_own else [])
             for rule, detector in made:
-                events = [] if _constant(tested) else list(_events(str(trial_id), tested, detector))
+                events = [] if _constant(tested) else list(_events(trial_id, tested, detector))
                 for view in views:
-                    choices = _choices(series.measure, view, rule)
+                    choices = _choices(series, view, rule)
                     into = found.setdefault(choices, Specified(choices))
-                    into.judged(str(trial_id), series.layer, float(tested.steps[0]), float(tested.steps[-1]))
+                    into.judged(trial_id, series.layer, float(tested.steps[0]), float(tested.steps[-1]))
                     into.add(events)
     return list(found.values())
 
@@ -181,16 +191,21 @@ def _constant(series: Series) -> bool:
     return float(np.std(series.values)) <= CONSTANT * float(np.abs(series.values).max())
 
 
-def _choices(column: str, view: str, rule: Mapping[str, Any]) -> Choices:
-    measure, centring = _centring(column, view)
+def _choices(series: Series, view: str, rule: Mapping[str, Any]) -> Choices:
+    (measure, centring), (detector, threshold, window) = _centring(series.measure, series.view), _rule(rule)
+    return Choices(measure, centring, view, detector, threshold, window, NO_NULL)
+
+
+def _rule(rule: Mapping[str, Any]) -> tuple[str, float | None, float | None]:
+    """Detector, threshold and window."""
     window = next((float(rule[key]) for key in ("window", "sigma") if key in rule), None)
     threshold = next((float(rule[key]) for key in ("threshold", "penalty") if key in rule), None)
-    return Choices(measure, centring, view, rule["detector"], threshold, window, NO_NULL)
+    return rule["detector"], threshold, window
 
 
 def _centring(column: str, view: str) -> tuple[str, str]:
-    if view == "kernel":
-        return column, "kernel"
+    if view == KERNEL:
+        return column, KERNEL
     name = column.removesuffix("_uncentred")
     return name, "centred" if name == column else "uncentred"
 

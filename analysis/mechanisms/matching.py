@@ -1,6 +1,6 @@
 """Which events are looked at, the checkpoints that stand around them, and windows like these without an event."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -85,6 +85,8 @@ def around_events(
 
 
 Distances = Callable[[str, str, int, int], float]
+Taken = Mapping[tuple[str, str], Sequence[tuple[int, int]]]
+"""Windows (start, end) of each trial and layer that no control may overlap."""
 
 
 def displacements(rows: pd.DataFrame) -> Distances:
@@ -121,10 +123,9 @@ class Matching:
     def planned(self) -> dict[str, int]:
         return dict(zip(self.trials["trial_id"], self.trials["steps"].astype(int), strict=True))
 
-    def windows(self, around: pd.DataFrame, busy: pd.DataFrame) -> list[Windows]:
+    def windows(self, around: pd.DataFrame, taken: Taken) -> list[Windows]:
         """The windows of each row of `around`: matched ones, and all of the same length; ends are checkpoints."""
-        by_event = self._matched(around, busy, Tolerance(), self.most)
-        taken = _by_layer(busy)
+        by_event = self._matched(around, taken, Tolerance(), self.most)
         found = []
         for row in around.itertuples():
             length, saved = row.end - row.start, set(self.steps[row.trial_id].tolist())
@@ -136,20 +137,19 @@ class Matching:
             found.append(Windows((int(row.start), int(row.end)), tuple(by_event.get(row.Index, ())), tuple(free)))
         return found
 
-    def lacking(self, around: pd.DataFrame, busy: pd.DataFrame) -> dict[Any, str]:
+    def lacking(self, around: pd.DataFrame, taken: Taken) -> dict[Any, str]:
         """For rows of `around` with too few controls: the first thing to match on that leaves too few."""
         short: dict[Any, str] = {}
         for name, tolerance in _ONE_BY_ONE.items():
-            enough = self._matched(around, busy, tolerance, FEWEST_CONTROLS)
+            enough = self._matched(around, taken, tolerance, FEWEST_CONTROLS)
             for i in around.index:
                 if len(enough.get(i, ())) < FEWEST_CONTROLS:
                     short.setdefault(i, name)
         return short
 
     def _matched(
-        self, around: pd.DataFrame, busy: pd.DataFrame, tolerance: Tolerance, most: int
+        self, around: pd.DataFrame, taken: Taken, tolerance: Tolerance, most: int
     ) -> dict[Any, list[tuple[int, int]]]:
-        taken = _by_layer(busy)
         found: dict[Any, list[tuple[int, int]]] = {}
         columns = (around[name].tolist() for name in ("trial_id", "layer", "start", "end"))
         for i, trial, layer, start, end in zip(around.index, *columns, strict=True):
@@ -160,15 +160,6 @@ class Matching:
                 alike = controls_of(path, own, self.planned[trial], avoid, tolerance, most)
                 found[i] = [(window["start"], window["end"]) for window in alike]
         return found
-
-
-def _by_layer(windows: pd.DataFrame) -> dict[tuple[str, str], list[tuple[int, int]]]:
-    """(start, end) of each trial and layer."""
-    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    columns = (windows[name].tolist() for name in ("trial_id", "layer", "start", "end"))
-    for trial, layer, start, end in zip(*columns, strict=True):
-        found.setdefault((trial, layer), []).append((start, end))
-    return found
 
 
 _ANY = float("inf")
@@ -187,13 +178,14 @@ def best_windows(
     """Each event with the nearest checkpoints that leave it enough controls, or else the most; nothing that is
     compared has a say in it."""
     best: dict[Any, tuple[pd.Series, Windows]] = {}
+    eventful = occupied(all_events[all_events["significant"].astype(bool)], events)
     for rank in range(REACH**2):
         lacking = [i for i in events.index if i not in best or len(best[i][1].matched) < FEWEST_CONTROLS]
         around = around_events(events.loc[lacking], matching.steps, matching.trials, widest, rank)
         if around.empty:
             break
         for (i, row), windows in zip(
-            around.iterrows(), matching.windows(around, occupied(all_events, events, around)), strict=True
+            around.iterrows(), matching.windows(around, _and_around(eventful, around)), strict=True
         ):
             if i not in best or len(windows.matched) > len(best[i][1].matched):
                 best[i] = row, windows
@@ -202,18 +194,30 @@ def best_windows(
     taken = [windows for _, windows in chosen]
     few = around[[len(w.matched) < FEWEST_CONTROLS for w in taken]] if len(around) else around
     if len(few):
-        for i, what in matching.lacking(few, occupied(all_events, events, few)).items():
+        for i, what in matching.lacking(few, _and_around(eventful, few)).items():
             taken[i] = replace(taken[i], lacking=what)
     return around, taken
 
 
-def occupied(all_events: pd.DataFrame, chosen: pd.DataFrame, around: pd.DataFrame) -> pd.DataFrame:
+def occupied(significant: pd.DataFrame, chosen: pd.DataFrame) -> Taken:
     """Windows no control may overlap: of the events looked at, and of the significant ones of every family."""
-    columns = ["trial_id", "layer", "layer_index", "start", "end"]
-    significant = all_events[all_events["significant"].astype(bool)]
-    renamed = {"step_before": "start", "step_after": "end"}
-    others = pd.concat([significant.rename(columns=renamed)[columns], chosen.rename(columns=renamed)[columns]])
-    return pd.concat([around[columns], others.astype(around[columns].dtypes)], ignore_index=True)
+    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for events in (significant, chosen):
+        _add(found, events, "step_before", "step_after")
+    return found
+
+
+def _and_around(taken: Taken, around: pd.DataFrame) -> Taken:
+    """Those, and the windows between checkpoints that are compared."""
+    both = {key: list(windows) for key, windows in taken.items()}
+    _add(both, around, "start", "end")
+    return both
+
+
+def _add(found: dict[tuple[str, str], list[tuple[int, int]]], rows: pd.DataFrame, start: str, end: str) -> None:
+    columns = (rows[name].tolist() for name in ("trial_id", "layer", start, end))
+    for trial, layer, a, b in zip(*columns, strict=True):
+        found.setdefault((trial, layer), []).append((int(a), int(b)))
 
 
 def with_steps(scalars: pd.DataFrame, steps: Mapping[str, np.ndarray[Any, Any]]) -> pd.DataFrame:

@@ -45,11 +45,13 @@ def partition(
     every: int,
     original: pd.DataFrame | None = None,
     scalars: pd.DataFrame | None = None,
+    velocity: pd.DataFrame | None = None,
 ) -> AnalysisInput:
     """What the runner would hand an analysis of one trial."""
     tables = {
         "trials": trial(steps, every),
         "measurements": rows,
+        "velocity": velocity,
         "original_measurements": original,
         "scalars": scalars,
     }

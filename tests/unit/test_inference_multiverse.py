@@ -88,6 +88,26 @@ def test_planted_claims_survive_every_choice() -> None:
     assert not curve.duplicated(["claim", "specification"]).any()
 
 
+def test_velocities_are_specifications_of_every_rule() -> None:
+    """A layer that turns at 300 while its spectrum stays: measures are silent about it, velocity is not."""
+    tables = sweep({"m": False, "quiet": False})
+    rng, steps = np.random.default_rng(2), np.arange(EVERY, STEPS + 1, EVERY)
+    tables["velocity"] = [
+        {"trial_id": t["trial_id"], "layer": layer, "layer_index": i, "step": int(step)}
+        | {"previous_step": int(step) - EVERY, "velocity": float(np.exp(rng.normal(-7, 0.1) + 3 * turns))}
+        for t in tables["trials"]
+        for i, layer in enumerate("ab")
+        for step, turns in zip(steps, (steps == JUMP) & (t["model"] == "m"), strict=True)
+    ]
+    curve, _ = run(tables)
+    claim = curve[curve["claim"] == "m has more events per layer-series than quiet"]
+    moving = claim[claim["measure"] == "velocity"].set_index("detector")
+    assert len(claim) == PER_FAMILY + len(RULES) and set(moving["centring"]) == {"kernel"}
+    assert (moving.loc["difference_z", "estimate"] > 0).all() and (moving.loc["difference_z", "p"] < 0.05).all()
+    assert not (claim.loc[claim["measure"] != "velocity", "p"] < 0.01).any()
+    assert len(run(tables, velocities=())[0].query("measure == 'velocity'")) == 0
+
+
 @pytest.mark.slow
 def test_noise_makes_no_robust_claim() -> None:
     """12 sweeps of two equal models: a joint curve p at 0.05 in one or two at most."""

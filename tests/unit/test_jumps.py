@@ -118,6 +118,30 @@ def test_repeated_jumps_stand_above_both_nulls_and_a_transient_hides_behind_its_
     assert compare_with_null(found["jump_counts"])["verdict_white"].tolist() == ["below"]
 
 
+def test_velocities_are_judged_where_that_is_asked_for_rates_by_their_logarithm() -> None:
+    rows = measurements({"fc": noise(101)}, steps=STEPS, measure="participation_ratio", every=10)
+    speed = np.exp(0.1 * noise(101, 3, level=0.0) - 7)
+    speed[60] *= 20
+    moved = pd.DataFrame({"trial_id": TRIAL, "step": STEPS, "layer": "fc", "layer_index": 0, "velocity": speed})
+    moved = moved.assign(previous_step=moved["step"].shift(1), label_alignment=np.where(STEPS >= 300, 0.9, 0.2))
+    moved["label_alignment"] += 0.01 * noise(101, 4, level=0.0)
+    data = partition(rows, steps=1000, every=10, velocity=moved)
+    usual = jumps(data, n_surrogates=20, rules=RULE)["jump_counts"].to_pandas()
+    assert usual["measure"].tolist() == ["participation_ratio"]
+    asked = {"velocities": ["velocity", "label_alignment"], "measures": [], "n_surrogates": 20, "rules": RULE}
+    found = {name: table.to_pandas() for name, table in jumps(data, **asked).items()}
+    assert found["jump_counts"][["measure", "view", "n"]].to_numpy().tolist() == [
+        ["label_alignment", "kernel", 100],
+        ["velocity", "kernel", 100],
+    ]
+    (level,) = found["jumps"].query("measure == 'label_alignment'").to_dict("records")
+    assert (level["step_before"], level["step_after"]) == (290, 300) and level["relative_magnitude"] > 2
+    rates = found["jumps"].query("measure == 'velocity'")
+    assert rates[["step_before", "direction"]].to_numpy().tolist() == [[590, "increase"], [600, "decrease"]]
+    assert rates["magnitude"].tolist() == pytest.approx([np.log(20)] * 2, abs=0.5)
+    assert rates["relative_magnitude"].tolist() == pytest.approx([19, 0.95], rel=0.4)
+
+
 def test_results_do_not_depend_on_the_order_of_rows_or_layers_and_repeat_exactly() -> None:
     layers = {"a": noise(101, 1), "b": noise(101, 2)}
     rows = measurements(layers, steps=STEPS, measure="participation_ratio", every=10)
