@@ -1,11 +1,13 @@
 # Two commands do everything on a machine with Python 3.11+ and make:
 #   make demo     install, run a real sweep on bundled data, analyse it, say what to try next
 #   make test     install, run all tests
-# Settings: PYTHON=python3.12  VENV=.venv  STORE=store  WORKERS=2  TORCH="torch==2.13.0"
+# Settings: PYTHON=python3.12  VENV=.venv  STORE=store  WORKERS=2  TESTERS=3  TORCH="torch==2.13.0"
 
 VENV    ?= .venv
 STORE   ?= store
 WORKERS ?= 2
+# Processes of the tests: one more than two cores, because tests of clusters, kills and pages wait.
+TESTERS ?= 3
 # Any pip arguments. Numbers depend on the version, so constraints.txt pins it; the build is yours to choose:
 #   make setup TORCH=torch                                                         your index's build (Linux: CUDA)
 #   make setup TORCH="torch --index-url https://download.pytorch.org/whl/cpu"      small, no GPU
@@ -50,10 +52,10 @@ serve: $(READY)      ## the store in the browser: http://127.0.0.1:8765
 	@$(BIN)/ndt serve --store $(STORE)
 
 test: $(READY)       ## all tests; those that need data sets are skipped unless NDT_DATA names their folder
-	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 test-unit: $(READY)  ## the quick ones
-	$(PYTEST) -n $(WORKERS) --dist loadfile tests/unit -m "not slow and not ray and not faults and not bitwise"
+	$(PYTEST) -n $(TESTERS) --dist loadfile tests/unit -m "not slow and not ray and not faults and not bitwise"
 
 test-bitwise: $(READY) ## a lane equals itself in any pack
 	$(PYTEST) -m bitwise
