@@ -14,6 +14,7 @@ from ndt_ray.analysis.mechanisms.context import ProbeContext, trained_copy
 from ndt_ray.analysis.mechanisms.tables import LLC, WHOLE, Metrics
 from ndt_ray.analysis.nulls import generator
 from ndt_ray.measurement.coarse import hessian_product, largest_eigenvalue
+from ndt_ray.models.build import channels_last
 
 STABLE = 0.4
 """Step size x (n β h + γ) along the sharpest direction h: it is sampled 11 % too wide at most."""
@@ -76,7 +77,7 @@ def llc(
 def _at(context: ProbeContext, inputs: Tensor, labels: Tensor, index: Sequence[int], grad: bool) -> Tensor:
     chosen = torch.as_tensor(np.asarray(index))
     with torch.set_grad_enabled(grad):
-        loss: Tensor = F.cross_entropy(context.model(inputs[chosen]), labels[chosen])
+        loss: Tensor = F.cross_entropy(context.model(channels_last(inputs[chosen])), labels[chosen])
     return loss
 
 
@@ -85,7 +86,8 @@ def _sharpness(context: ProbeContext) -> float:
     some = slice(0, min(SHARPNESS_STIMULI, context.n))
     with torch.enable_grad():
         parameters = {name: p for name, p in context.model.named_parameters() if p.requires_grad}
-        loss = F.cross_entropy(context.model(context.inputs[some]), torch.from_numpy(context.labels[some]))
+        logits = context.model(channels_last(context.inputs[some]))
+        loss = F.cross_entropy(logits, torch.from_numpy(context.labels[some]))
         size = sum(p.numel() for p in parameters.values())
         value = largest_eigenvalue(hessian_product(loss, parameters), size, context.inputs.device)
     return max(value, 1e-3) if np.isfinite(value) else 1e-3

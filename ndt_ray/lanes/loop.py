@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ndt_ray.lanes.engine import Build, Engine, cross_entropy, dropouts, lane_masks
 from ndt_ray.lanes.random import key
-from ndt_ray.models.build import seeded
+from ndt_ray.models.build import channels_last, seeded
 from ndt_ray.spec import Trial
 
 
@@ -57,7 +57,7 @@ class LoopEngine(Engine):
         return losses
 
     def _lane(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
-        logits = model(_channels_last(inputs))
+        logits = model(channels_last(inputs))
         loss = cross_entropy(logits, targets, self.loss_dtype).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
@@ -69,8 +69,3 @@ class LoopEngine(Engine):
         if self.own[lane]:
             return nullcontext()
         return seeded(key(f"step {update}", self.trials[lane].seed.dropout) >> 1)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """Images lie channels last: convolution and pooling are 1.3-1.5x faster so on the CPU."""
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 and x.is_floating_point() else x

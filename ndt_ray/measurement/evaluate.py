@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ndt_ray.measurement.capture import evaluating
+from ndt_ray.models.build import channels_last
 
 CHUNK = 512
 """Samples per forward pass: enough for full speed, small enough for wide convolutions to stay in memory."""
@@ -52,5 +53,4 @@ def predict(model: nn.Module, inputs: Tensor) -> Tensor:
 def chunks(inputs: Tensor) -> Iterator[Tensor]:
     """Pieces of at most CHUNK samples; images channels last, which is how training sees them."""
     for start in range(0, len(inputs), CHUNK):
-        piece = inputs[start : start + CHUNK]
-        yield piece.contiguous(memory_format=torch.channels_last) if piece.dim() == 4 else piece
+        yield channels_last(inputs[start : start + CHUNK])
