@@ -17,6 +17,8 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
 os.environ["NDT_CACHE"] = str(_HOME / "cache")
 os.environ["NDT_STORE"] = str(_HOME / "store")
+# Ray's workers are nicer than others by default, and next to tests that compute they would hardly run.
+os.environ["RAY_worker_niceness"] = "0"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["MPLCONFIGDIR"] = str(_HOME / "matplotlib")
 

@@ -11,8 +11,9 @@ from ndt_ray.analysis.api import OF_SIBLINGS, AnalysisInput, analysis
 from ndt_ray.analysis.detection.profile import Event, Judged, Profile, judge
 from ndt_ray.analysis.detection.surrogates import NULLS
 from ndt_ray.analysis.detection.transient import find
-from ndt_ray.analysis.events.cases import MEASURES, VELOCITIES, Case, Siblings, cases, is_sibling, measured, siblings_of
+from ndt_ray.analysis.events.cases import MEASURES, VELOCITIES, Case, cases, measured
 from ndt_ray.analysis.events.described import Deletions, Run, blocks
+from ndt_ray.analysis.events.siblings import Siblings, is_sibling, siblings_of
 from ndt_ray.analysis.events.tables import EVENT_CANDIDATES, SERIES_TESTS, TRANSIENTS
 from ndt_ray.analysis.phases import phase_bin
 from ndt_ray.analysis.series import Clock, clock

@@ -169,7 +169,8 @@ def test_the_code_of_an_analysis_is_all_that_its_numbers_stand_on() -> None:
 
     source = Path(sys.modules[jumps.function.__module__].__file__ or "")
     seen = _sources(jumps.function.__module__, source, {})
-    modules = ("jumps", "detection", "detection.original", "nulls", "phases", "series", "tables")
+    modules = ["jumps", "nulls", "phases", "series", "tables", "events.cases", "events.grid"]
+    modules += ["detection", "detection.original", "detection.atoms", "detection.kept"]
     assert {f"ndt_ray.analysis.{m}" for m in modules} == set(seen)
     assert "\n# " not in seen["ndt_ray.analysis.detection"]
 
