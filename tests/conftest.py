@@ -1,6 +1,7 @@
 """What every test stands on: one thread, nothing outside a temporary folder, and Ray only where asked for."""
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -34,6 +35,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         heaviest = min((weight[m.name] for m in item.iter_markers() if m.name in weight), default=9)
         first[item.nodeid.split("::")[0]] = min(first.get(item.nodeid.split("::")[0], 9), heaviest)
     items.sort(key=lambda item: first[item.nodeid.split("::")[0]])  # stable: order within a file stays
+
+
+def pytest_collection_finish() -> None:
+    """What was imported until now is left alone by the garbage collector, which is called less often: 11 % of the CPU
+    time of four files (24.7 s and 21.9 s, mean of two)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)

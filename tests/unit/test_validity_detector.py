@@ -5,6 +5,7 @@ bound is crossed where the requirement itself would give so bad a count in less 
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from ndt_ray.analysis.validity.tasks import QUICK, SMALL_BATCHES, Task, plan, pl
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 RARE = 1e-3
 CURVES = 40
+RATES = 100
+"""Series of each null family that are judged as rates: a twentieth."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def card(results: Mapping[Task, list[Found]], tmp_path_factory: pytest.TempPathF
     who = subject("profile", SMALL_BATCHES)
     twin = for_rates(who)
     assert twin is not None
-    rates = run(twin, plan_rates(QUICK), tmp_path_factory.mktemp("rates"))[0]
+    rates = run(twin, plan_rates(replace(QUICK, marked=RATES)), tmp_path_factory.mktemp("rates"))[0]
     return scorecard(who, QUICK, results, rates=rates)
 
 
@@ -54,7 +57,7 @@ def test_it_meets_every_requirement(card: Row) -> None:
 def test_it_is_calibrated_on_all_null_families_together(card: Row, alpha: float) -> None:
     each = [row[f"p_{alpha}"] for row in [*card["nulls"], *card["rates"]] if not row["may_be_marked"]]
     k, n = (sum(row[name] for row in each) for name in ("k", "n"))
-    assert n >= 3000 and not too_many(k, n, SLACK * alpha), f"{k} of {n} at {alpha}"
+    assert n >= 2500 and not too_many(k, n, SLACK * alpha), f"{k} of {n} at {alpha}"
 
 
 def test_schedules_and_slow_rises_are_trend() -> None:
