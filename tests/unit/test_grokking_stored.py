@@ -49,11 +49,12 @@ def test_what_is_stored_is_small_and_of_runs_to_their_ends(tables: dict[str, pd.
     assert (last.reindex(tables["trials"]["trial_id"]).to_numpy() == tables["trials"]["steps"].to_numpy()).all()
     assert (tables["outcomes"]["status"] == "finished").all()
     assert of_p(tables, "outcomes", 59)["seed"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert of_p(tables, "outcomes", 113)["seed"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
     ("p", "verdicts"),
-    [(59, {"passed": 3, "not_tested": 1, "not_generalised": 2})],
+    [(59, {"passed": 3, "not_tested": 1, "not_generalised": 2}), (113, {"passed": 2, "not_generalised": 1})],
 )
 def test_the_transition_is_found_where_the_run_generalised_and_nothing_while_it_remembered(
     tables: dict[str, pd.DataFrame], p: int, verdicts: dict[str, int]
