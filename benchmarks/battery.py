@@ -67,7 +67,7 @@ name: scaling
 base:
   data: {data}
   train: {{steps: {steps}, batch: 32}}
-  measure: {{every: 1000, probe: 128, confirm: 512}}
+  measure: {{every: 1000, probe: 128, confirm: 256}}
   evaluate: {{size: 100}}
   checkpoint: {{every: {every}}}
 axes:
