@@ -90,7 +90,7 @@ def _cases(
     if "default" in modes:
         rows = data.frame("measurements")
         moved = cases(
-            rows.iloc[:0], data.frame("velocity"), measures=(), velocities=velocities, grid="linear", trial=trial
+            rows.iloc[:0], data.frame("velocity"), measures=(), velocities=velocities, grid="linear", every=trial.every
         )
         for series in (*layer_series(rows, measures, trial.every), *(case.judged for case in moved)):
             yield "default", series, [d for d in chosen if not isinstance(d, SmoothedGradient)]

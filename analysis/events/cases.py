@@ -9,7 +9,7 @@ import pandas as pd
 from ndt_ray.analysis.detection import Floats
 from ndt_ray.analysis.detection.atoms import Shape
 from ndt_ray.analysis.events.grid import series_on
-from ndt_ray.analysis.series import Clock, Series
+from ndt_ray.analysis.series import Series
 
 MEASURES = ("participation_ratio", "stable_rank")
 """Centred, of each layer in its own view."""
@@ -55,21 +55,21 @@ def cases(
     measures: Sequence[str],
     velocities: Sequence[str],
     grid: str,
-    trial: Clock,
+    every: int,
 ) -> Iterator[Case]:
     """All series of one trial, from its rows of `measurements` and `velocity`."""
-    for series in series_on(grid, rows, measures, trial.every):
+    for series in series_on(grid, rows, measures, every):
         yield Case(series, "level", series.values)
     if moves.empty:
         return
     known = moves.assign(view=KERNEL)
     levels = [v for v in velocities if v in LEVELS]
     rates = [v for v in velocities if v not in LEVELS]
-    for series in series_on(grid, known, levels, trial.every):
+    for series in series_on(grid, known, levels, every):
         yield Case(series, "level", series.values)
     # A rate over another distance is another rate: where measurements lie denser, nothing of the grid is judged.
-    even = known[known["previous_step"].notna() & (known["step"] - known["previous_step"] == trial.every)]
-    for series in series_on("linear", even, rates, trial.every):
+    even = known[known["previous_step"].notna() & (known["step"] - known["previous_step"] == every)]
+    for series in series_on("linear", even, rates, every):
         yield Case(series, "rate", _logarithm(series.values))
 
 

@@ -80,7 +80,7 @@ def series_tests(
     tests: list[dict[str, Any]] = []
     candidates: list[dict[str, Any]] = []
     transients: list[dict[str, Any]] = []
-    series = partial(cases, measures=measures, velocities=velocities, grid=grid, trial=trial)
+    series = partial(cases, measures=measures, velocities=velocities, grid=grid, every=trial.every)
     siblings = None
     if SIBLINGS in nulls:
         branches, their_moves = (data.frame(name) for name in OF_SIBLINGS)

@@ -21,7 +21,6 @@ from ndt_ray.analysis.inference.contrasts import WHOLE, Member, pairs
 from ndt_ray.analysis.inference.outcomes import chosen, number
 from ndt_ray.analysis.inference.specifications import Specified, by_families, by_rules
 from ndt_ray.analysis.inference.tables import ROBUSTNESS, SPECIFICATION_CURVE
-from ndt_ray.analysis.series import Clock
 
 RULES: tuple[Mapping[str, Any], ...] = (
     {"detector": "difference_z", "threshold": 2.0},
@@ -109,16 +108,12 @@ def _specifications(
     rows = pd.concat([own, further], ignore_index=True) if len(further) else own
     rows = rows[rows["trial_id"].isin(trials["trial_id"])] if len(rows) else rows
     moves = chosen(data, "velocity", ("trial_id", "step", "previous_step", "layer", "layer_index", *velocities))
-    clocks = {
-        row.trial_id: Clock(row.trial_id, int(row.steps), every)
-        for row in trials.itertuples()
-        if (every := _every(row.spec))
-    }
+    every = {t: e for t, text in zip(trials["trial_id"], trials["spec"], strict=True) if (e := _every(text))}
     families = sample.families(data.frame("event_families"), data.frame("trials"))
     rates = tuple(dict.fromkeys((*alphas, alpha)))
     ids = list(trials["trial_id"])
     found = by_families(data.frame("series_tests"), data.frame("event_candidates"), families, ids, rates, alpha)
-    found += by_rules(rows, moves, clocks, measures, velocities, rules)
+    found += by_rules(rows, moves, every, measures, velocities, rules)
     if found and not any(spec.primary for spec in found):
         found[0].primary = True
     return found

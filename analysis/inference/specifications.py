@@ -15,7 +15,7 @@ from ndt_ray.analysis import detection
 from ndt_ray.analysis.events.cases import KERNEL, cases
 from ndt_ray.analysis.inference import sample
 from ndt_ray.analysis.inference.multiplicity import benjamini_bogomolov, bh
-from ndt_ray.analysis.series import Clock, Series, layer_series
+from ndt_ray.analysis.series import Series, layer_series
 from ndt_ray.errors import SpecError
 
 CONSTANT = 1e-6
@@ -88,12 +88,12 @@ class Specified:
 def by_rules(
     rows: pd.DataFrame,
     moves: pd.DataFrame,
-    clocks: Mapping[str, Clock],
+    every: Mapping[str, int],
     measures: Sequence[str],
     velocities: Sequence[str],
     rules: Sequence[Mapping[str, Any]],
 ) -> list[Specified]:
-    """Every measure × centring × view × rule over all trials, and every velocity × rule.
+    """Every measure × centring × view × rule over all trials, and every velocity × rule; every: grid by trial_id.
 
     `rows`: measurements, of layers with several views those of their own first; `moves`: of the table velocity.
     Where there are several views, each of any layer is a specification: layers without it are judged in their own, so
@@ -110,20 +110,23 @@ def by_rules(
     seen = rows.drop_duplicates(["trial_id", "layer", "view"]) if len(rows) else rows
     further = sorted(seen.loc[seen.duplicated(["trial_id", "layer"]), "view"].unique()) if len(rows) else []
     of_trial, moving = (dict(iter(t.groupby("trial_id"))) if len(t) else {} for t in (rows, moves))
-    for trial_id, trial in sorted(clocks.items()):
+    for trial_id, grid in sorted(every.items()):
         own = of_trial.get(trial_id, rows.iloc[:0])
         views_of = own.groupby("layer", sort=False)["view"].unique() if len(own) else {}
         moved = moving.get(trial_id, moves.iloc[:0])
-        rates = cases(own.iloc[:0], moved, measures=(), velocities=velocities, grid="linear", trial=trial)
-        each = (*layer_series(own, columns, trial.every), *(case.judged for case in rates))
+        rates = cases(own.iloc[:0], moved, measures=(), velocities=velocities, grid="linear", every=grid)
+        each = (*layer_series(own, columns, grid), *(case.judged for case in rates))
         for series in each:
             tested = series.since(1)
             if len(tested.steps) < 4:
                 continue
-            known = [series.view] if series.view == KERNEL else list(views_of[series.layer])
-            is_own = series.view == known[0]
-            views = [v for v in further if series.view == v or (is_own and v not in known)]
-            views = ([] if series.view == KERNEL else views) + ([EACH_OWN] if is_own else [])
+            if series.view == KERNEL:  # velocity has no other view
+                views = [EACH_OWN]
+            else:
+                known = list(views_of[series.layer])
+                is_own = series.view == known[0]
+                views = [v for v in further if series.view == v or (is_own and v not in known)]
+                views += [EACH_OWN] if is_own else []
             for rule, detector in made:
                 events = [] if _constant(tested) else list(_events(trial_id, tested, detector))
                 for view in views:

@@ -15,7 +15,7 @@ from ndt_ray.analysis.validity.tasks import SMALL_BATCHES
 
 STORED = Path(__file__).parent / "stored" / "grokking"
 PARAMETERS = {"series_tests": {**SMALL_BATCHES, "measures": ["participation_ratio"], "velocities": []}}
-CHAIN = ("series_tests", "events", "grokking_timeline", "grokking_verdicts", "grokking_lags")
+CHAIN = ("series_tests", "events", "grokking_timeline", "grokking_verdicts")
 pytestmark = pytest.mark.slow
 
 
