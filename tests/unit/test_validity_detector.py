@@ -1,4 +1,4 @@
-"""The default detector on a tenth of the scorecard (rates: a twentieth), with exact bounds; `make validate` is the whole.
+"""The detector on a tenth of the scorecard (rates: a twentieth), with exact bounds; `make validate` is it all.
 
 Series are the first of every family, so that a result here is a result there: 4,000 that a requirement is asked of. A
 bound is crossed where the requirement itself would give so bad a count in less than 1 of 1,000 draws.
