@@ -64,14 +64,18 @@ def is_builtin(factory: Factory) -> bool:
 def seeded(seed: int) -> Iterator[None]:
     """All three global generators start from `seed` inside, and are as they were outside."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one a user's code may draw from
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    # Not torch.manual_seed: for each kind of device that is not there it formats the stack, 1 ms a step of a lane.
+    generators = [torch.default_generator, *(torch.cuda.default_generators if torch.cuda.is_initialized() else ())]
+    states = [generator.get_state() for generator in generators]
     try:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
-            random.seed(seed)
-            yield
+        for generator in generators:
+            generator.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        random.seed(seed)
+        yield
     finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
         random.setstate(python)
         np.random.set_state(legacy)  # noqa: NPY002
 

@@ -22,7 +22,7 @@ from ndt_ray.store.reader import Store, open_store
 
 pytestmark = pytest.mark.data
 
-N_SURROGATES = 20
+N_SURROGATES = 10
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from sweeping import assert_equal
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 ON_RAY = Options(executor="ray", workers=2)
+ONE_WORKER = Options(executor="ray", workers=1)
 INLINE = Options(executor="inline")
 
 MODELS = """
@@ -117,7 +118,7 @@ def test_a_sweep_on_ray_is_the_sweep_in_one_process(tmp_path: Path) -> None:
 def test_a_reused_worker_carries_nothing_over(tmp_path: Path) -> None:
     """A model that leaves threads, dtype and generators in disorder, and one that draws from them, on one worker."""
     both = own(tmp_path, "'FILE:vandal'", "'FILE:net'", cpus=2)  # two CPUs a pack: one at a time
-    result, _ = launched(both, tmp_path / "ray")
+    result, _ = launched(both, tmp_path / "ray", ONE_WORKER)
     assert result.ok and len({a.pid for a in attempts(tmp_path / "ray")}) == 1
     for model in ("vandal", "net"):
         alone = own(tmp_path, f"'FILE:{model}'")
@@ -135,15 +136,15 @@ def test_a_reused_worker_carries_nothing_over(tmp_path: Path) -> None:
 def test_a_grid_grows_and_shrinks_and_nothing_is_computed_twice(tmp_path: Path) -> None:
     smoke = with_overrides(load_sweep("smoke"), ["model=[mlp_narrow]"])
     store = tmp_path / "store"
-    first, _ = launched(smoke, store)
+    first, _ = launched(smoke, store, ONE_WORKER)
     before = {(a.pack, a.generation) for a in attempts(store)}
-    grown, events = launched(with_overrides(smoke, ["seed=[0, 1, 2, 3, 4]"]), store)
+    grown, events = launched(with_overrides(smoke, ["seed=[0, 1, 2, 3, 4]"]), store, ONE_WORKER)
     assert first.ok and grown.ok and grown.already == 2
     assert events[0]["finished_trials"] == 2 and sum(p["trials"] for p in events[0]["packs"]) == 3
     after = {(a.pack, a.generation) for a in attempts(store)}
     assert before < after and {g for _, g in after} == {1} and len(after) == 2
     assert events.of("analysis")[-1]["skipped"] == 2 and events.of("analysis")[-1]["done"] == 3
-    shrunk, events = launched(with_overrides(smoke, ["seed=[3]"]), store)
+    shrunk, events = launched(with_overrides(smoke, ["seed=[3]"]), store, ONE_WORKER)
     assert shrunk.ok and events[0]["packs"] == [] and {(a.pack, a.generation) for a in attempts(store)} == after
     assert len(open_store(store).trials()) == 5
     alone, _ = launched(with_overrides(smoke, ["seed=[0, 1, 2, 3, 4]"]), tmp_path / "alone", INLINE)
@@ -157,7 +158,7 @@ def test_what_a_second_try_can_mend_is_retried_and_nothing_else(tmp_path: Path) 
     model = "{{name: 'FILE:refusing', marks: '{0}/{1}', error: {1}, driver: {2}}}"
     models = [model.format(tmp_path, kind, os.getpid()) for kind in ("store", "spec")]
     sweep = with_overrides(own(tmp_path, *models), ["seed=0"])
-    result, events = launched(sweep, tmp_path / "data")
+    result, events = launched(sweep, tmp_path / "data", ONE_WORKER)
     assert result.exit_code == 1 and result.launch.finished == 1
     assert [e["error"] for e in events.of("retry")] == ["not yet", "not yet"]
     (failed,) = events.of("fail")

@@ -73,6 +73,14 @@ def opened(browser: Any, report: str) -> Iterator[Opened]:
     found.context.close()
 
 
+@pytest.fixture(scope="module")
+def at_hand(browser: Any, report: str) -> Iterator[Opened]:
+    """One page for the tests that leave its charts as they are: to draw them takes 2 s."""
+    found = Opened(browser, report)
+    yield found
+    found.context.close()
+
+
 def test_it_draws_every_chart_asks_for_nothing_and_has_no_errors(opened: Opened, report: str) -> None:
     charts = opened.page.locator("[data-chart]")
     assert charts.count() >= 9
@@ -101,16 +109,17 @@ def test_it_follows_the_system_s_theme_until_the_reader_chooses(browser: Any, re
     found.context.close()
 
 
-def test_the_charts_of_a_run_stand_over_one_another_on_one_axis(opened: Opened) -> None:
-    assert opened.page.locator("#grokking .stack").count() == 2
+def test_the_charts_of_a_run_stand_over_one_another_on_one_axis(at_hand: Opened) -> None:
+    assert at_hand.page.locator("#grokking .stack").count() == 2
     corners = [
-        box["x"] for box in map(lambda c: c.bounding_box(), opened.page.locator(".stack").first.locator("canvas").all())
+        box["x"]
+        for box in map(lambda c: c.bounding_box(), at_hand.page.locator(".stack").first.locator("canvas").all())
     ]
     assert len(corners) == 4 and max(corners) - min(corners) < 1
     place = (
         "[...document.querySelector('.stack').children].map(n => n.view.view.scale('x')(100) + n.view.view.origin()[0])"
     )
-    middles = opened.page.evaluate(place)
+    middles = at_hand.page.evaluate(place)
     assert max(middles) - min(middles) < 1.5, middles
 
 
@@ -123,31 +132,31 @@ def test_steps_become_logarithmic_and_back(opened: Opened) -> None:
     assert opened.wrong == []
 
 
-def test_tables_are_sorted_by_mouse_and_by_keyboard(opened: Opened) -> None:
+def test_tables_are_sorted_by_mouse_and_by_keyboard(at_hand: Opened) -> None:
     title, column = "Accuracy by cell", 1
-    unsorted = opened.column(title, column)
-    head = opened.page.locator(f'.scroll[aria-label="{title}"] th').nth(column - 1)
+    unsorted = at_hand.column(title, column)
+    head = at_hand.page.locator(f'.scroll[aria-label="{title}"] th').nth(column - 1)
     head.get_by_role("button").click()
     assert head.get_attribute("aria-sort") == "ascending"
-    assert opened.column(title, column) == sorted(unsorted)
+    assert at_hand.column(title, column) == sorted(unsorted)
     head.get_by_role("button").focus()
-    opened.page.keyboard.press("Enter")
+    at_hand.page.keyboard.press("Enter")
     assert head.get_attribute("aria-sort") == "descending"
-    assert opened.column(title, column) == sorted(unsorted, reverse=True)
-    opened.page.keyboard.press("Enter")
-    assert head.get_attribute("aria-sort") == "none" and opened.column(title, column) == unsorted
+    assert at_hand.column(title, column) == sorted(unsorted, reverse=True)
+    at_hand.page.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "none" and at_hand.column(title, column) == unsorted
 
 
-def test_numbers_are_sorted_as_numbers(opened: Opened) -> None:
-    heads = opened.page.locator('.scroll[aria-label="Events"] th').all_inner_texts()
+def test_numbers_are_sorted_as_numbers(at_hand: Opened) -> None:
+    heads = at_hand.page.locator('.scroll[aria-label="Events"] th').all_inner_texts()
     index = heads.index("step before") + 1
-    opened.page.locator(f'.scroll[aria-label="Events"] th:nth-child({index}) button').click()
-    assert opened.column("Events", index) == ["100", "100", "100", "100", "10"]
+    at_hand.page.locator(f'.scroll[aria-label="Events"] th:nth-child({index}) button').click()
+    assert at_hand.column("Events", index) == ["100", "100", "100", "100", "10"]
 
 
-def test_a_table_is_saved_with_all_digits(opened: Opened) -> None:
-    sheet = opened.page.locator(".sheet", has=opened.page.locator('.scroll[aria-label="Accuracy by cell"]'))
-    with opened.page.expect_download() as waiting:
+def test_a_table_is_saved_with_all_digits(at_hand: Opened) -> None:
+    sheet = at_hand.page.locator(".sheet", has=at_hand.page.locator('.scroll[aria-label="Accuracy by cell"]'))
+    with at_hand.page.expect_download() as waiting:
         sheet.get_by_role("button", name="CSV").click()
     assert waiting.value.suggested_filename == "planted-accuracy-by-cell.csv"
     rows = list(csv.DictReader(io.StringIO(Path(waiting.value.path()).read_text())))
@@ -165,12 +174,12 @@ def test_the_keyboard_reaches_what_was_found_first(opened: Opened) -> None:
     assert outline == "solid", "what has the focus is seen"
 
 
-def test_as_pdf_it_has_every_chart(report: str, browser: Any, opened: Opened, tmp_path: Path) -> None:
+def test_as_pdf_it_has_every_chart(report: str, browser: Any, at_hand: Opened, tmp_path: Path) -> None:
     store = open_store(Path(report.removeprefix("file://")).parents[2])
     written = write_report(store, SWEEP, tmp_path / "r.pdf")
     pdf = (tmp_path / "r.pdf").read_bytes()
     assert pdf.startswith(b"%PDF") and len(pdf) == written.bytes
-    charts = opened.page.locator("[data-chart] canvas").count()
+    charts = at_hand.page.locator("[data-chart] canvas").count()
     assert charts > 3 and pdf.count(b"/Subtype /Image") >= charts
 
 

@@ -323,9 +323,9 @@ def test_processes_that_build_at_once_do_not_meet(tmp_path: Path) -> None:
     environment = {**os.environ, "NDT_CACHE": str(tmp_path)}
     running = [
         subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
+        for _ in range(2)
     ]
-    assert [p.communicate(timeout=120)[0] for p in running] == ["True\n"] * 3
+    assert [p.communicate(timeout=120)[0] for p in running] == ["True\n"] * 2
     assert len(list((tmp_path / "native").iterdir())) == 1
 
 

@@ -99,7 +99,7 @@ def visible_is_a_prefix(store: Store, whole: dict[str, Any]) -> None:
         assert rows.equals(expected), name
 
 
-@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(n, marks=pytest.mark.slow) for n in range(3, 30))])
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(n, marks=pytest.mark.slow) for n in range(3, 20))])
 def test_random_kills_leave_the_same_tables_and_files(
     tmp_path: Path, undisturbed: Store, whole: dict[str, Any], seed: int
 ) -> None:
@@ -135,7 +135,7 @@ def test_a_kill_at_every_single_write_of_a_run(tmp_path: Path, undisturbed: Stor
     raise AssertionError("the run has more writes than expected")
 
 
-@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(n, marks=pytest.mark.slow) for n in range(3, 15))])
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(n, marks=pytest.mark.slow) for n in range(3, 10))])
 def test_zombies_commit_beside_their_successors_in_any_order(tmp_path: Path, whole: dict[str, Any], seed: int) -> None:
     """Up to four writers of one pack take turns at random; the last to open finishes."""
     chance = random.Random(seed)

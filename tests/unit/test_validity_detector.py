@@ -1,4 +1,4 @@
-"""The detector on a tenth of the scorecard (rates: a twentieth), with exact bounds; `make validate` is it all.
+"""The detector on a tenth of the scorecard (rates: a fortieth), with exact bounds; `make validate` is it all.
 
 Series are the first of every family, so that a result here is a result there: 4,000 that a requirement is asked of. A
 bound is crossed where the requirement itself would give so bad a count in less than 1 of 1,000 draws.
@@ -21,8 +21,8 @@ from ndt_ray.analysis.validity.tasks import QUICK, SMALL_BATCHES, Task, plan, pl
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 RARE = 1e-3
 CURVES = 40
-RATES = 100
-"""Series of each null family that are judged as rates: a twentieth."""
+RATES = 50
+"""Series of each null family that are judged as rates: a fortieth."""
 
 
 @pytest.fixture(scope="module")
