@@ -114,7 +114,7 @@ class ConcentratedEarly:
         drawn = [self._shares(spec, trial, own) for trial, own in sorted(times.items()) if own]
         known = [shares for shares in drawn if shares is not None]
         if not known:
-            return Judged(0, reason="no events")
+            return Judged(0, reason="no events" if self.steps else "no trial says how long it is")
         draws = np.mean(np.array(known), axis=0)
         more, less = (int((side * draws[1:] >= side * draws[0] - 1e-12).sum()) for side in (1, -1))
         p = min(1.0, 2 * (1 + min(more, less)) / len(draws))

@@ -1,15 +1,19 @@
 """Phase 1 of the founding study beyond its jumps: its published tables, and what is true of the same series."""
 
 import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 
-from ndt_ray import registry
-from ndt_ray.analysis.api import AnalysisInput, Partition
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+
+from analysis_chain import analysed
+
 from ndt_ray.analysis.convergence import label, published_order, published_settled
 from ndt_ray.analysis.events.coupling import loss_coupling_table
 from ndt_ray.analysis.events.windows import published_loss_change
@@ -22,34 +26,13 @@ pytestmark = pytest.mark.data
 
 
 class Tables:
-    """The published tables and what analyses make of them, in memory: `analyze` as the runner would, trial by trial."""
+    """The published tables and what analyses make of them, in memory."""
 
-    def __init__(self, published: Published) -> None:
-        self.frames = {name: table.to_pandas() for name, table in published.tables.items()}
-        self.trials = list(published.experiments["trial_id"])
+    def __init__(self, frames: Mapping[str, pd.DataFrame]) -> None:
+        self.frames = frames
 
     def table(self, name: str) -> pd.DataFrame:
         return self.frames.get(name, pd.DataFrame())
-
-    def analyze(self, name: str, **parameters: object) -> None:
-        found = registry.resolve("analysis", name)
-        keys = self.trials if found.per == "trial" else [None]
-        groups = {n: self._by_trial(n) for n in found.reads} if found.per == "trial" else {}
-        out: dict[str, list[pd.DataFrame]] = {t.name: [] for t in found.writes}
-        for key in keys:
-            read = {n: groups[n].get(key, pa.table({})) if key else self._arrow(self.table(n)) for n in found.reads}
-            made = found(AnalysisInput("original", Partition(key), read), **parameters)
-            for table, rows in made.items():
-                out[table].append(rows.to_pandas())
-        self.frames |= {n: pd.concat([p for p in parts if len(p)] or parts[:1]) for n, parts in out.items()}
-
-    def _by_trial(self, name: str) -> dict[str, pa.Table]:
-        table = self.table(name)
-        return {str(k): self._arrow(g) for k, g in table.groupby("trial_id")} if "trial_id" in table else {}
-
-    @staticmethod
-    def _arrow(table: pd.DataFrame) -> pa.Table:
-        return pa.Table.from_pandas(table, preserve_index=False) if len(table.columns) else pa.table({})
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +43,21 @@ def published(data: Path) -> Published:
 @pytest.fixture(scope="module")
 def store(published: Published) -> Tables:
     """The published data with the analyses of this file, surrogates kept to a minimum."""
-    made = Tables(published)
-    made.analyze("convergence")
-    made.analyze("convergence_tests", permutations=199)
-    made.analyze("critical_periods", n_surrogates=9, lags=2, measures=["participation_ratio_sv_uncentred"])
-    made.analyze("growth", modes=["original"])
-    made.analyze("growth_regression")
-    made.analyze("jumps", n_surrogates=2, modes=["original"], measures=[])
-    made.analyze("taxonomy", resamples=5, permutations=199)
-    made.analyze("event_windows")
-    made.analyze("event_phases")
-    made.analyze("event_layers")
-    made.analyze("investigation")
-    return made
+    chain: dict[str, dict[str, Any]] = {
+        "convergence": {},
+        "convergence_tests": {"permutations": 199},
+        "critical_periods": {"n_surrogates": 9, "lags": 2, "measures": ["participation_ratio_sv_uncentred"]},
+        "growth": {"modes": ["original"]},
+        "growth_regression": {},
+        "jumps": {"n_surrogates": 2, "modes": ["original"], "measures": []},
+        "taxonomy": {"resamples": 5, "permutations": 199},
+        "event_windows": {},
+        "event_phases": {},
+        "event_layers": {},
+        "investigation": {},
+    }
+    tables = {name: table.to_pandas() for name, table in published.tables.items()}
+    return Tables(analysed(tables, chain, chain, "original"))
 
 
 def of_mode(table: pd.DataFrame, published: Published, mode: str = "original") -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -101,32 +102,86 @@ def pace(spec: Path, seconds: float) -> None:
     whole.replace(spec.parent.parent / "pace")
 
 
+class Command:
+    """`ndt` in a process and process group of its own, forked from one that has imported what it needs.
+
+    To start an interpreter and import takes 4 to 5 s of CPU, which each of these tests would spend several times.
+    """
+
+    returncode: int | None = None
+
+    def __init__(self, arguments: list[str], said: Path) -> None:
+        said.mkdir()
+        self._said = said
+        self._process = FORKS.Process(target=_main, args=(arguments, said))
+        self._process.start()
+        self.pid = int(self._process.pid or 0)
+
+    def poll(self) -> int | None:
+        self.returncode = self._process.exitcode
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it wrote to stdout and stderr, once it has ended."""
+        self._process.join(timeout)
+        if self.poll() is None:
+            raise subprocess.TimeoutExpired("ndt", timeout or 0)
+        return (self._said / "out").read_text(), (self._said / "err").read_text()
+
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["ndt_ray.run", "ndt_ray.catalogue", "ray.tune", "torch._dynamo"])
+
+
+def _main(arguments: list[str], said: Path) -> None:
+    os.setsid()
+    for descriptor, name in ((1, "out"), (2, "err")):
+        file = os.open(said / name, os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, descriptor)
+        os.close(file)
+    sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", 1, closefd=False) for descriptor in (1, 2))
+    os.environ["NDT_COMMIT_SECONDS"] = COMMIT
+    main(arguments)
+
+
+COMMIT = "0.2"
+"""Seconds between commits."""
+
+
 def start(
-    spec: Path, store: Path, *more: str, executor: str = "ray", address: str = "", slow: float = 0.015
-) -> "subprocess.Popen[str]":
+    spec: Path,
+    store: Path,
+    *more: str,
+    executor: str = "ray",
+    address: str = "",
+    slow: float = 0.015,
+    new: bool = False,
+) -> "Command | subprocess.Popen[str]":
     """`ndt sweep` as a process in a group of its own, committing often; `slow` seconds a forward pass of training.
 
-    On Ray it starts a cluster of two workers for itself, unless there is an `address`.
+    On Ray it starts a cluster of two workers for itself, unless there is an `address`. `new`: in a new interpreter.
     """
-    env = {**os.environ, "NDT_COMMIT_SECONDS": "0.2"}
     pace(spec, slow)
-    command = [sys.executable, "-m", "ndt_ray", "sweep", str(spec), "--store", str(store), "--no-report"]
-    command += ["--executor", executor]
+    arguments = ["sweep", str(spec), "--store", str(store), "--no-report", "--executor", executor]
     if executor == "ray":
-        command += ["--address", address] if address else ["--workers", "2"]
+        arguments += ["--address", address] if address else ["--workers", "2"]
+    arguments += ["--json", *more]
+    if not new:
+        return Command(arguments, spec.parent / f"said-{len(list(spec.parent.glob('said-*')))}")
     return subprocess.Popen(
-        [*command, "--json", *more],
+        [sys.executable, "-m", "ndt_ray", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=env,
+        env={**os.environ, "NDT_COMMIT_SECONDS": COMMIT},
         start_new_session=True,
     )
 
 
-def finish(process: "subprocess.Popen[str]", timeout: float = 150) -> tuple[int, list[dict[str, Any]], str]:
+def finish(process: "Command | subprocess.Popen[str]", timeout: float = 150) -> tuple[int, list[dict[str, Any]], str]:
     """Exit code, events and what was said on stderr; every line of stdout is an event."""
     out, err = process.communicate(timeout=timeout)
+    assert process.returncode is not None
     return process.returncode, [json.loads(line) for line in out.splitlines()], err
 
 
@@ -150,12 +205,12 @@ def run(spec: Path, store: Path, *more: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.splitlines()]
 
 
-def kill(process: "subprocess.Popen[str]", how: signal.Signals) -> None:
+def kill(process: "Command | subprocess.Popen[str]", how: signal.Signals) -> None:
     """A signal to the whole group, as a terminal sends it."""
     os.killpg(process.pid, how)
 
 
-def eventually(found: Callable[[], T], process: "subprocess.Popen[str]", timeout: float = 90) -> T:
+def eventually(found: Callable[[], T], process: "Command | subprocess.Popen[str]", timeout: float = 90) -> T:
     """What `found` gives as soon as it is true."""
     began = time.monotonic()
     while time.monotonic() - began < timeout:

@@ -84,7 +84,7 @@ def test_killed_workers_are_retried_from_their_packs_checkpoint(spec: Path, undi
 
 def test_killed_driver_is_relaunched_by_the_same_command(spec: Path, undisturbed: Path) -> None:
     store = spec.parent / "store"
-    process = start(spec, store, slow=0.1)
+    process = start(spec, store, slow=0.1, new=True)
     committed = eventually(lambda: half_done(store), process)
     orphans = worker_pids(store)
     kill(process, signal.SIGKILL)

@@ -6,11 +6,9 @@
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
 import pytest
+from analysis_chain import analysed
 
-from ndt_ray import registry
-from ndt_ray.analysis.api import AnalysisInput, Partition
 from ndt_ray.analysis.validity.tasks import SMALL_BATCHES
 
 STORED = Path(__file__).parent / "stored" / "grokking"
@@ -22,20 +20,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def tables() -> dict[str, pd.DataFrame]:
     """What was stored, and what each analysis of the chain makes of it."""
-    known = {file.stem: pd.read_parquet(file) for file in STORED.glob("*.parquet")}
-    for name in CHAIN:
-        found = registry.resolve("analysis", name)
-        keys = list(known["trials"]["trial_id"]) if found.per == "trial" else [None]
-        made: dict[str, list[pd.DataFrame]] = {table.name: [] for table in found.writes}
-        for key in keys:
-            own = {n: known[n][known[n]["trial_id"] == key] if key else known[n] for n in found.reads if n in known}
-            arrow = {n: pa.Table.from_pandas(own[n]) if n in own else pa.table({}) for n in found.reads}
-            for table, rows in found(
-                AnalysisInput("grokking", Partition(key), arrow), **PARAMETERS.get(name, {})
-            ).items():
-                made[table].append(rows.to_pandas())
-        known |= {table: pd.concat([p for p in parts if len(p)] or parts[:1]) for table, parts in made.items()}
-    return known
+    stored = {file.stem: pd.read_parquet(file) for file in STORED.glob("*.parquet")}
+    return analysed(stored, CHAIN, PARAMETERS, "grokking")
 
 
 def of_p(tables: dict[str, pd.DataFrame], name: str, p: int) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from inference_tables import EVERY, FAMILY, STEPS, family_row, given, series_rows, sweep_row, trial_row
 
@@ -106,6 +107,17 @@ def test_velocities_are_specifications_of_every_rule() -> None:
     assert (moving.loc["difference_z", "estimate"] > 0).all() and (moving.loc["difference_z", "p"] < 0.05).all()
     assert not (claim.loc[claim["measure"] != "velocity", "p"] < 0.01).any()
     assert len(run(tables, velocities=())[0].query("measure == 'velocity'")) == 0
+
+
+def test_trials_that_never_said_how_long_they_would_be_are_counted_and_have_no_early_events() -> None:
+    """A tracked script has no length: only what speaks of phases leaves it out."""
+    tables = sweep({"m": True, "quiet": False})
+    unsaid = tables | {"trials": [t | {"steps": None} for t in tables["trials"]]}
+    known, there = run(tables)[0], run(unsaid)[0]
+    early, of_unsaid = (curve["claim"].str.contains("concentrate") for curve in (known, there))
+    assert known.loc[early, "n"].max() > 0 and not there.loc[of_unsaid, "n"].any()
+    assert set(there.loc[of_unsaid, "reason"]) == {"no trial says how long it is"}
+    pd.testing.assert_frame_equal(known[~early].reset_index(drop=True), there[~of_unsaid].reset_index(drop=True))
 
 
 @pytest.mark.slow

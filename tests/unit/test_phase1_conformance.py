@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from analysis_chain import analysed
 from phase1_frames import STEPS, given, trials
 from test_taxonomy import FAMILIES, event, series_of
 
@@ -76,23 +77,12 @@ def test_nothing_in_nothing_out(name: str) -> None:
 @pytest.mark.slow
 def test_the_whole_chain_runs_in_order_and_is_the_same_twice(sweep: dict[str, pd.DataFrame]) -> None:
     """Each analysis reads what the ones before it wrote; a second pass over everything gives the same rows."""
-    passes = []
-    for _ in range(2):
-        tables = dict(sweep)
-        for name in (
-            "convergence", "convergence_tests", "critical_periods", "coordination_tests", "growth", "growth_regression",
-            "taxonomy", "event_windows", "event_phases", "event_layers", "investigation", "capabilities", "timing",
-        ):  # fmt: skip
-            found = analysis_of(name)
-            keys = list(tables["trials"]["trial_id"]) if found.per == "trial" else [None]
-            made: dict[str, list[pd.DataFrame]] = {t.name: [] for t in found.writes}
-            for key in keys:
-                own = {n: t[t["trial_id"] == key] if key and "trial_id" in t else t for n, t in tables.items()}
-                for table, rows in found(given(own, found.reads, key), **QUICK.get(name, {})).items():
-                    made[table].append(rows.to_pandas())
-            tables |= {n: pd.concat(parts, ignore_index=True) for n, parts in made.items()}
-        passes.append(tables)
-    first, second = passes
+    chain = (
+        "convergence", "convergence_tests", "critical_periods", "coordination_tests", "growth", "growth_regression",
+        "taxonomy", "event_windows", "event_phases", "event_layers", "investigation", "capabilities", "timing",
+    )  # fmt: skip
+    assert set(chain) == set(NAMES)
+    first, second = (analysed(sweep, chain, QUICK) for _ in range(2))
     for table in first:
         pd.testing.assert_frame_equal(first[table], second[table])
     written = {t.name for n in NAMES for t in analysis_of(n).writes}
