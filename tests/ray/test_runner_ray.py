@@ -2,9 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,27 +135,3 @@ def test_an_exception_in_a_worker_comes_back_with_its_traceback(store: Store) ->
     report = run(job, StoredSweep(store, "planted"), executor="ray", attempts=2, workers=2)
     assert len(report.dead) == 8 and all(d.error == "ValueError: not this one" for d in report.dead)
     assert "in fail" in report.dead[0].traceback
-
-
-def test_a_folder_called_analysis_where_the_user_works_is_not_mistaken_for_ours(filled: Path, tmp_path: Path) -> None:
-    """In a process and a cluster of its own: a worker imports from the driver's folder first."""
-    store = tmp_path / "store"
-    subprocess.run(["cp", "-r", str(filled), str(store)], check=True)
-    trap = tmp_path / "work" / "analysis"
-    trap.mkdir(parents=True)
-    for name in ("__init__", "runner", "jumps"):
-        (trap / f"{name}.py").write_text("raise SystemExit('the wrong folder')\n")
-    script = """
-        import sys
-        from ndt_ray.analysis.running.stored import analyze
-        from ndt_ray.store.reader import open_store
-        with open_store(sys.argv[1]) as store:
-            report = analyze(store, "planted", "growth", executor="ray", workers=1,
-                             parameters={"measures": ["stable_rank"]})
-        print(report.done, report.dead)
-    """
-    (trap.parent / "go.py").write_text(textwrap.dedent(script))
-    found = subprocess.run(
-        [sys.executable, "go.py", str(store)], cwd=trap.parent, capture_output=True, text=True, timeout=200
-    )
-    assert found.returncode == 0 and found.stdout == "8 []\n", found.stderr

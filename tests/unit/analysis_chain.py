@@ -29,7 +29,9 @@ def analysed(
             given = AnalysisInput(sweep, Partition(key), own)
             for table, rows in found(given, **(parameters or {}).get(name, {})).items():
                 made[table].append(rows.to_pandas())
-        known |= {n: pd.concat([p for p in parts if len(p)] or parts[:1], ignore_index=True) for n, parts in made.items()}
+        known |= {
+            n: pd.concat([p for p in parts if len(p)] or parts[:1], ignore_index=True) for n, parts in made.items()
+        }
     return known
 
 
