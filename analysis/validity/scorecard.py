@@ -226,12 +226,17 @@ class _Judged:
 
 
 def _fdr(share: float, count: int, results: Results, gives_p: bool) -> Row:
-    """False-discovery proportions of simulated families, of events and of series, with their standard errors."""
+    """False-discovery proportions of simulated families, of events and of series, with their standard errors.
+
+    Of `count` families, or as many as the series with events that were judged suffice for.
+    """
     null = {name: list(_of(results, "null", name)) for name in families.CALIBRATED}
     true = list(_of(results, "in_nulls"))
     truths = families.in_nulls(len(true)).truths
     of_events, of_series, power = [], [], []
     discoveries = 0
+    each = len(families.composition(share, 0)[1])
+    count = min(count, len(true) // each) if each else count
     for index in range(count):
         nulls, trues = families.composition(share, index)
         series = [_Judged(null[name][i], np.zeros(0), np.zeros(0)) for name, i in nulls]
