@@ -1,8 +1,8 @@
 """The detector on a tenth of the scorecard, with exact bounds; `make validate` is it all.
 
 Series are the first of every family, so that a result here is a result there: 3,500 that a requirement is asked of. A
-bound is crossed where the requirement itself would give so bad a count in less than 1 of 1,000 draws. For time, families
-of which half the series have an event are a twentieth of the scorecard's, and rates a fortieth.
+bound is crossed where the requirement itself would give so bad a count in less than 1 of 1,000 draws. For time, the
+families of which half the series have an event are a twentieth of the scorecard's, and rates a fortieth.
 """
 
 from collections.abc import Mapping
