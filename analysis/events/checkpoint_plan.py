@@ -227,9 +227,20 @@ def _add_controls(
         ]
     lacking = sum(len(entry["controls"]) < controls for entry in plan.entries)
     if lacking:
-        plan.notices.append(
-            f"{lacking} of {len(plan.entries)} events have fewer than {controls} matched control windows"
-        )
+        notice = f"{lacking} of {len(plan.entries)} events have fewer than {controls} matched control windows"
+        if wide := sum(_too_wide(entry, given["trials"], tolerance) for entry in plan.entries):
+            notice += (
+                f"; {wide} are looked at over more than {tolerance.phase:.0%} of their run, too long for a window"
+                " beside them at their phase: `mechanisms` compares these with other seeds over the same steps"
+            )
+        plan.notices.append(notice)
+
+
+def _too_wide(entry: Mapping[str, Any], trials: pd.DataFrame, tolerance: Tolerance) -> bool:
+    """Whether windows as long as an event's all overlap it that begin within the tolerance of its phase."""
+    (steps,) = trials.loc[trials["trial_id"] == entry["trial_id"], "steps"]
+    start, end = _ends(entry).values()
+    return bool(end - start > tolerance.phase * steps)
 
 
 def _ends(entry: Mapping[str, Any]) -> dict[str, int]:

@@ -119,7 +119,10 @@ class Run:
     steps: int
 
     def around(self, before: int, after: int) -> dict[str, Any]:
-        """near_lr_change, near_epoch_boundary, sharpness_before; null where the run did not record them."""
+        """near_lr_change, near_epoch_boundary, sharpness_before; null where the run did not record them.
+
+        The end of an epoch tells nothing, and is null, where one lies between any two measurements (a full batch).
+        """
         known: dict[str, Any] = {"near_lr_change": None, "near_epoch_boundary": None, "sharpness_before": None}
         if not self.scalars.empty:
             step = self.scalars["step"]
@@ -129,7 +132,7 @@ class Run:
                 known["near_lr_change"] = bool(rates.max() > (1 + LR_CHANGE) * rates.min())
             elif len(rates):
                 known["near_lr_change"] = False
-            if "epoch_boundary" in window:
+            if "epoch_boundary" in window and not self.scalars["epoch_boundary"].iloc[1:].all():
                 known["near_epoch_boundary"] = bool(window.loc[window["step"] > before, "epoch_boundary"].any())
         if not self.curvature.empty:
             earlier = self.curvature[self.curvature["step"] <= before].sort_values("step")["sharpness"].dropna()

@@ -40,7 +40,11 @@ WHAT = (
     Column("phase", "float64", "onset / planned steps"),
     Column("phase_bin", "string", "early [0, .1), mid [.1, .5), late [.5, 1]"),
     Column("near_lr_change", "bool", "the learning rate changed by over 1 % within the event's window"),
-    Column("near_epoch_boundary", "bool", "an epoch ended within the event's window"),
+    Column(
+        "near_epoch_boundary",
+        "bool",
+        "an epoch ended within the event's window; null where one ends between any two measurements",
+    ),
     Column("sharpness_before", "float64", "last top Hessian eigenvalue before the onset; null without one"),
     Column("confirm_size", "float64", "the change on the confirm probe between bracketing checkpoints; null: none"),
     Column("confirm_relative", "float64", "the same / level before"),

@@ -108,7 +108,11 @@ def test_controls_resemble_their_event() -> None:
         assert control["displacement"] == pytest.approx(control["event_displacement"])
         assert set(control["checkpoints"]) <= set(made.steps["t"])
     wide = plan_checkpoints(tables([event(400)]), controls=2)  # 60 steps either side of it, and 5 % of the run
-    assert wide.entries[0]["controls"] == [] and "1 of 1 events have fewer than 2" in " ".join(wide.notices)
+    assert wide.entries[0]["controls"] == []
+    assert "1 of 1 events have fewer than 2" in " ".join(wide.notices)
+    assert "1 are looked at over more than 5% of their run" in " ".join(wide.notices)
+    few = " ".join(plan_checkpoints(tables([event(400)]), controls=20, window=10).notices)
+    assert "fewer than 20" in few and "looked at" not in few
 
 
 def test_what_it_costs() -> None:

@@ -54,6 +54,13 @@ def spectra(layer: int, values: Any, steps: Any = GRID, error: float = 0.01) -> 
     return pd.DataFrame({**known, "delete_block_pr": own})
 
 
+def test_the_end_of_an_epoch_tells_nothing_where_every_measurement_has_one() -> None:
+    scalars = pd.DataFrame({"trial_id": TRIAL, "step": GRID, "lr": 1e-3, "epoch_boundary": GRID > 0})
+    data = run(rows(0, 10 + noise(0) + 1.5 * (GRID >= 800)), scalars=scalars)
+    (event,) = series_tests(data, measures=["participation_ratio"], **QUICK)["event_candidates"].to_pylist()
+    assert event["near_epoch_boundary"] is None and event["near_lr_change"] is False
+
+
 def test_a_planted_step_is_a_candidate_with_all_that_stands_beside_it() -> None:
     values = 10 + noise(0) + 1.5 * (GRID >= 800)
     scalars = pd.DataFrame({"trial_id": TRIAL, "step": GRID, "lr": np.where(GRID < 800, 1e-3, 1e-4)})
