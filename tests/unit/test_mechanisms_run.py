@@ -83,7 +83,7 @@ def ndt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.slow
 def test_one_command_goes_from_events_to_tests_against_matched_windows(store: Path, ndt: Ndt, tmp_path: Path) -> None:
-    wanted = ("--run", "--analysis", "mechanisms", "--limit", "1", "--out", str(tmp_path / "out"))
+    wanted = ("--run", "--analysis", "mechanisms", "--controls", "4", "--limit", "1", "--out", str(tmp_path / "out"))
     code, out, err = ndt(store, *wanted, "--json")
     assert code == 0, err
     assert [line[:5] for line in err.splitlines() if line.startswith("[")] == [f"[{i}/4]" for i in (1, 2, 3, 4)]
