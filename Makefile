@@ -1,13 +1,13 @@
 # Two commands do everything on a machine with Python 3.11+ and make:
 #   make demo     install, run a real sweep on bundled data, analyse it, say what to try next
 #   make test     install, run all tests
-# Settings: PYTHON=python3.12  VENV=.venv  STORE=store  WORKERS=2  TESTERS=3  TORCH="torch==2.13.0"
+# Settings: PYTHON=python3.12  VENV=.venv  STORE=store  WORKERS=2  TESTERS=2  TORCH="torch==2.13.0"
 
 VENV    ?= .venv
 STORE   ?= store
 WORKERS ?= 2
-# Processes of the tests: one more than two cores, because tests of clusters, kills and pages wait.
-TESTERS ?= 3
+# Processes of the tests: as many as cores; each imports and collects everything, and tests of clusters start more.
+TESTERS ?= 2
 # Any pip arguments. Numbers depend on the version, so constraints.txt pins it; the build is yours to choose:
 #   make setup TORCH=torch                                                         your index's build (Linux: CUDA)
 #   make setup TORCH="torch --index-url https://download.pytorch.org/whl/cpu"      small, no GPU
