@@ -80,8 +80,7 @@ def cell_status(trials: pd.DataFrame, outcomes: pd.DataFrame, evaluations: pd.Da
         found = judged.loc[real["trial_id"]]
         known = found[found["trained"].notna()]
         n_trained = int(known["trained"].astype(bool).sum())
-        word = "unknown" if known.empty else "trained" if n_trained == len(known) else "partly"
-        word = "never_trained" if len(known) and not n_trained else word
+        word = sample.cell_word(found["trained"])
         rows.append(
             {
                 "cell": cell,

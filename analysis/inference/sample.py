@@ -183,6 +183,14 @@ def trained(trial_ids: Iterable[str], evaluations: pd.DataFrame) -> pd.DataFrame
     return pd.DataFrame(rows, columns=columns).astype({"trained": object})
 
 
+def cell_word(judged: pd.Series) -> str:
+    """Of a cell's trials (`trained`): trained, partly (not all), never_trained, or unknown where none was evaluated."""
+    known = judged.dropna().astype(bool)
+    if known.empty:
+        return "unknown"
+    return "trained" if known.all() else "partly" if known.any() else "never_trained"
+
+
 def _number(value: Any) -> float | None:
     return None if value is None or not math.isfinite(float(value)) else float(value)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from ndt_ray.analysis.inference.sample import cell_word, trained
 from ndt_ray.analysis.inference.seeds import interval, recommended
 from ndt_ray.figures.charts import curves
 from ndt_ray.report.data_sets import data_sets, sentences
@@ -41,7 +42,7 @@ def learning(source: Source) -> Section:
 def by_cell(source: Source) -> pd.DataFrame:
     """One row a name: trials by how they ended (the counts add up to those planned), accuracy with its interval."""
     trials, rows = source.trials, []
-    chance = _chance(source)
+    chance, judged = _chance(source), _trained(source)
     status = (
         source.ask("SELECT * FROM cell_status WHERE sweep = $sweep").rows
         if source.has("cell_status", "cell", "status")
@@ -59,7 +60,8 @@ def by_cell(source: Source) -> pd.DataFrame:
             "name": name, "label": source.label(name), "planned": len(own) + int((waiting == name).sum()),
             **{how: int(ended.get(how, 0)) for how in ("finished", "failed", "diverged")},
             "running": int(own["status"].isna().sum()), "waiting": int((waiting == name).sum()),
-            "n": len(accuracy), "accuracy": _mean(accuracy), "low": ci.lo, "high": ci.hi,
+            "n": len(accuracy), "accuracy": _mean(accuracy),
+            "low": float(np.clip(ci.lo, 0, 1)), "high": float(np.clip(ci.hi, 0, 1)),
             "loss": _mean(loss), "loss_low": loss_ci.lo, "loss_high": loss_ci.hi,
             "chance": chance.get(name, math.nan),
             "data": own["data"].iloc[0] if len(own) else None,
@@ -69,7 +71,7 @@ def by_cell(source: Source) -> pd.DataFrame:
         }  # fmt: skip
         parts = sum(int(row[how]) for how in ("finished", "failed", "diverged", "running", "waiting"))
         assert parts == row["planned"], (name, row)
-        row["learned"] = _learned(row, status)
+        row["learned"] = _learned(name, judged[judged.index.isin(done["trial_id"])], status)
         rows.append(row)
     assert len(rows) == len(known)
     return pd.DataFrame(rows)
@@ -92,16 +94,20 @@ def _chance(source: Source) -> dict[str, float]:
     return {str(n): 1 / int(k) for n, k in zip(found["name"], found["classes"], strict=True) if k}
 
 
-def _learned(row: dict[str, object], status: pd.DataFrame | None) -> str:
-    """yes, partly (not in every seed), no, or unknown: as `cell_status` says, else accuracy beside chance."""
-    if status is not None and row["name"] in set(status["cell"]):
-        said = str(status.loc[status["cell"] == row["name"], "status"].iloc[0])
-        return {"trained": "yes", "never_trained": "no", "partly": "partly"}.get(said, "unknown")
-    low, chance = row["low"], row["chance"]
-    assert isinstance(low, float) and isinstance(chance, float)
-    if not math.isfinite(chance) or not math.isfinite(low) or int(str(row["n"])) < MINIMUM:
-        return "unknown"
-    return "yes" if low > chance else "no"
+def _trained(source: Source) -> "pd.Series[bool]":
+    """By trial: whether its last evaluation is above chance; None where that cannot be said."""
+    rows = source.ask(
+        "SELECT trial_id, step, accuracy, n, class_accuracy FROM evaluations WHERE sweep = $sweep "
+        "QUALIFY row_number() OVER (PARTITION BY trial_id ORDER BY step DESC) = 1"
+    ).rows
+    return trained(source.trials["trial_id"], rows).set_index("trial_id")["trained"]
+
+
+def _learned(name: str, judged: "pd.Series[bool]", status: pd.DataFrame | None) -> str:
+    """yes, partly (not in every seed), no, or unknown: as `cell_status` says, else by the same rule."""
+    stored = list(status.loc[status["cell"] == name, "status"]) if status is not None else []
+    said = str(stored[0]) if stored else cell_word(judged)
+    return {"trained": "yes", "never_trained": "no", "partly": "partly"}.get(said, "unknown")
 
 
 # -- sentences -----------------------------------------------------------------------------------------------------
@@ -177,13 +183,13 @@ def _never(source: Source, cells: pd.DataFrame) -> Iterator[Claim]:
     """Cells that cannot be told from chance stay out of claims about learning, and are named."""
     partly = cells.loc[(cells["learned"] == "partly") & (cells["control"] == "none"), "label"] if len(cells) else []
     if len(partly):
-        yield Claim(
-            f"Not every seed learned in {listed(partly)}: see the table `cell_status`.", "caution", headline=True
-        )
+        text = f"Not every seed learned in {listed(partly)}: the last evaluation of some is not above chance."
+        yield Claim(text, "caution", headline=True)
     for row in cells[(cells["learned"] == "no") & (cells["control"] == "none")].itertuples() if len(cells) else []:
         beside = f" (chance {number(row.chance)})" if math.isfinite(row.chance) else ""
         text = f"{row.label} never trained: its held-out accuracy {fixed(row.accuracy, 3)} "
-        text += f"{ends(row.low, row.high, 3)}{beside} is not above chance. It is kept out of claims about learning."
+        text += f"{ends(row.low, row.high, 3)}{beside} is above chance in no seed."
+        text += " It is kept out of claims about learning."
         yield Claim(text.replace("  ", " "), "caution", headline=True)
 
 

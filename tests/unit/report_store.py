@@ -62,13 +62,13 @@ def planted(
     root: Path,
     status: Mapping[tuple[str, int], str] | None = None,
     completeness: str = "complete",
-    accuracy: Mapping[str, float] | None = None,
+    accuracy: Mapping[str, float | Mapping[int, float]] | None = None,
     seeds: int = SEEDS,
     models: Mapping[str, Sequence[str]] = LAYERS,
     grid: Any = GRID,
     data: str = "digits",
 ) -> Store:
-    """Participation ratio 8 × 2^(layer × step / 200), held-out accuracy of `accuracy` ± 0.01 by seed."""
+    """Participation ratio 8 × 2^(layer × step / 200), held-out accuracy of `accuracy` ± 0.01 by seed, or as given."""
     for table in TABLES:
         register_table(table)
     store = local(root)
@@ -81,7 +81,8 @@ def planted(
             for seed, trial in enumerate(ids):
                 _trial(writer, trial, model, seed, layers, completeness, grid, data)
                 how = (status or {}).get((model, seed), "finished")
-                final = (accuracy or {}).get(model, 0.9) + 0.01 * (seed - (seeds - 1) / 2)
+                given = (accuracy or {}).get(model, 0.9)
+                final = given + 0.01 * (seed - (seeds - 1) / 2) if isinstance(given, float) else given[seed]
                 for step, value in ((0, 0.1), (int(grid[-1]), final)):
                     per_class = {"class_accuracy": [np.full(10, value)], "n": 100}
                     writer.rows("evaluations", {"trial_id": [trial], "step": step, "accuracy": value, "loss": 1 - value}

@@ -400,6 +400,18 @@ def test_a_cell_at_chance_is_flagged_and_kept_out_of_claims_about_learning(tmp_p
     assert "cnn 0.900" in accuracy and "mlp" not in accuracy
 
 
+def test_a_cell_of_which_some_seeds_learned_did_not_never_train(tmp_path: Path) -> None:
+    """Modular addition: four seeds at 1, two at chance. The interval of their mean reaches below chance."""
+    final = {seed: 0.1 if seed < 2 else 1 - 0.001 * seed for seed in range(6)}
+    found = collect(planted.planted(tmp_path, seeds=6, accuracy={"mlp": final}), SWEEP)
+    text = said(found, "caution")
+    assert "Not every seed learned in mlp: the last evaluation of some is not above chance" in text
+    assert "never trained" not in text
+    cells = sheet(found, "Accuracy by cell").set_index("cell")
+    assert cells.loc["mlp", "learned"] == "partly" and cells.loc["cnn", "learned"] == "yes"
+    assert cells[["95 % from", "to"]].stack().between(0, 1).all()
+
+
 def test_the_verdict_of_cell_status_stands_over_the_report_s_own(tmp_path: Path) -> None:
     store = planted.planted(tmp_path)
     put(store, "compare", {"comparisons": [], "cell_status": [{"cell": "mlp/digits", "status": "never_trained"}]})
