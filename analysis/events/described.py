@@ -132,7 +132,7 @@ class Run:
                 known["near_lr_change"] = bool(rates.max() > (1 + LR_CHANGE) * rates.min())
             elif len(rates):
                 known["near_lr_change"] = False
-            if "epoch_boundary" in window and not self.scalars["epoch_boundary"].iloc[1:].all():
+            if "epoch_boundary" in window and not self.scalars.loc[step > step.min(), "epoch_boundary"].all():
                 known["near_epoch_boundary"] = bool(window.loc[window["step"] > before, "epoch_boundary"].any())
         if not self.curvature.empty:
             earlier = self.curvature[self.curvature["step"] <= before].sort_values("step")["sharpness"].dropna()

@@ -64,7 +64,7 @@ def is_builtin(factory: Factory) -> bool:
 def seeded(seed: int) -> Iterator[None]:
     """All three global generators start from `seed` inside, and are as they were outside."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one a user's code may draw from
-    # Not torch.manual_seed: for each kind of device that is not there it formats the stack, 1 ms a step of a lane.
+    # Not torch.manual_seed: for each kind of device that is not there it formats the stack, .1 ms a step of a lane.
     generators = [torch.default_generator]
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         generators += torch.cuda.default_generators
